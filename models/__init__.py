@@ -1,0 +1,54 @@
+"""The networks: torch only, one file per paper, one line in the table."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from models.nowcaster import Nowcaster
+
+MODELS = {
+    "persistence": "persistence:Persistence",
+    "extrapolation": "extrapolation:Extrapolation",
+    "convlstm": "convlstm:ConvLSTM",
+    "convgru": "convlstm:ConvGRU",
+}
+
+__all__ = ["MODELS", "Nowcaster", "build", "model_class"]
+
+
+def model_class(name: str) -> type[Nowcaster]:
+    """The class behind ``name`` (or ``name:size``).
+
+    Raises:
+        ValueError: If it is unknown; the message lists the known ones.
+    """
+    stem = name.partition(":")[0]
+    if stem not in MODELS:
+        raise ValueError(f"Unknown model {stem!r}; known: {', '.join(MODELS)}.")
+    module, _, attribute = MODELS[stem].partition(":")
+    return getattr(import_module(f"models.{module}"), attribute)
+
+
+def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **options: object) -> Nowcaster:
+    """Builds a network by its table name, optionally with a published size: ``convlstm:small``.
+
+    Args:
+        name: ``model`` or ``model:size``; sizes are the ``SIZES`` of the class.
+        in_steps: Frames in.
+        out_steps: Frames out.
+        channels: Channels of a frame.
+        options: Constructor keywords of the network; they override those of the size.
+
+    Raises:
+        ValueError: Unknown model, size or option; the message lists the known ones.
+    """
+    kind, _, size = name.partition(":")
+    model = model_class(kind)
+    if size and size not in model.SIZES:
+        raise ValueError(f"Unknown size {size!r} of {kind}; known: {', '.join(model.SIZES) or 'none'}.")
+    settings = (model.SIZES[size] if size else {}) | options
+    unknown = sorted(set(settings) - set(model.options()))
+    if unknown:
+        known = ", ".join(model.options()) or "none"
+        raise ValueError(f"Unknown option {', '.join(unknown)} of {kind}; known: {known}.")
+    return model(in_steps=in_steps, out_steps=out_steps, channels=channels, **settings)

@@ -1,0 +1,78 @@
+"""Where the pixels are: a projection and two axes in metres, written and read as CF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+import numpy as np
+import xarray as xr
+from pyproj import CRS, Transformer
+
+NORTH_UP, SOUTH_UP = "north-up", "south-up"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixel centres ``y`` and ``x`` in metres (or degrees where ``crs`` is geographic) on ``crs``."""
+
+    crs: CRS
+    y: np.ndarray
+    x: np.ndarray
+
+    @classmethod
+    def regular(cls, crs: CRS | str, shape: tuple[int, int], *, upper_left: tuple[float, float],
+                pixel: tuple[float, float]) -> Grid:  # fmt: skip
+        """Lays out a north-up grid from the outer corner of its upper left pixel.
+
+        Args:
+            crs: Anything pyproj understands.
+            shape: Rows, columns.
+            upper_left: x, y of the outer corner of the first pixel.
+            pixel: Width, height, both positive.
+        """
+        (rows, columns), (left, top), (width, height) = shape, upper_left, pixel
+        y = top - height * (np.arange(rows) + 0.5)
+        x = left + width * (np.arange(columns) + 0.5)
+        return cls(CRS.from_user_input(crs), y, x)
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset) -> Grid:
+        """Reads the grid of a Cube or Forecast from its CF grid mapping."""
+        return cls(CRS.from_wkt(dataset["crs"].attrs["crs_wkt"]), dataset["y"].values, dataset["x"].values)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.y.size, self.x.size
+
+    @property
+    def orientation(self) -> str:
+        return NORTH_UP if self.y[0] > self.y[-1] else SOUTH_UP
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for equal grids; centimetre differences do not count."""
+        axes = np.concatenate([np.round(self.y, 2), np.round(self.x, 2)])
+        return blake2b(axes.tobytes() + self.crs.to_wkt().encode(), digest_size=8).hexdigest()
+
+    def coordinates(self) -> dict[str, xr.DataArray]:
+        """CF coordinates ``y``, ``x`` and the grid mapping ``crs``, to be put on a Dataset."""
+        geographic = self.crs.is_geographic
+        axes = {}
+        for name, values in (("y", self.y), ("x", self.x)):
+            word = {"y": "latitude", "x": "longitude"}[name] if geographic else f"projection_{name}_coordinate"
+            unit = {"y": "degrees_north", "x": "degrees_east"}[name] if geographic else "m"
+            attrs = {"standard_name": word, "units": unit, "axis": name.upper()}
+            axes[name] = xr.DataArray(np.asarray(values, np.float64), dims=name, attrs=attrs)
+        mapping = {key: value for key, value in self.crs.to_cf().items() if value is not None}
+        axes["crs"] = xr.DataArray(np.int32(0), attrs=mapping | {"spatial_ref": mapping["crs_wkt"]})
+        return axes
+
+    def lonlat(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Projected coordinates -> longitude, latitude in degrees (WGS84)."""
+        return Transformer.from_crs(self.crs, 4326, always_xy=True).transform(x, y)
+
+    def project(self, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Longitude, latitude in degrees -> projected x, y; inf where the projection has no image."""
+        return Transformer.from_crs(4326, self.crs, always_xy=True).transform(lon, lat)

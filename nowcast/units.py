@@ -1,0 +1,150 @@
+"""Quantities, their units, and every conversion between them and the [0, 1] of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a Cube variable measures. ``name`` is the variable name everywhere."""
+
+    name: str
+    unit: str
+    long_name: str
+    standard_name: str | None
+    thresholds: tuple[float, ...]
+    """Event limits scored by default, in ``unit``; an event is a value at or above one."""
+    scaling: Scaling
+    """How a network sees it unless a recipe says otherwise."""
+    ceiling: float
+    """Physically possible maximum: no forecast may exceed it."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Maps a physical field to [0, 1] and back.
+
+    ``linear``: (value - low) / (high - low). ``decibel``: the same on a logarithmic axis,
+    with everything below ``low`` at 0, which stands for dry.
+    """
+
+    kind: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "decibel"):
+            raise ValueError(f"Unknown scaling {self.kind!r}; choose linear or decibel.")
+        if not self.low < self.high or (self.kind == "decibel" and self.low <= 0):
+            raise ValueError(f"Scaling {self.kind} needs low < high (and low > 0 for decibel).")
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Physical values -> float32 in [0, 1]; NaN stays NaN."""
+        values = np.asarray(values, np.float32)
+        if self.kind == "decibel":
+            safe = np.maximum(values, np.float32(self.low))
+            scaled = np.log(safe / np.float32(self.low)) / np.float32(np.log(self.high / self.low))
+        else:
+            scaled = (values - np.float32(self.low)) / np.float32(self.high - self.low)
+        return np.clip(scaled, 0, 1).astype(np.float32, copy=False)
+
+    def decode(self, scaled: np.ndarray) -> np.ndarray:
+        """[0, 1] -> physical values, float32; ``decibel`` returns exactly 0 for 0 (dry)."""
+        scaled = np.clip(np.asarray(scaled, np.float32), 0, 1)
+        if self.kind == "linear":
+            return scaled * np.float32(self.high - self.low) + np.float32(self.low)
+        ratio = np.float32(np.log(self.high / self.low))
+        values = np.float32(self.low) * np.exp(scaled * ratio)
+        return np.where(scaled == 0, np.float32(0), values)
+
+
+QUANTITIES = {
+    quantity.name: quantity
+    for quantity in (
+        Quantity("rainfall_rate", "mm h-1", "rain rate", "rainfall_rate",
+                 (0.1, 1.0, 5.0, 10.0), Scaling("decibel", 0.1, 100.0), 1000.0),
+        Quantity("reflectivity", "dBZ", "radar reflectivity", "equivalent_reflectivity_factor",
+                 (10.0, 20.0, 30.0, 40.0), Scaling("linear", -10.0, 60.0), 95.0),
+        Quantity("vil", "kg m-2", "vertically integrated liquid", None,
+                 (0.1544, 0.7752, 3.5315, 7.0700, 12.1337, 32.2279), Scaling("linear", 0.0, 80.0), 100.0),
+        Quantity("visible_reflectance", "1", "visible reflectance", "toa_bidirectional_reflectance",
+                 (), Scaling("linear", 0.0, 1.2), 2.0),
+        Quantity("brightness_temperature_069", "degC", "6.9 micron brightness temperature",
+                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 30.0), 80.0),
+        Quantity("brightness_temperature_107", "degC", "10.7 micron brightness temperature",
+                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 50.0), 80.0),
+        Quantity("lightning_flashes", "1", "lightning flashes per cell and step", None,
+                 (1.0,), Scaling("linear", 0.0, 50.0), 1e5),
+    )
+}  # fmt: skip
+
+
+def quantity(name: str) -> Quantity:
+    """Looks a quantity up by its Cube variable name.
+
+    Raises:
+        ValueError: If it is unknown; the message lists the known ones.
+    """
+    if name not in QUANTITIES:
+        raise ValueError(f"Unknown quantity {name!r}; known: {', '.join(QUANTITIES)}.")
+    return QUANTITIES[name]
+
+
+MARSHALL_PALMER = (200.0, 1.6)
+"""a, b of Z = a R^b (Marshall and Palmer, 1948, doi:10.1175/1520-0469(1948)005<0165:TDORWS>2.0.CO;2)."""
+
+
+def rate_from_reflectivity(dbz: np.ndarray, *, zr: tuple[float, float] = MARSHALL_PALMER) -> np.ndarray:
+    """dBZ -> mm/h by Z = a R^b."""
+    a, b = zr
+    return (10 ** ((np.asarray(dbz, np.float32) - 10 * np.log10(a)) / (10 * b))).astype(np.float32)
+
+
+def reflectivity_from_rate(rate: np.ndarray, *, zr: tuple[float, float] = MARSHALL_PALMER,
+                           floor: float = -32.0) -> np.ndarray:  # fmt: skip
+    """mm/h -> dBZ by Z = a R^b; dry (0 mm/h) becomes ``floor``."""
+    a, b = zr
+    rate = np.asarray(rate, np.float32)
+    with np.errstate(divide="ignore"):
+        dbz = 10 * np.log10(a) + 10 * b * np.log10(rate)
+    return np.maximum(dbz, np.float32(floor)).astype(np.float32)
+
+
+def convert(values: np.ndarray, source: str, target: str, *,
+            zr: tuple[float, float] = MARSHALL_PALMER) -> np.ndarray:  # fmt: skip
+    """Converts a field between quantities; only rain rate and reflectivity have a formula.
+
+    Raises:
+        ValueError: If no formula links ``source`` and ``target``.
+    """
+    if source == target:
+        return values
+    if (source, target) == ("reflectivity", "rainfall_rate"):
+        return rate_from_reflectivity(values, zr=zr)
+    if (source, target) == ("rainfall_rate", "reflectivity"):
+        return reflectivity_from_rate(values, zr=zr)
+    raise ValueError(f"No formula turns {source} into {target}; use data that holds {target}.")
+
+
+def vil_from_level(level: np.ndarray) -> np.ndarray:
+    """SEVIR's 8-bit VIL level -> kg m-2, float32; 255 (missing) -> NaN.
+
+    Source: SEVIR data description (Veillette et al., NeurIPS 2020).
+    """
+    table = np.arange(256, dtype=np.float64)
+    linear, exponential = (table - 2) / 90.66, np.exp((table - 83.9) / 38.9)
+    table = np.where(table <= 5, 0, np.where(table <= 18, linear, exponential)).astype(np.float32)
+    table[255] = np.nan
+    return table[level]
+
+
+def level_from_vil(vil: np.ndarray) -> np.ndarray:
+    """kg m-2 -> SEVIR's VIL level, float32, unrounded; NaN stays NaN, dry is 0."""
+    vil = np.asarray(vil, np.float32)
+    with np.errstate(divide="ignore"):
+        exponential = 38.9 * np.log(vil) + 83.9
+    level = np.where(vil < (18.5 - 2) / 90.66, vil * 90.66 + 2, exponential)
+    return np.where(vil <= 0, 0, level).astype(np.float32)
