@@ -1,0 +1,317 @@
+"""Settings: frozen pydantic models, read from YAML, valid or refused in one sentence.
+
+A field's documentation stands under the field; its value stands in ``configs/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models import MODELS
+from nowcast.units import QUANTITIES, Scaling
+
+Settings = TypeVar("Settings", bound="Frozen")
+
+
+class ConfigError(ValueError):
+    """A settings file or override that is refused; one sentence per mistake."""
+
+
+class Frozen(BaseModel):
+    """Base of all settings: nothing may be changed later, unknown keys are mistakes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _known(kind: str, name: str, names: Iterable[str]) -> None:
+    if name.partition(":")[0] not in names:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(names)}")
+
+
+# --- operations -----------------------------------------------------------------------------------
+
+
+class Feed(Frozen):
+    """Where frames come from."""
+
+    reader: str
+    """Name of a reader, see ``nowcast.readers.READERS``."""
+    source: Path
+    """Folder (or file, or glob) that frames land in."""
+
+
+class Product(Frozen):
+    """One forecast made every cycle."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """What the page and the files call it."""
+    model: str
+    """Name in the model table, or a checkpoint file."""
+
+
+class AgeLimits(Frozen):
+    """When the page warns, minutes since the newest frame."""
+
+    amber: Annotated[float, Field(gt=0)] = 12
+    red: Annotated[float, Field(gt=0)] = 25
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AgeLimits:
+        if self.red <= self.amber:
+            raise ValueError(f"red ({self.red:g}) must come after amber ({self.amber:g})")
+        return self
+
+
+class Operations(Frozen):
+    """One operational chain: a feed, its products, its scores, its page."""
+
+    title: str
+    """Shown on the page."""
+    feed: Feed
+    store: str
+    """Cube store, folder or URL."""
+    forecasts: str
+    """Forecast store."""
+    scores: str
+    """Score store."""
+    site: Path
+    """Folder that the page is published to."""
+    products: Annotated[tuple[Product, ...], Field(min_length=1)]
+    """In order; the first is the official one that the page opens with."""
+    fallback: tuple[str, ...] = ("extrapolation", "persistence")
+    """Models tried in this order when a product's own model cannot run; then it is withheld."""
+    leads: Annotated[int, Field(ge=1)] = 12
+    """Forecast frames, at the feed's cadence."""
+    quantity: str | None = None
+    """Channel to forecast; None: the store's first."""
+    thresholds: tuple[float, ...] | None = None
+    """Event limits scored, in the quantity's unit; None: the quantity's own."""
+    every_minutes: Annotated[float, Field(gt=0)] = 5
+    """How often the cycle looks for a new frame."""
+    map_leads: tuple[int, ...] = (1, 6, 12)
+    """Lead steps drawn as map pictures every cycle; the page itself needs none."""
+    age: AgeLimits = AgeLimits()
+    keep_runs: Annotated[int, Field(ge=1)] = 24
+    """Reference times that stay on the page."""
+    keep_observed: Annotated[int, Field(ge=1)] = 36
+    """Observed frames that stay on the page."""
+    replay: bool = False
+    """True for archived data: frames from long ago are not late, and the page says REPLAY."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Operations:
+        for name in self.fallback:
+            _known("fallback model", name, MODELS)
+        if self.quantity is not None:
+            _known("quantity", self.quantity, QUANTITIES)
+        names = [product.name for product in self.products]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two products share a name: {', '.join(names)}")
+        return self
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class Span(Frozen):
+    """Part of a store: all of it, or a stretch of time."""
+
+    store: str
+    start: AwareDatetime | None = None
+    """First time taken; a date needs its zone: 2016-09-28T14:00Z."""
+    end: AwareDatetime | None = None
+    """First time not taken."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Span:
+        if self.start and self.end and self.start >= self.end:
+            raise ValueError(f"start {self.start} is not before end {self.end}")
+        return self
+
+
+class ScalingSettings(Frozen):
+    """How physical values become [0, 1]; see ``nowcast.units.Scaling``."""
+
+    kind: Literal["linear", "decibel"]
+    low: float
+    high: float
+
+    def build(self) -> Scaling:
+        return Scaling(self.kind, self.low, self.high)
+
+
+class WindowSettings(Frozen):
+    """Which windows of frames a network learns from."""
+
+    quantity: str
+    """Quantity forecast; stores that hold another are converted where a formula exists."""
+    in_steps: Annotated[int, Field(ge=1)]
+    out_steps: Annotated[int, Field(ge=1)]
+    stride: Annotated[int, Field(ge=1)] = 1
+    """Frames between the starts of two windows."""
+    crop: Annotated[int, Field(ge=8)] | None = None
+    """Side of random square crops in pixels; None: whole frames."""
+    crops_per_window: Annotated[int, Field(ge=1)] = 1
+    """Crops cut from a window once it is decoded."""
+    rain_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Crops are drawn with probability 1 + rain_weight x (share of wet pixels / its mean)."""
+    flips: bool = False
+    """Mirror and transpose at random: weather of the other hemisphere, but more of it."""
+    scaling: ScalingSettings | None = None
+    """None: the quantity's own."""
+
+    @model_validator(mode="after")
+    def _quantity_exists(self) -> WindowSettings:
+        _known("quantity", self.quantity, QUANTITIES)
+        return self
+
+
+class TrainerSettings(Frozen):
+    """How the weights are found."""
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """None: every window once."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Windows per step on one device."""
+    optimiser: Literal["adam", "adamw"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "plateau", "one-cycle", "cosine"] = "plateau"
+    patience: Annotated[int, Field(ge=1)] = 20
+    """Epochs without a better validation loss before training stops."""
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    """Gradient values are clipped to +- this."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradient norm is clipped to this."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running mean of the weights that is validated and kept; None: none."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    strategy: str = "auto"
+    """Lightning strategy for several devices: ddp, fsdp."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_clip(self) -> TrainerSettings:
+        if self.clip_value and self.clip_norm:
+            raise ValueError("clip_value and clip_norm exclude each other")
+        return self
+
+
+class Recipe(Frozen):
+    """Everything that ``nowcast train`` needs."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """Names the run and its checkpoint."""
+    model: str
+    """Name in the model table, with or without a size: ``convlstm:small``."""
+    options: dict[str, object] = {}
+    """Constructor keywords of the network."""
+    train: Annotated[tuple[Span, ...], Field(min_length=1)]
+    valid: Annotated[tuple[Span, ...], Field(min_length=1)]
+    windows: WindowSettings
+    trainer: TrainerSettings = TrainerSettings()
+    runs: Path = Path("runs")
+    """Folder of run folders: logs, checkpoints, the exported network."""
+    start_from: Path | None = None
+    """Checkpoint to fine-tune."""
+
+    @model_validator(mode="after")
+    def _model_exists(self) -> Recipe:
+        _known("model", self.model, MODELS)
+        return self
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def load(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Reads settings from a YAML file, with ``key=value`` overrides (``trainer.epochs=3``).
+
+    Args:
+        kind: Class of the settings.
+        path: A file, or the name of one shipped in ``configs/``.
+        overrides: Dotted keys and YAML values.
+
+    Raises:
+        ConfigError: One sentence per mistake: file, key, what is wrong, what is possible.
+    """
+    file = find(path)
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected keys and values, found {type(values).__name__}.")
+    for override in overrides:
+        _set(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(file, kind, item) for item in error.errors())) from None
+
+
+def find(path: str | Path) -> Path:
+    """The file itself, or the one of that name shipped in ``configs/``.
+
+    Raises:
+        ConfigError: If there is neither; the message lists what is shipped.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    shipped = {str(file.relative_to(shipped_folder())): file for file in sorted(shipped_folder().rglob("*.yaml"))}
+    name = str(path).removeprefix("configs/")
+    if name not in shipped:
+        raise ConfigError(f"{path}: no such file; shipped: {', '.join(shipped)}.")
+    return shipped[name]
+
+
+def shipped_folder() -> Path:
+    """Folder of the YAML files that come with the package."""
+    return Path(str(files("configs") / "."))
+
+
+def _set(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r}: overrides look like key=value.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {parent} has no keys below it.")
+    values[last] = yaml.safe_load(text)
+
+
+def _sentence(file: Path, kind: type[BaseModel], item: dict) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "settings"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = f"unknown key; known here: {', '.join(_keys(kind, item['loc'][:-1]))}"
+    return f"{file}: {key}: {message}."
+
+
+def _keys(kind: type[BaseModel], place: tuple) -> list[str]:
+    """Keys allowed at a place of a settings tree."""
+    for part in place:
+        if isinstance(part, str) and part in kind.model_fields:
+            kind = _inner(kind.model_fields[part].annotation)
+    return list(kind.model_fields)
+
+
+def _inner(annotation: object) -> type[BaseModel]:
+    """The settings class inside ``tuple[X, ...]``, ``X | None`` or ``X`` itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_inner(part) for part in getattr(annotation, "__args__", ()) if part is not type(None)]
+    return next((part for part in found if part is not BaseModel), BaseModel)

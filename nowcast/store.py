@@ -1,0 +1,389 @@
+"""Versioned stores: every store is an Icechunk repository (transactional Zarr 3).
+
+One commit is one frame or one batch: a reader sees all of it or none, a killed writer leaves
+nothing, a correction is a new commit and the old value stays in the history. Cubes grow along
+``time``; forecasts and scores, the same way, along ``run``.
+
+Arrays are written straight through zarr, not through xarray, for three reasons: an append costs
+milliseconds; the time encoding is fixed when the store is made (appending with xarray re-encodes
+00:06 relative to each frame); and ``fill_value`` is always set, so that a chunk that does not exist
+reads as no data and never as zero rain.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import icechunk
+import numpy as np
+import xarray as xr
+import zarr
+from filelock import FileLock, Timeout
+
+from nowcast.cube import BadInput, label_runs
+from nowcast.grid import Grid
+
+BRANCH = "main"
+LOCK_SECONDS = 120
+LABELS_PER_CHUNK = 4096
+PIXELS_PER_CHUNK = 2**21
+EPOCH = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
+COMPRESSOR = zarr.codecs.ZstdCodec(level=3)
+
+icechunk.set_logs_filter("error")  # its warning about local disks is what `writing` locks against
+
+
+class StoreError(RuntimeError):
+    """A store that cannot be opened or written; one sentence, with what to do."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version of a store."""
+
+    snapshot: str
+    time: datetime
+    message: str
+    metadata: Mapping[str, object]
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def exists(path: str | Path) -> bool:
+    """True if there is a store at ``path``, with or without frames."""
+    return icechunk.Repository.exists(_storage(path))
+
+
+def snapshot(path: str | Path) -> str:
+    """Identifier of the newest version."""
+    return _repository(path).lookup_branch(BRANCH)
+
+
+def open_store(path: str | Path, *, version: str | None = None) -> xr.Dataset:
+    """Opens a store lazily.
+
+    Args:
+        path: Folder, or ``s3://bucket/prefix``.
+        version: Snapshot identifier; None is the newest.
+
+    Returns:
+        The Dataset, sorted along ``time`` within each sequence; attribute ``snapshot`` names the
+        version read. The runs of a live feed are labelled here, because a late frame may join two.
+
+    Raises:
+        StoreError: If there is no store, or no such version.
+    """
+    repository = _repository(path)
+    version = version or repository.lookup_branch(BRANCH)
+    try:
+        session = repository.readonly_session(snapshot_id=version)
+        raw = xr.open_zarr(session.store, consolidated=False, chunks=None, zarr_format=3, decode_cf=False)
+    except icechunk.IcechunkError as error:
+        raise StoreError(f"{path}: cannot read version {version}: {str(error).splitlines()[0]}.") from None
+    dataset = _decode(raw)
+    dataset.attrs["snapshot"] = version
+    return _in_order(dataset) if "time" in dataset.dims else dataset
+
+
+def history(path: str | Path, *, limit: int | None = None) -> Iterator[Commit]:
+    """Commits, newest first."""
+    for count, info in enumerate(_repository(path).ancestry(branch=BRANCH)):
+        if count == limit:
+            return
+        yield Commit(info.id, info.written_at, info.message, dict(info.metadata))
+
+
+def size(path: str | Path) -> int:
+    """Bytes of all chunks in the repository, all versions together."""
+    return int(_repository(path).chunk_storage_stats().native_bytes)
+
+
+def _decode(raw: xr.Dataset) -> xr.Dataset:
+    for variable in raw.variables.values():
+        if "scale_factor" in variable.attrs:  # JSON has float64 only, which would decode to float64
+            variable.attrs["scale_factor"] = np.float32(variable.attrs["scale_factor"])
+    dataset = xr.decode_cf(raw, decode_timedelta=True, decode_coords="all")
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "T":  # numpy's variable-width strings: few libraries take them yet
+            dataset[name] = variable.astype(object)
+    return dataset.set_coords([name for name in dataset.variables if dataset[name].dims in (("time",), ("run",))])
+
+
+def _in_order(cube: xr.Dataset) -> xr.Dataset:
+    stamps, labels = cube["time"].values, cube["sequence"].values
+    live = not any(labels)
+    order = np.argsort(stamps, kind="stable") if live else _group(labels, stamps)
+    if (order[1:] < order[:-1]).any():
+        cube = cube.isel(time=order)
+    if live and "cadence_seconds" in cube.attrs:
+        gap = int(cube.attrs.get("tolerated_gap", 0))
+        runs = label_runs(cube["time"].values, cube.attrs["cadence_seconds"], tolerated_gap=gap)
+        cube = cube.assign_coords(sequence=("time", runs))
+    return cube
+
+
+def _group(labels: np.ndarray, stamps: np.ndarray) -> np.ndarray:
+    """Order that keeps sequences together, in the order of their first appearance."""
+    first: dict[str, int] = {}
+    rank = np.asarray([first.setdefault(label, len(first)) for label in labels], np.int64)
+    return np.lexsort((stamps, rank))
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Holds the writer's lock of a store on a local disk; object stores detect conflicts themselves.
+
+    The lock belongs to the process and goes with it, also on ``kill -9``. It may be nested.
+
+    Raises:
+        StoreError: If another process has been writing for two minutes.
+    """
+    if _is_url(path):
+        yield
+        return
+    lock = _lock(Path(path))
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise StoreError(f"{path}: another process is writing; wait for it or end it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = "time",
+           metadata: Mapping[str, object] | None = None) -> str:  # fmt: skip
+    """Adds frames (or runs) at the end of a store in one commit; makes the store if there is none.
+
+    Args:
+        path: Folder or URL.
+        dataset: What to add; variables and labels with dim ``along`` are appended, the rest must
+            equal what the store has.
+        message: Commit message.
+        along: ``time`` for a Cube, ``run`` for forecasts and scores.
+        metadata: Kept with the commit.
+
+    Returns:
+        Snapshot identifier.
+
+    Raises:
+        BadInput: If the grid, the variables or the other dimensions differ from the store's.
+        StoreError: If the store cannot be written.
+    """
+    with writing(path):
+        session = _writable(path)
+        group = zarr.open_group(session.store, mode="a")
+        if not list(group.array_keys()):
+            _create(group, dataset, along)
+        _check_same(group, dataset, along, path)
+        for name in _growing(dataset, along):
+            array = group[name]
+            length, extra = array.shape[0], dataset.sizes[along]
+            array.resize((length + extra, *array.shape[1:]))
+            array[length:] = _pack(dataset[name], array, name)
+        return _commit(session, message, metadata)
+
+
+def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: str, along: str = "time",
+            metadata: Mapping[str, object] | None = None) -> str:  # fmt: skip
+    """Writes new values over frames (or runs) ``at`` in one commit; the old ones stay in the history.
+
+    Args:
+        path: Folder or URL.
+        dataset: New values; variables that it lacks are left as they are.
+        at: Position on disk along ``along``: the order of arrival, see ``positions``.
+        message: Commit message.
+        along: Dimension.
+        metadata: Kept with the commit.
+    """
+    where = slice(at, at + 1) if isinstance(at, int) else at
+    with writing(path):
+        session = _writable(path)
+        group = zarr.open_group(session.store, mode="a")
+        _check_same(group, dataset, along, path)
+        for name in _growing(dataset, along):
+            group[name][where] = _pack(dataset[name], group[name], name)
+        return _commit(session, message, metadata)
+
+
+def labels(path: str | Path, *names: str) -> dict[str, np.ndarray]:
+    """One-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
+    session = _repository(path).readonly_session(BRANCH)
+    group = zarr.open_group(session.store, mode="r")
+    return {name: np.asarray(group[name][:]) for name in names if name in group}
+
+
+def expire(path: str | Path, *, older_than: timedelta) -> int:
+    """Forgets versions older than a limit and deletes what only they used.
+
+    Returns:
+        Bytes freed.
+    """
+    limit = datetime.now(UTC) - older_than
+    with writing(path):
+        repository = _repository(path)
+        repository.expire_snapshots(older_than=limit)
+        return int(repository.garbage_collect(limit).bytes_deleted)
+
+
+def _create(group: zarr.Group, dataset: xr.Dataset, along: str) -> None:
+    group.attrs.update(_plain(dataset.attrs))
+    for name, variable in dataset.variables.items():
+        grows = along in variable.dims
+        shape = tuple(0 if dim == along else size for dim, size in zip(variable.dims, variable.shape, strict=True))
+        dtype, fill, attrs = _encoding(variable)
+        array = group.create_array(
+            str(name), shape=shape, chunks=_chunks(variable, along), dtype=dtype, fill_value=fill,
+            dimension_names=[str(dim) for dim in variable.dims], attributes=_plain(variable.attrs) | attrs,
+            compressors=COMPRESSOR,
+        )  # fmt: skip
+        if not grows:
+            array[...] = _pack(variable, array, str(name))
+
+
+def _encoding(variable: xr.Variable) -> tuple[object, object, dict[str, object]]:
+    """On-disk type, fill value and CF attributes of a variable."""
+    kind = variable.dtype.kind
+    if kind == "M":
+        return "int64", np.iinfo(np.int64).min, dict(EPOCH)
+    if kind == "m":
+        return "int64", np.iinfo(np.int64).min, {"units": "seconds", "dtype": "timedelta64[ns]"}
+    if kind in "OUST":
+        return str, "", {}
+    if kind == "f" and "quantum" in variable.encoding:
+        fill = int(np.iinfo(np.int16).min)
+        return "int16", fill, {"scale_factor": variable.encoding["quantum"], "_FillValue": fill}
+    if kind == "f":
+        return variable.dtype, math.nan, {}
+    return variable.dtype, np.zeros((), variable.dtype).item(), {}
+
+
+def _chunks(variable: xr.Variable, along: str) -> tuple[int, ...]:
+    """One frame per chunk, cut into bands of rows where a frame is very large; labels by thousands."""
+    if variable.ndim == 1:
+        return (LABELS_PER_CHUNK if variable.dims[0] == along else max(variable.size, 1),)
+    if along not in variable.dims or variable.ndim < 3:
+        return tuple(max(size, 1) if dim != along else LABELS_PER_CHUNK
+                     for dim, size in zip(variable.dims, variable.shape, strict=True))  # fmt: skip
+    if variable.dims[-2:] != ("y", "x"):
+        return (LABELS_PER_CHUNK // 16, *variable.shape[1:])
+    rows, columns = variable.shape[-2:]
+    bands = math.ceil(rows * columns / PIXELS_PER_CHUNK)
+    return (*[1] * (variable.ndim - 2), math.ceil(rows / bands), columns)
+
+
+def _pack(variable: xr.Variable | xr.DataArray, array: zarr.Array, name: str) -> np.ndarray:
+    values = np.asarray(variable.values)
+    if values.dtype.kind in "Mm":
+        unit = "datetime64[s]" if values.dtype.kind == "M" else "timedelta64[s]"
+        return values.astype(unit).astype(np.int64)
+    if values.dtype.kind in "OUS":
+        return values.astype(np.dtypes.StringDType())
+    scale = array.attrs.get("scale_factor")
+    if scale is None:
+        return values.astype(array.dtype, copy=False)
+    limits = np.iinfo(array.dtype)
+    steps = np.rint(values / np.float32(scale))
+    missing = np.isnan(steps)
+    if (steps[~missing] > limits.max).any() or (steps[~missing] <= limits.min).any():
+        largest, room = np.nanmax(np.abs(values)), limits.max * scale
+        raise BadInput(name, f"value {largest:g} is beyond the {room:g} that this store can hold",
+                       "mask it, or make a new store without packing")  # fmt: skip
+    steps[missing] = array.fill_value
+    return steps.astype(array.dtype)
+
+
+def _check_same(group: zarr.Group, dataset: xr.Dataset, along: str, path: object) -> None:
+    """Refuses what would not fit: other axes, other projection, unknown or missing variables."""
+    grown = {name for name, array in group.arrays() if along in (array.metadata.dimension_names or ())}
+    given = set(_growing(dataset, along))
+    if extra := sorted(given - grown):
+        raise BadInput(path, f"has no {', '.join(extra)}", "use another store for another kind of data")
+    for name in dataset.variables:
+        if along in dataset[name].dims or name not in group:
+            continue
+        old, new = np.asarray(group[name][...]), _pack(dataset[name], group[name], str(name))
+        if old.shape != new.shape or not (old == new).all():
+            raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
+                           "ingest every grid into a store of its own")  # fmt: skip
+    if "crs" in dataset.coords and group["crs"].attrs["crs_wkt"] != dataset["crs"].attrs["crs_wkt"]:
+        raise BadInput(path, "is on another projection", "ingest every grid into a store of its own")
+    for name in given:
+        if group[name].shape[1:] != dataset[name].shape[1:]:
+            raise BadInput(path, f"{name} has shape {group[name].shape[1:]} per step, not {dataset[name].shape[1:]}")
+
+
+def _growing(dataset: xr.Dataset, along: str) -> list[str]:
+    return [str(name) for name, variable in dataset.variables.items() if along in variable.dims]
+
+
+def _commit(session: icechunk.Session, message: str, metadata: Mapping[str, object] | None) -> str:
+    try:
+        return session.commit(message, metadata=_plain(metadata or {}))
+    except icechunk.ConflictError:
+        raise StoreError("Another writer committed first; nothing was written, try again.") from None
+
+
+def _plain(attrs: Mapping) -> dict:
+    """JSON values only: numpy scalars and arrays become Python's."""
+    return json.loads(json.dumps(dict(attrs), default=lambda value: np.asarray(value).tolist()))
+
+
+# --- where ---------------------------------------------------------------------------------------
+
+_LOCKS: dict[Path, FileLock] = {}
+
+
+def _lock(path: Path) -> FileLock:
+    """One lock object per store and process, so that nested use does not wait for itself."""
+    path = path.resolve()
+    if path not in _LOCKS:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _LOCKS[path] = FileLock(path.with_name(path.name + ".lock"))
+    return _LOCKS[path]
+
+
+def _is_url(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def _storage(path: str | Path) -> icechunk.Storage:
+    if not _is_url(path):
+        return icechunk.local_filesystem_storage(str(Path(path).resolve()))
+    scheme, _, rest = str(path).partition("://")
+    if scheme != "s3":
+        raise StoreError(f"{path}: stores live in a folder or at s3://bucket/prefix.")
+    bucket, _, prefix = rest.partition("/")
+    return icechunk.s3_storage(bucket=bucket, prefix=prefix, from_env=True)
+
+
+def _repository(path: str | Path) -> icechunk.Repository:
+    storage = _storage(path)
+    try:
+        return icechunk.Repository.open(storage)
+    except icechunk.IcechunkError:
+        raise StoreError(f"{path}: there is no store here; make one with `nowcast ingest`.") from None
+
+
+def _writable(path: str | Path) -> icechunk.Session:
+    storage = _storage(path)
+    try:
+        return icechunk.Repository.open_or_create(storage).writable_session(BRANCH)
+    except icechunk.IcechunkError as error:
+        raise StoreError(f"{path}: cannot write here: {str(error).splitlines()[0]}.") from None
+
+
+def grid(path: str | Path) -> Grid:
+    """Grid of a store."""
+    return Grid.of(open_store(path))
