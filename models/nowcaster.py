@@ -30,6 +30,9 @@ class Nowcaster(nn.Module):
     trainable: ClassVar[bool] = True
     """False for the references that have nothing to learn."""
 
+    history: ClassVar[tuple[int, int]] = (1, 1)
+    """References only: the least number of past frames they work with, and the best."""
+
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1) -> None:
         super().__init__()
         if min(in_steps, out_steps, channels) < 1:

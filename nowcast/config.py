@@ -94,6 +94,10 @@ class Operations(Frozen):
     """Event limits scored, in the quantity's unit; None: the quantity's own."""
     every_minutes: Annotated[float, Field(gt=0)] = 5
     """How often the cycle looks for a new frame."""
+    issue_every_minutes: Annotated[int, Field(ge=1)] | None = None
+    """Forecast only from frames at round multiples of this; None: from every frame."""
+    netcdf: Path | None = None
+    """Folder for one CF NetCDF file per run, by date; None: none."""
     map_leads: tuple[int, ...] = (1, 6, 12)
     """Lead steps drawn as map pictures every cycle; the page itself needs none."""
     age: AgeLimits = AgeLimits()

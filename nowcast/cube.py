@@ -89,8 +89,16 @@ def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
         raise BadInput(where, "no grid mapping", "put Grid.coordinates() on it")
     if "sequence" not in cube.coords:
         raise BadInput(where, "no sequence(time) label")
+    _check_axes(cube, where)
     _check_order(cube, where)
     return cube
+
+
+def _check_axes(cube: xr.Dataset, where: object) -> None:
+    for axis in ("y", "x"):
+        steps = np.diff(cube[axis].values) if axis in cube.coords else np.zeros(1)
+        if not ((steps > 0).all() or (steps < 0).all()):
+            raise BadInput(where, f"{axis} is missing or does not run one way", "put Grid.coordinates() on it")
 
 
 def _check_order(cube: xr.Dataset, where: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -13,9 +13,12 @@ from pyproj import CRS, Transformer
 NORTH_UP, SOUTH_UP = "north-up", "south-up"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """Pixel centres ``y`` and ``x`` in metres (or degrees where ``crs`` is geographic) on ``crs``."""
+    """Pixel centres ``y`` and ``x`` in metres (or degrees where ``crs`` is geographic) on ``crs``.
+
+    Two grids are the same where their ``digest`` is.
+    """
 
     crs: CRS
     y: np.ndarray
@@ -50,10 +53,16 @@ class Grid:
     def orientation(self) -> str:
         return NORTH_UP if self.y[0] > self.y[-1] else SOUTH_UP
 
+    def __str__(self) -> str:
+        rows, columns = self.shape
+        step, unit = abs(self.x[1] - self.x[0]), "degrees" if self.crs.is_geographic else "m"
+        projection = self.crs.to_cf().get("grid_mapping_name", self.crs.name)
+        return f"{rows} x {columns} pixels of {step:g} {unit}, {self.orientation}, {projection}"
+
     @cached_property
     def digest(self) -> str:
         """Equal for equal grids; centimetre differences do not count."""
-        axes = np.concatenate([np.round(self.y, 2), np.round(self.x, 2)])
+        axes = np.concatenate([np.round(self.y, 2), np.round(self.x, 2)]) + 0.0  # -0.0 is 0.0
         return blake2b(axes.tobytes() + self.crs.to_wkt().encode(), digest_size=8).hexdigest()
 
     def coordinates(self) -> dict[str, xr.DataArray]:
@@ -71,8 +80,29 @@ class Grid:
 
     def lonlat(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Projected coordinates -> longitude, latitude in degrees (WGS84)."""
-        return Transformer.from_crs(self.crs, 4326, always_xy=True).transform(x, y)
+        return _from_lonlat(self.crs).transform(x, y, direction="INVERSE")
 
     def project(self, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Longitude, latitude in degrees -> projected x, y; inf where the projection has no image."""
-        return Transformer.from_crs(4326, self.crs, always_xy=True).transform(lon, lat)
+        return _from_lonlat(self.crs).transform(lon, lat)
+
+    def misfit(self, lon: np.ndarray, lat: np.ndarray) -> float:
+        """How far the outer corners that a file states lie from the grid's, in pixels.
+
+        Args:
+            lon: Of the lower left corner, then clockwise; NaN where one is not stated.
+            lat: Likewise.
+        """
+        x, y = self.project(lon, lat)
+        width, height = self.x[1] - self.x[0], self.y[1] - self.y[0]
+        left, right = self.x[0] - width / 2, self.x[-1] + width / 2
+        first, last = self.y[0] - height / 2, self.y[-1] + height / 2
+        bottom, top = min(first, last), max(first, last)
+        off_x = (np.asarray(x) - [left, left, right, right]) / width
+        off_y = (np.asarray(y) - [bottom, top, top, bottom]) / height
+        return float(np.nanmax(np.abs([off_x, off_y])))
+
+
+@lru_cache(maxsize=16)
+def _from_lonlat(crs: CRS) -> Transformer:
+    return Transformer.from_crs(4326, crs, always_xy=True)

@@ -105,6 +105,41 @@ def size(path: str | Path) -> int:
     return int(_repository(path).chunk_storage_stats().native_bytes)
 
 
+def describe(path: str | Path, *, commits: int = 5) -> dict[str, object]:
+    """What a store holds, as plain values: for ``nowcast show``."""
+    dataset = open_store(path)
+    along = "time" if "time" in dataset.dims else "run"
+    stamps = dataset["time" if along == "time" else "forecast_reference_time"].values
+    facts: dict[str, object] = {
+        "store": str(path),
+        "title": dataset.attrs.get("title", ""),
+        "frames" if along == "time" else "runs": int(dataset.sizes[along]),
+        "variables": [f"{name} ({variable.attrs.get('units', '-')})" for name, variable in dataset.data_vars.items()],
+    }
+    if "crs" in dataset.coords:
+        facts["grid"] = str(Grid.of(dataset))
+    if stamps.size:
+        facts["span"] = f"{np.datetime_as_string(stamps.min(), unit='s')}Z to {np.datetime_as_string(stamps.max(), unit='s')}Z"
+    if along == "time":
+        facts["cadence"] = f"{dataset.attrs['cadence_seconds']} s" if "cadence_seconds" in dataset.attrs else "per sequence"
+        facts["sequences"] = int(np.unique(dataset["sequence"].values.astype(str)).size)
+        facts["gaps"] = _gaps(dataset)
+    facts["size"] = f"{size(path) / 2**20:.1f} MiB"
+    facts["commits"] = [f"{commit.time:%Y-%m-%d %H:%M:%S}Z {commit.snapshot} {commit.message}"
+                        for commit in history(path, limit=commits)]  # fmt: skip
+    return facts
+
+
+def _gaps(cube: xr.Dataset) -> list[str]:
+    """Breaks between the runs of a live feed."""
+    if "cadence_seconds" not in cube.attrs or cube.sizes["time"] < 2:
+        return []
+    stamps = cube["time"].values.astype("datetime64[s]")
+    step = np.diff(stamps) / np.timedelta64(int(cube.attrs["cadence_seconds"]), "s")
+    return [f"{stamps[index]}Z to {stamps[index + 1]}Z ({step[index] - 1:.0f} frames)"
+            for index in np.flatnonzero(step > 1.5)]  # fmt: skip
+
+
 def _decode(raw: xr.Dataset) -> xr.Dataset:
     for variable in raw.variables.values():
         if "scale_factor" in variable.attrs:  # JSON has float64 only, which would decode to float64
@@ -382,8 +417,3 @@ def _writable(path: str | Path) -> icechunk.Session:
         return icechunk.Repository.open_or_create(storage).writable_session(BRANCH)
     except icechunk.IcechunkError as error:
         raise StoreError(f"{path}: cannot write here: {str(error).splitlines()[0]}.") from None
-
-
-def grid(path: str | Path) -> Grid:
-    """Grid of a store."""
-    return Grid.of(open_store(path))

@@ -19,8 +19,8 @@ class Quantity:
     """Event limits scored by default, in ``unit``; an event is a value at or above one."""
     scaling: Scaling
     """How a network sees it unless a recipe says otherwise."""
-    ceiling: float
-    """Physically possible maximum: no forecast may exceed it."""
+    resolution: float
+    """Step to which forecasts are stored; 32,767 steps must reach any forecast value."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,39 @@ class Scaling:
         return np.where(scaled == 0, np.float32(0), values)
 
 
+def _vil_table() -> np.ndarray:
+    level = np.arange(256, dtype=np.float64)
+    linear, exponential = (level - 2) / 90.66, np.exp((level - 83.9) / 38.9)
+    table = np.where(level <= 5, 0, np.where(level <= 18, linear, exponential)).astype(np.float32)
+    table[255] = np.nan
+    return table
+
+
+_VIL_OF_LEVEL = _vil_table()
+
+
+def _vil_of_levels(*levels: int) -> tuple[float, ...]:
+    """Thresholds given as SEVIR levels: exactly the float32 that a pixel of that level holds, so that it counts."""
+    return tuple(_VIL_OF_LEVEL[list(levels)].tolist())
+
+
 QUANTITIES = {
     quantity.name: quantity
     for quantity in (
         Quantity("rainfall_rate", "mm h-1", "rain rate", "rainfall_rate",
-                 (0.1, 1.0, 5.0, 10.0), Scaling("decibel", 0.1, 100.0), 1000.0),
+                 (0.1, 1.0, 5.0, 10.0), Scaling("decibel", 0.1, 300.0), 0.01),
         Quantity("reflectivity", "dBZ", "radar reflectivity", "equivalent_reflectivity_factor",
-                 (10.0, 20.0, 30.0, 40.0), Scaling("linear", -10.0, 60.0), 95.0),
+                 (10.0, 20.0, 30.0, 40.0), Scaling("linear", -10.0, 60.0), 0.01),
         Quantity("vil", "kg m-2", "vertically integrated liquid", None,
-                 (0.1544, 0.7752, 3.5315, 7.0700, 12.1337, 32.2279), Scaling("linear", 0.0, 80.0), 100.0),
+                 _vil_of_levels(16, 74, 133, 160, 181, 219), Scaling("linear", 0.0, 80.0), 0.0025),
         Quantity("visible_reflectance", "1", "visible reflectance", "toa_bidirectional_reflectance",
-                 (), Scaling("linear", 0.0, 1.2), 2.0),
+                 (), Scaling("linear", 0.0, 1.2), 1e-4),
         Quantity("brightness_temperature_069", "degC", "6.9 micron brightness temperature",
-                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 30.0), 80.0),
+                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 30.0), 0.01),
         Quantity("brightness_temperature_107", "degC", "10.7 micron brightness temperature",
-                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 50.0), 80.0),
+                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 50.0), 0.01),
         Quantity("lightning_flashes", "1", "lightning flashes per cell and step", None,
-                 (1.0,), Scaling("linear", 0.0, 50.0), 1e5),
+                 (1.0,), Scaling("linear", 0.0, 50.0), 0.01),
     )
 }  # fmt: skip
 
@@ -134,17 +150,12 @@ def vil_from_level(level: np.ndarray) -> np.ndarray:
 
     Source: SEVIR data description (Veillette et al., NeurIPS 2020).
     """
-    table = np.arange(256, dtype=np.float64)
-    linear, exponential = (table - 2) / 90.66, np.exp((table - 83.9) / 38.9)
-    table = np.where(table <= 5, 0, np.where(table <= 18, linear, exponential)).astype(np.float32)
-    table[255] = np.nan
-    return table[level]
+    return _VIL_OF_LEVEL[level]
 
 
 def level_from_vil(vil: np.ndarray) -> np.ndarray:
-    """kg m-2 -> SEVIR's VIL level, float32, unrounded; NaN stays NaN, dry is 0."""
+    """kg m-2 -> SEVIR's VIL level, float32, unrounded and never falling; NaN stays NaN, dry is 0."""
     vil = np.asarray(vil, np.float32)
-    with np.errstate(divide="ignore"):
-        exponential = 38.9 * np.log(vil) + 83.9
-    level = np.where(vil < (18.5 - 2) / 90.66, vil * 90.66 + 2, exponential)
-    return np.where(vil <= 0, 0, level).astype(np.float32)
+    linear = np.minimum(vil * 90.66 + 2, 18.5)  # the two branches leave a gap between levels 18 and 19
+    exponential = 38.9 * np.log(np.maximum(vil, np.finfo(np.float32).tiny)) + 83.9
+    return np.where(vil <= 0, 0, np.maximum(linear, exponential)).astype(np.float32)

@@ -3,23 +3,32 @@
 A reader is a module with
 
 - ``TITLE`` and ``LICENCE``: one line each, carried into every store;
-- ``CADENCE``: seconds between frames of a live feed, or None where sequences are labelled;
+- ``CADENCE``: seconds between frames of a live feed, or None where sequences are labelled or where
+  each cube says it itself (``cadence_seconds``);
 - ``find(source) -> Iterator[Item]``: the readable items of a file or folder, in time order, found
   from names alone, so that a folder of a year costs no decoding;
 - ``read(item) -> Cube``: one item decoded, checked, in physical units; ``BadInput`` where it is not
   what it says it is.
+
+Below the registry: what several readers need to open a file and to say what is wrong with it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+import h5py
+import numpy as np
 import xarray as xr
+from PIL import Image
+from pyproj import CRS
 
 from nowcast.cube import BadInput
 
@@ -73,20 +82,131 @@ def get(name: str) -> Reader:
     return import_module(f"nowcast.readers.{READERS[name]}")  # type: ignore[return-value]
 
 
+# --- finding files --------------------------------------------------------------------------------
+
+
 def files(source: Path, *patterns: str) -> list[Path]:
-    """Files under ``source`` (or itself) that match one of the glob patterns, in natural order.
+    """Files under ``source`` (or itself) that match one of the glob patterns, in natural order of their names.
+
+    Hidden files are left out: transfers write them before they rename.
 
     Raises:
-        BadInput: If ``source`` does not exist.
+        BadInput: If ``source`` does not exist or holds no such file.
     """
     if not source.exists():
         raise BadInput(source, "does not exist", "check the path")
     if source.is_file():
         return [source]
-    found = {path for pattern in patterns for path in source.rglob(pattern) if path.is_file()}
-    return sorted(found, key=lambda path: natural(str(path)))
+    found = {path for pattern in patterns for path in source.rglob(pattern)}
+    found = {path for path in found if path.is_file() and not path.name.startswith(".")}
+    if not found:
+        raise BadInput(source, f"holds no file named {' or '.join(patterns)}", "check the path and the reader")
+    return sorted(found, key=lambda path: (natural(path.name), str(path)))
 
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Sort key under which ``sample2`` comes before ``sample10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+# --- opening them ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def decoding(path: Path, form: str) -> Iterator[None]:
+    """Turns whatever a decoder raises on a bad file into one sentence.
+
+    Args:
+        path: The file.
+        form: What it should be, such as ``a PNG image``.
+
+    Raises:
+        BadInput: In place of any other error.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput(path, "does not exist", "check the path") from None
+    except (PermissionError, IsADirectoryError):
+        raise BadInput(path, "cannot be opened", "give a file that may be read") from None
+    except Exception as error:  # on damaged bytes h5py, Pillow and zlib raise nearly anything
+        raise BadInput(path, f"is damaged or not {form}", "fetch it again or choose another reader") from error
+
+
+@contextmanager
+def open_hdf5(path: Path, form: str) -> Iterator[h5py.File]:
+    """Opens an HDF5 file whose contents should be ``form``.
+
+    Raises:
+        BadInput: If it is no HDF5 file, is truncated, or anything inside the block fails.
+    """
+    with decoding(path, form):
+        path.open("rb").close()  # h5py calls an unreadable file "not HDF5"
+        if not h5py.is_hdf5(path):
+            raise BadInput(path, "is not an HDF5 file", "fetch it again or choose another reader")
+        with h5py.File(path, "r") as file:
+            yield file
+
+
+def member(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """The group or dataset ``name``.
+
+    Raises:
+        BadInput: If there is none.
+    """
+    if name not in file:
+        raise BadInput(file.file.filename, f"has no {name}", "choose the reader for this product")
+    return file[name]
+
+
+def attribute(node: h5py.Group | h5py.Dataset, name: str) -> str | float | list:
+    """An HDF5 attribute as text or number; arrays of one element are unpacked, longer ones are lists.
+
+    Raises:
+        BadInput: If there is none.
+    """
+    if name not in node.attrs:
+        raise BadInput(node.file.filename, f"has no attribute {node.name.rstrip('/')}/{name}", "choose another reader")
+    values = [value.decode() if isinstance(value, bytes) else value for value in np.ravel(node.attrs[name]).tolist()]
+    return values[0] if len(values) == 1 else values
+
+
+def grey_png(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Grey levels of a PNG in mode L, P (grey palette) or RGB (equal channels).
+
+    Args:
+        path: The file.
+        shape: Rows, columns that it must have.
+
+    Returns:
+        (row, column) uint8.
+
+    Raises:
+        BadInput: If it is no such picture.
+    """
+    with decoding(path, "a PNG image"), Image.open(path, formats=["PNG"]) as image:
+        if image.size != shape[::-1]:
+            raise BadInput(path, f"has {image.size[1]}x{image.size[0]} pixels, not {shape[0]}x{shape[1]}",
+                           "choose the reader for this source")  # fmt: skip
+        if image.mode not in ("L", "P", "RGB"):
+            raise BadInput(path, f"is a PNG of mode {image.mode}, not grey", "choose the reader for this source")
+        levels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    if levels.ndim == 3 and (levels != levels[..., :1]).any():
+        raise BadInput(path, "is a coloured picture, not grey levels", "get the original data")
+    return levels if levels.ndim == 2 else levels[..., 0]
+
+
+@lru_cache(maxsize=16)
+def metric_crs(definition: str) -> CRS:
+    """A projection in metres from a PROJ string, which some services write with radii and offsets in km.
+
+    Raises:
+        pyproj.exceptions.CRSError: If PROJ does not know it.
+    """
+    terms = dict(re.findall(r"(\w+)=(\S+)", definition))
+    if float(terms.get("a", terms.get("R", 1e7))) > 1e4:
+        return CRS.from_user_input(definition)
+    lengths = {name: float(terms[name]) * 1000 for name in ("a", "b", "R", "x_0", "y_0") if name in terms}
+    return CRS.from_dict(terms | lengths | {"units": "m"})

@@ -1,0 +1,28 @@
+"""Makes the forecasts and scores of a past stretch of time that the schedule missed."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+from pydantic import AwareDatetime
+
+from flows.report import outcome, progress_bar
+
+
+@flow(name="backfill")
+def backfill(config: str, start: AwareDatetime, end: AwareDatetime,
+             overrides: tuple[str, ...] = (), dry_run: bool = False) -> State:  # fmt: skip
+    """Runs the chain over archived frames; what is already there is not made again.
+
+    Args:
+        config: Operations file, or the name of a shipped one: operations/knmi.yaml.
+        start: First reference time, with its zone: 2010-08-26T03:00Z.
+        end: First reference time not taken.
+        overrides: Changes to the operations file: leads=6.
+        dry_run: Say which forecasts would be made; write nothing.
+    """
+    from nowcast import cycle as chain
+
+    settings = chain.load(config, overrides)
+    report = chain.backfill(settings, start=start, end=end, dry_run=dry_run, progress=progress_bar("backfill-progress"))
+    return outcome(report, key="backfill")

@@ -1,0 +1,27 @@
+"""One cycle of an operational chain: new frame, forecasts, scores, page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from prefect import flow, runtime
+from prefect.states import State
+
+from flows.report import outcome, skipped
+
+
+@flow(name="cycle")
+def cycle(config: str, overrides: tuple[str, ...] = ()) -> State:
+    """Takes new frames, forecasts, verifies what became verifiable and publishes.
+
+    Args:
+        config: Operations file, or the name of a shipped one: operations/knmi.yaml.
+        overrides: Changes to it: leads=6.
+    """
+    from nowcast import cycle as chain
+
+    settings = chain.load(config, overrides)
+    late = datetime.now(UTC) - runtime.flow_run.scheduled_start_time
+    if late > timedelta(minutes=settings.every_minutes):
+        return skipped(f"Due {late.total_seconds() / 60:.0f} minutes ago; a newer cycle does its work.")
+    return outcome(chain.cycle(settings), key="cycle")

@@ -1,0 +1,176 @@
+"""All deployments in one table, from which ``nowcast up`` serves and ``prefect.yaml`` is made.
+
+python -m flows.deployments                                 # writes prefect.yaml
+python -m flows.deployments serve operations/knmi.yaml      # what `nowcast up` keeps running
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.deployments import run_deployment
+from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
+from prefect.schedules import Interval
+
+from flows.train import GPU
+from models import MODELS, model_class
+from nowcast import config
+
+NAME = "default"
+"""Every flow's deployment; the plug-in fills it in."""
+SHIPPED = "operations/knmi.yaml"
+"""Operations file that ``prefect.yaml`` deploys."""
+ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
+"""Schedules count from here, so that every 5 minutes means at :00, :05, ..."""
+GRACE_SECONDS = 120
+"""A run that has not started by then gives its place back."""
+PREFECT_YAML = Path(__file__).parents[1] / "prefect.yaml"
+HEADER = """\
+# Made by `python -m flows.deployments` from flows/deployments.py: change the table there.
+#
+#   export NOWCAST_HOME=/srv/nowcast                # where runs/, var/ and relative paths lie
+#   prefect work-pool create --type process cpu
+#   prefect work-pool create --type process gpu
+#   prefect gcl create gpu --limit 1                # trainings at once
+#   prefect --no-prompt deploy --all
+#   prefect worker start --pool cpu                 # and one of: --pool gpu --limit 1
+"""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One row: a flow, what it is started with, and when."""
+
+    flow: str
+    entrypoint: str
+    parameters: dict[str, Any]
+    tags: tuple[str, ...]
+    pool: Literal["cpu", "gpu"] = "cpu"
+    every_minutes: float | None = None
+    """None: started by hand."""
+    limit: int | None = None
+    """Runs at once."""
+    collision: Literal["ENQUEUE", "CANCEL_NEW"] = "ENQUEUE"
+    """What becomes of a run beyond the limit."""
+
+
+def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployment]:
+    """The table for one operational chain.
+
+    Args:
+        operations: Operations file, or the name of a shipped one.
+        overrides: Changes to it, as ``key=value``.
+
+    Raises:
+        ConfigError: If the operations file is refused.
+    """
+    every = config.load(config.Operations, operations, overrides).every_minutes
+    chain: dict[str, Any] = {"config": operations} | ({"overrides": list(overrides)} if overrides else {})
+    tags = ("operations",)
+    return [
+        # The cycle works on the newest frame: a run that cannot start now has nothing to do later.
+        Deployment("cycle", "flows.cycle.cycle", chain, tags, every_minutes=every, limit=1, collision="CANCEL_NEW"),
+        Deployment("verify", "flows.verify.verify", chain, tags, limit=1),
+        Deployment("backfill", "flows.backfill.backfill", chain, tags, limit=1),
+        *(_training(model) for model in trainable()),
+    ]
+
+
+def trainable() -> list[str]:
+    """Networks with weights to find; persistence and extrapolation have none."""
+    return [name for name in MODELS if model_class(name).trainable]
+
+
+def _training(model: str) -> Deployment:
+    recipe = {"recipe": f"training/{model}-debug.yaml"}
+    return Deployment(f"train-{model}", f"flows.train.{model}", recipe, ("training",), pool="gpu")
+
+
+# --- one box: served by this process --------------------------------------------------------------
+
+
+def serve(operations: str, overrides: Sequence[str] = ()) -> None:
+    """Registers all deployments, starts a first cycle and works until it is told to stop.
+
+    Args:
+        operations: Operations file, or the name of a shipped one.
+        overrides: Changes to it, as ``key=value``.
+    """
+    limit_gpu()
+    # Schedules stay active when this process stops: the next one goes on with them.
+    runner = Runner(pause_on_shutdown=False)
+    for row in deployments(operations, overrides):
+        runner.add_deployment(served(row))
+    run_deployment(f"cycle/{NAME}", timeout=0)
+    asyncio.run(runner.start())
+
+
+def limit_gpu(trainings: int = 1) -> None:
+    """Creates the queue that trainings wait in: without it they refuse to start."""
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(GPU, trainings)
+
+
+def served(row: Deployment) -> RunnerDeployment:
+    """A row as Prefect serves it."""
+    return RunnerDeployment.from_entrypoint(
+        row.entrypoint,
+        NAME,
+        schedule=row.every_minutes and Interval(row.every_minutes * 60, anchor_date=ANCHOR, slug=row.flow),
+        concurrency_limit=row.limit and ConcurrencyLimitConfig(
+            limit=row.limit,
+            collision_strategy=ConcurrencyLimitStrategy(row.collision),
+            grace_period_seconds=GRACE_SECONDS,
+        ),
+        parameters=row.parameters,
+        tags=list(row.tags),
+    )  # fmt: skip
+
+
+# --- a team: work pools and workers ---------------------------------------------------------------
+
+
+def prefect_yaml() -> str:
+    """The table as ``prefect --no-prompt deploy --all`` reads it."""
+    home = {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $NOWCAST_HOME }}"}}
+    document = {"pull": [home], "deployments": [_entry(row) for row in deployments(SHIPPED)]}
+    return HEADER + yaml.safe_dump(document, sort_keys=False, width=120)
+
+
+def _entry(row: Deployment) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": NAME,
+        "flow_name": row.flow,
+        "entrypoint": row.entrypoint,
+        "parameters": dict(row.parameters),
+        "tags": list(row.tags),
+        "schedules": [],
+        "work_pool": {"name": row.pool},
+    }
+    if row.every_minutes:
+        seconds = row.every_minutes * 60
+        entry["schedules"] = [{"interval": seconds, "anchor_date": ANCHOR.isoformat(), "slug": row.flow}]
+    if row.limit:
+        grace = {"grace_period_seconds": GRACE_SECONDS}
+        entry["concurrency_limit"] = {"limit": row.limit, "collision_strategy": row.collision} | grace
+    return entry
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case []:
+            PREFECT_YAML.write_text(prefect_yaml())
+        case ["serve", operations, *overrides]:
+            serve(operations, overrides)
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,71 @@
+"""What Prefect shows of the work: states, tables, progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.states import Completed, State
+
+if TYPE_CHECKING:
+    from nowcast.cycle import Report
+
+
+def outcome(report: Report, *, key: str) -> State:
+    """Skipped where nothing was done, else the numbers of a report and an artifact.
+
+    Args:
+        report: What a cycle or a backfill did.
+        key: Name of the artifact: lower-case letters, digits and dashes.
+    """
+    if report.idle:
+        return skipped(f"No new frame; newest {_time(report.newest)}, {len(report.refused)} refused.")
+    create_markdown_artifact(key=key, markdown=markdown(report))
+    taken, issued = report.taken + report.revised, len(report.issued)
+    return Completed(
+        message=f"{taken} frames taken, {issued} forecasts issued, {report.scored} forecast frames scored."
+    )
+
+
+def skipped(reason: str) -> State:
+    """Ends a flow that had nothing to do: green, but told apart from one that worked."""
+    return Completed(name="Skipped", message=reason)
+
+
+def markdown(report: Report) -> str:
+    """The report as a table; forecasts and refused files are listed below it."""
+    rows = {
+        "Newest frame": _time(report.newest),
+        "Frames taken": report.taken,
+        "Frames revised": report.revised,
+        "Frames known before": report.known,
+        "Forecast frames scored": report.scored,
+        "Published": report.published or "nothing",
+        "Seconds": f"{report.seconds:.1f}",
+    }
+    table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join([*table, *_listed("Forecasts", report.issued), *_listed("Refused", report.refused)])
+
+
+def progress_bar(key: str) -> Callable[[int, int, str], None]:
+    """A progress artifact, moved on by calling it with (done, total, what).
+
+    Args:
+        key: Name of the artifact: lower-case letters, digits and dashes.
+    """
+    artifact = create_progress_artifact(progress=0.0, key=key)
+
+    def advance(done: int, total: int, what: str) -> None:
+        update_progress_artifact(artifact, progress=100 * done / total, description=what)
+
+    return advance
+
+
+def _listed(title: str, lines: list[str]) -> list[str]:
+    return ["", f"**{title}**", "", *(f"- {line}" for line in lines)] if lines else []
+
+
+def _time(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC" if time else "none"

@@ -1,0 +1,217 @@
+"""One command for one box: Prefect server, all deployments, the page.
+
+nowcast up operations/knmi.yaml
+nowcast run train-convlstm          # from another shell
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from threading import Thread
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.request import ProxyHandler, build_opener
+
+from rich.console import Console
+from rich.panel import Panel
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+DEFAULT_API = "http://127.0.0.1:4200/api"
+START_SECONDS = 120
+"""A new database takes a dozen on a laptop, more on a busy one."""
+STOP_SECONDS = 30
+"""Time a part has to end its runs before it is killed."""
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "nowcast",
+}
+"""For the server and every run; what the shell sets wins."""
+
+
+class UpError(ValueError):
+    """The box cannot run, or one of its parts ended; one sentence."""
+
+
+def up(config: str | Path, *, overrides: Sequence[str] = (), host: str = "127.0.0.1", port: int = 4200,
+       page_port: int = 8000, open_page: bool = False) -> None:  # fmt: skip
+    """Runs an operational chain until Ctrl-C or SIGTERM.
+
+    Args:
+        config: Operations file, or the name of a shipped one.
+        overrides: Changes to it, as ``key=value``.
+        host: Address that the server and the page listen on; 0.0.0.0 for all.
+        port: Port of the Prefect server; one that answers there already is used, and left running.
+        page_port: Port of the page.
+        open_page: Show the page in a browser.
+
+    Raises:
+        ConfigError: If the operations file is refused; nothing was started then.
+        UpError: If the page's port is taken, the server does not start, or a part ends by itself.
+    """
+    from nowcast import config as files
+    from nowcast import cycle, serve
+
+    settings, operations = cycle.load(config, overrides), str(files.find(config).resolve())
+    near = "127.0.0.1" if host == "0.0.0.0" else host
+    api, page = f"http://{near}:{port}/api", f"http://{near}:{page_port}"
+    _refuse_taken(host, page_port)
+    console = Console(stderr=True)
+    with _stopped_by_signals(console), ExitStack() as stack:
+        parts = {}
+        if not answers(api):
+            console.print(f"Starting a Prefect server on port {port} ...")
+            parts["Prefect server"] = stack.enter_context(_server(host, port, api))
+            _wait(api, parts["Prefect server"])
+        parts["runner"] = stack.enter_context(_runner(api, operations, overrides))
+        address = {"host": host, "port": page_port}
+        Thread(target=serve.serve, args=(settings.site,), kwargs=address, daemon=True).start()
+        console.print(_welcome(settings.title, page, api))
+        if open_page:
+            webbrowser.open(page)
+        _watch(parts)
+
+
+def run_deployment_by_name(name: str, parameters: Mapping[str, Any] | None = None, *, watch: bool = False) -> FlowRun:
+    """Starts a run of the deployment called ``name/default``.
+
+    Args:
+        name: What the flow is called: train-convlstm.
+        parameters: Override those of the deployment.
+        watch: Return when the run has ended.
+
+    Raises:
+        UpError: If no server answers, if there is no such deployment (the message lists the known
+            ones), or if the watched run did not complete.
+    """
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    api = PREFECT_API_URL.value() or DEFAULT_API
+    if not answers(api):
+        raise UpError(f"No Prefect server answers at {api}; start one: nowcast up.")
+    with temporary_settings({PREFECT_API_URL: api}):
+        try:
+            run = run_deployment(f"{name}/default", parameters=dict(parameters or {}), timeout=None if watch else 0)
+        except ObjectNotFound:
+            raise UpError(f"No deployment {name!r}; known: {', '.join(_known())}.") from None
+    if watch and not run.state.is_completed():
+        raise UpError(f"{name}: run {run.name} ended as {run.state.name}: {run.state.message}")
+    return run
+
+
+def _known() -> list[str]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return sorted(flow.name for flow in client.read_flows())
+
+
+def answers(api: str) -> bool:
+    """True if a Prefect server is healthy at ``api``; proxies are not asked."""
+    try:
+        with build_opener(ProxyHandler({})).open(f"{api}/health", timeout=5) as response:
+            return response.read() == b"true"
+    except OSError:
+        return False
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _server(host: str, port: int, api: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt", "server", "start"]
+    return _child([*prefect, "--host", host, "--port", str(port)], api, stdout=subprocess.DEVNULL)
+
+
+def _runner(api: str, operations: str, overrides: Sequence[str]) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return _child([sys.executable, "-m", "flows.deployments", "serve", operations, *overrides], api)
+
+
+@contextmanager
+def _child(command: Sequence[str], api: str, *, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block.
+
+    It gets a session of its own: Ctrl-C must reach us alone, so that the runner ends before the
+    server it reports to. The plug-in is for the shells of people and off in here.
+    """
+    environment = ENVIRONMENT | os.environ | {"PREFECT_API_URL": api, "PREFECT_PLUGINS_ENABLED": "false"}
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True)
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(STOP_SECONDS)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def _wait(api: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the server answers."""
+    deadline = monotonic() + START_SECONDS
+    while not answers(api):
+        _refuse_ended({"Prefect server": server})
+        if monotonic() > deadline:
+            raise UpError(f"The Prefect server does not answer at {api} after {START_SECONDS} s.")
+        sleep(0.5)
+
+
+def _watch(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
+    """Until a part ends: one that failed must not be missed, and whoever started us can start again."""
+    while True:
+        _refuse_ended(parts)
+        sleep(1)
+
+
+def _refuse_ended(parts: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    for name, child in parts.items():
+        if child.poll() is not None:
+            raise UpError(f"The {name} ended by itself with code {child.returncode}; its last lines stand above.")
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UpError(f"The page cannot listen on {host}:{port}: {error.strerror}; choose another port.") from None
+
+
+@contextmanager
+def _stopped_by_signals(console: Console) -> Iterator[None]:
+    """A service manager's SIGTERM ends the block the way Ctrl-C does: quietly."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _welcome(title: str, page: str, api: str) -> Panel:
+    lines = [
+        f"Page      {page}",
+        f"Prefect   {api.removesuffix('/api')}",
+        "Train     prefect deployment run train-convlstm   (or: nowcast run train-convlstm)",
+        "Stop      Ctrl-C",
+    ]
+    return Panel("\n".join(lines), title=title, expand=False)

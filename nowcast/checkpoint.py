@@ -1,0 +1,178 @@
+"""One file that is a network: weights, and a card with all that is needed to use them.
+
+The file is safetensors: loading it runs no code. The card travels in its header.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from models import Nowcaster, build, model_class
+from nowcast.config import Frozen, ScalingSettings
+from nowcast.cube import BadInput
+from nowcast.units import Scaling, quantity
+
+HEADER_KEY = "nowcast"
+
+
+class Card(Frozen):
+    """What the weights are, what they need and where they come from."""
+
+    model: str
+    options: dict[str, object]
+    in_steps: int
+    out_steps: int
+    channels: int = 1
+    quantity: str
+    """What goes in and comes out."""
+    scaling: ScalingSettings
+    """How it becomes [0, 1]."""
+    cadence_seconds: int
+    """Time between frames; other feeds are refused."""
+    recipe: dict[str, object] = {}
+    """Resolved settings of the training."""
+    data: tuple[dict[str, object], ...] = ()
+    """Stores, versions, spans and licences trained on."""
+    training: dict[str, object] = {}
+    """Epochs, best validation loss, duration, device."""
+    code_version: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to forecast: from a checkpoint, or from the table of those that learn nothing."""
+
+    name: str
+    network: Nowcaster
+    quantity: str | None
+    """None: any."""
+    scaling: Scaling | None
+    """None: the quantity's own."""
+    cadence_seconds: int | None
+    """None: any."""
+    digest: str
+    """Of the checkpoint file; the name and code version where there is none."""
+
+
+def save(path: Path, network: Nowcaster, card: Card) -> Path:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, temporary, metadata={HEADER_KEY: card.model_dump_json()})
+    temporary.replace(path)
+    return path
+
+
+def find(name: str | Path) -> Path:
+    """The file itself, or the one of that name that comes with the package.
+
+    Raises:
+        BadInput: If there is neither; the message lists the shipped ones.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {file.name: file for file in sorted(Path(str(files("nowcast") / "weights")).glob("*.safetensors"))}
+    if str(name) not in shipped:
+        raise BadInput(name, "no such checkpoint", f"give a file, or one that is shipped: {', '.join(shipped)}")
+    return shipped[str(name)]
+
+
+def read_card(path: Path) -> Card:
+    """Reads the card alone.
+
+    Raises:
+        BadInput: If the file is not a checkpoint of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(path, f"is no checkpoint ({error})", "give a .safetensors file of `nowcast train`") from None
+    if text is None:
+        raise BadInput(path, "holds weights without a card", "import it with the recipe it was trained with")
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise BadInput(path, f"card: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def load(path: Path, *, device: str = "cpu") -> Model:
+    """Loads a checkpoint in evaluation mode.
+
+    Raises:
+        BadInput: If the file is not a checkpoint, or its weights do not fit its card.
+    """
+    card = read_card(path)
+    network = build(card.model, in_steps=card.in_steps, out_steps=card.out_steps, channels=card.channels,
+                    **card.options)  # fmt: skip
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadInput(path, f"weights do not fit {card.model}: {str(error).splitlines()[-1].strip()}") from None
+    return Model(card.model.partition(":")[0], network.to(device).eval(), card.quantity, card.scaling.build(),
+                 card.cadence_seconds, file_digest(path))  # fmt: skip
+
+
+def reference(name: str, *, in_steps: int, out_steps: int, code_version: str) -> Model:
+    """A model of the table that has nothing to learn.
+
+    Raises:
+        ValueError: If the name is unknown, or names a network that needs a checkpoint.
+    """
+    if model_class(name).trainable:
+        raise ValueError(f"{name} is a network: give its checkpoint file instead of its name.")
+    network = build(name, in_steps=in_steps, out_steps=out_steps).eval()
+    return Model(name, network, None, None, None, f"{name}-{code_version}")
+
+
+def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -> np.ndarray:
+    """Runs a model on physical fields.
+
+    A network that gives fewer frames than asked is fed its own forecast again.
+
+    Args:
+        model: Built for ``len(past)`` frames.
+        past: (time, y, x) in the model's quantity, NaN = no data.
+        quantity_name: Which quantity that is.
+        leads: Frames wanted.
+
+    Returns:
+        (leads, y, x) float32 in the same unit; NaN where nothing is known.
+    """
+    scaling = model.scaling or quantity(quantity_name).scaling
+    network, frames = model.network, torch.from_numpy(scaling.encode(past))[None, :, None]
+    if not network.handles_missing:
+        frames = frames.nan_to_num(0.0)
+    device = next(network.parameters(), frames).device
+    frames, made = frames.to(device), []
+    with torch.inference_mode():
+        while sum(part.shape[1] for part in made) < leads:
+            made.append(network(frames))
+            frames = torch.cat([frames, made[-1]], dim=1)[:, -network.in_steps :]
+    future = torch.cat(made, dim=1)[0, :leads, 0].float().cpu().numpy()
+    values = scaling.decode(future)
+    return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
+
+
+def file_digest(path: Path) -> str:
+    """Fingerprint of a file's bytes."""
+    with path.open("rb") as file:
+        state = blake2b(digest_size=8)
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()

@@ -1,0 +1,357 @@
+"""The command line. Every command is a thin door to a function; heavy imports wait inside."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
+                  help="Precipitation nowcasting: radar files in, verified forecasts and maps out.")  # fmt: skip
+console = Console()
+errors = Console(stderr=True)
+
+StorePath = Annotated[str, typer.Option("--store", help="Cube store: a folder or s3://bucket/prefix.")]
+ForecastPath = Annotated[str, typer.Option("--forecasts", help="Forecast store.")]
+ScorePath = Annotated[str | None, typer.Option("--scores", help="Score store; next to the forecasts by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=value, dotted keys.")]
+
+
+def main() -> None:
+    """Runs a command; a mistake of the user's ends in one sentence, not in a traceback."""
+    from nowcast.config import ConfigError
+    from nowcast.cube import BadInput
+    from nowcast.store import StoreError
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except (ConfigError, BadInput, StoreError, ValueError) as error:
+        errors.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo"),
+    serve: Annotated[bool, typer.Option(help="Serve the page at the end.")] = True,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8000,
+) -> None:
+    """Three hours of real radar through the whole chain: files, forecasts, scores, maps, page.
+
+    Example: [bold]nowcast demo --no-serve[/]
+    """
+    from nowcast.demo import run
+
+    with _bar() as progress:
+        result = run(folder, progress=progress)
+    console.print(_score_table(result.scores))
+    _print_report(result.lines)
+    console.print(f"Maps, loop and charts: [bold]{result.pictures}[/]   NetCDF: [bold]{result.netcdf}[/]")
+    console.print(f"Page: [bold]{result.site / 'index.html'}[/], served with [bold]nowcast serve {result.site}[/]")
+    if serve:
+        _serve(result.site, port)
+
+
+@app.command()
+def ingest(
+    reader: Annotated[str, typer.Argument(help="Name of the source format, see nowcast models --readers.")],
+    sources: Annotated[list[str], typer.Argument(help="Files, folders or globs.")],
+    store: StorePath,
+    json: AsJson = False,
+) -> None:
+    """Brings radar files into a store; known ones are skipped, bad ones named.
+
+    Example: [bold]nowcast ingest knmi /data/knmi --store var/frames[/]
+    """
+    from nowcast.ingest import ingest as take
+
+    with _bar() as progress:
+        summary = take(reader, sources, store, progress=progress)
+    if json:
+        _print_json(vars(summary))
+    else:
+        console.print(f"taken {summary.taken}, known {summary.known}, revised {summary.revised}, "
+                      f"refused {len(summary.refused)}; newest {summary.newest or 'none'}")  # fmt: skip
+        for sentence in summary.refused:
+            console.print(f"  [yellow]refused[/] {sentence}", highlight=False)
+    if summary.refused and not (summary.taken or summary.known or summary.revised):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(store: Annotated[str, typer.Argument(help="Any store.")], json: AsJson = False) -> None:
+    """What a store holds: frames, variables, grid, span, cadence, gaps, size, last commits.
+
+    Example: [bold]nowcast show var/frames --json[/]
+    """
+    from nowcast.store import describe
+
+    facts = describe(store)
+    if json:
+        _print_json(facts)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        lines = value if isinstance(value, list) else [value]
+        table.add_row(f"[bold]{key}[/]", "\n".join(str(line) for line in lines) or "none")
+    console.print(table)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a run of this name stopped.")] = True,
+) -> None:
+    """Trains a network from a recipe.
+
+    Example: [bold]nowcast train training/convlstm-debug.yaml trainer.epochs=2[/]
+    """
+    from nowcast.config import Recipe, load
+    from nowcast.train import train as fit
+
+    path = fit(load(Recipe, recipe, overrides or ()), resume=resume)
+    console.print(f"Best network: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
+
+
+@app.command()
+def forecast(
+    store: StorePath,
+    model: Annotated[str, typer.Option(help="Name in the model table, or a checkpoint file.")],
+    out: Annotated[str, typer.Option(help="FILE.nc, or a forecast store.")],
+    time: Annotated[datetime | None, typer.Option(help="Reference time, UTC; the newest frame by default.")] = None,
+    leads: Annotated[int, typer.Option(min=1, help="Frames to forecast.")] = 12,
+) -> None:
+    """Forecasts from the newest frame of a store, or from the one at --time.
+
+    Example: [bold]nowcast forecast --store var/frames --model extrapolation --out now.nc[/]
+    """
+    from nowcast.config import Product
+    from nowcast.forecast import forecast as make
+    from nowcast.forecast import issue, write_netcdf
+    from nowcast.store import open_store
+
+    moment = time.replace(tzinfo=UTC) if time else None
+    if Path(out).suffix == ".nc":
+        console.print(f"wrote [bold]{write_netcdf(make(open_store(store), model, time=moment, leads=leads), Path(out))}[/]")
+        return
+    product = Product(name=Path(model).stem.lower(), model=model)
+    lines = issue(store, out, [product], fallback=(), leads=leads, time=moment)
+    _print_report(lines or [f"{product.name}: this forecast is in {out} already"])
+
+
+@app.command()
+def verify(store: StorePath, forecasts: ForecastPath, scores: ScorePath = None, json: AsJson = False) -> None:
+    """Scores the forecasts whose valid time has been observed; prints them pooled.
+
+    Example: [bold]nowcast verify --store var/frames --forecasts var/forecasts[/]
+    """
+    from nowcast.scores.summary import table
+    from nowcast.store import open_store
+    from nowcast.verify import verify as score
+
+    path = scores or f"{forecasts.rstrip('/')}-scores"
+    with _bar() as progress:
+        count = score(store, forecasts, path, progress=progress)
+    sums = open_store(path).load()
+    if json:
+        _print_json({"scored": count, "scores": path, "table": table(sums), "by_lead": table(sums, by_lead=True)})
+        return
+    console.print(_score_table(sums))
+    console.print(_score_table(sums, by_lead=True))
+    console.print(f"{count} forecast frames scored now; sums in [bold]{path}[/]")
+
+
+@app.command()
+def publish(
+    store: StorePath,
+    forecasts: ForecastPath,
+    site: Annotated[Path, typer.Option(help="Folder of the page.")],
+    scores: ScorePath = None,
+    replay: Annotated[bool, typer.Option(help="Archived data: the page's clock stands at the newest frame.")] = False,
+) -> None:
+    """Writes the page and its data.
+
+    Example: [bold]nowcast publish --store var/frames --forecasts var/forecasts --site var/site[/]
+    """
+    from nowcast.publish import publish as write
+    from nowcast.store import exists, open_store
+
+    path = scores or f"{forecasts.rstrip('/')}-scores"
+    sums = open_store(path) if exists(path) else None
+    manifest = write(open_store(store), open_store(forecasts), sums, site, replay=replay)
+    console.print(f"published [bold]{manifest}[/]; look at it with [bold]nowcast serve {site}[/]")
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="Folder of the page.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+) -> None:
+    """Serves a published page.
+
+    Example: [bold]nowcast serve var/site[/]
+    """
+    _serve(folder, port, host)
+
+
+@app.command()
+def cycle(
+    config: Annotated[str, typer.Argument(help="Operations YAML.")],
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """One operational cycle without Prefect: ingest, forecast, verify, publish.
+
+    Example: [bold]nowcast cycle operations/knmi.yaml feed.source=/data/knmi[/]
+    """
+    from nowcast.cycle import cycle as once
+    from nowcast.cycle import load
+
+    with _bar() as progress:
+        report = once(load(config, overrides or ()), progress=progress)
+    if json:
+        _print_json(vars(report) | {"idle": report.idle})
+        return
+    _print_report([f"taken {report.taken}, revised {report.revised}, refused {len(report.refused)}; newest {report.newest}",
+                   *report.refused, *report.issued, f"{report.scored} forecast frames scored",
+                   f"page {report.published}", f"{report.seconds:.1f} s"])  # fmt: skip
+
+
+@app.command()
+def up(
+    config: Annotated[str, typer.Argument(help="Operations YAML.")],
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address that server and page listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
+    page_port: Annotated[int, typer.Option(help="Port of the page.")] = 8000,
+) -> None:
+    """Prefect server, all deployments and the page, in one command.
+
+    Example: [bold]nowcast up operations/knmi.yaml feed.source=/data/knmi[/]
+    """
+    from flows.up import up as start
+
+    start(config, overrides=overrides or (), host=host, port=port, page_port=page_port)
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(help="cycle, verify, backfill, train-convlstm, ...")],
+    parameters: Annotated[list[str] | None, typer.Argument(help="key=value (YAML values).")] = None,
+    watch: Annotated[bool, typer.Option(help="Wait for the end; exit 1 if it fails.")] = False,
+) -> None:
+    """Starts a flow on the running Prefect server.
+
+    Example: [bold]nowcast run train-convlstm --watch[/]
+    """
+    import yaml
+
+    from flows.up import run_deployment_by_name
+
+    pairs = (parameter.partition("=")[::2] for parameter in parameters or ())
+    run_deployment_by_name(flow, {key: yaml.safe_load(value) for key, value in pairs}, watch=watch)
+
+
+@app.command()
+def models(
+    readers: Annotated[bool, typer.Option("--readers", help="The sources instead of the networks.")] = False,
+    json: AsJson = False,
+) -> None:
+    """The registry of networks (or, with --readers, of sources) as a table.
+
+    Example: [bold]nowcast models[/]
+    """
+    from nowcast.registry import networks, sources
+
+    rows = sources() if readers else networks()
+    if json:
+        _print_json(rows)
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+
+
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="Operations YAML to check as well.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Versions, GPU, disk, settings, store health, and what to fix.
+
+    Example: [bold]nowcast doctor operations/knmi.yaml[/]
+    """
+    from nowcast.doctor import examine
+
+    findings = examine(config)
+    if json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        table = Table("", "what", "found", "what to do", box=None)
+        for finding in findings:
+            mark = "[green]ok[/]" if finding.ok else "[red]fix[/]"
+            table.add_row(mark, finding.what, finding.found, "" if finding.ok else finding.remedy)
+        console.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar; does nothing where nobody watches."""
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def advance(done: int, total: int, name: str) -> None:
+            bars.update(task, completed=done, total=total, description=name[:34])
+
+        yield advance
+
+
+def _serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
+    from nowcast.serve import serve as run_server
+
+    console.print(f"Serving [bold]http://{host}:{port}[/]  (Ctrl-C ends it)")
+    run_server(folder, host=host, port=port)
+
+
+def _score_table(sums: Any, *, by_lead: bool = False) -> Table:
+    """Pooled scores: sums over all runs (and leads) first, then the ratio."""
+    from nowcast.scores.summary import table
+
+    rows = table(sums, by_lead=by_lead)
+    rule = "pooled over runs" + ("" if by_lead else " and lead times")
+    view = Table(*(rows[0] if rows else ()), title=f"Scores, {rule}")
+    for row in rows:
+        view.add_row(*(_cell(value) for value in row.values()))
+    return view
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if value != value else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_report(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _print_json(value: object) -> None:
+    print(jsonlib.dumps(value, default=str, indent=1))

@@ -1,0 +1,323 @@
+"""Frames of a store in, a Forecast out; never dark, never lying.
+
+A product is made by its own model; where that cannot run, by the declared fallback, named in the
+file; where nothing can, it is withheld with the reason. The reference time of a forecast is the time
+of the newest frame it used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from models import MODELS, model_class
+from nowcast import __version__, checkpoint, store
+from nowcast.checkpoint import Model, predict
+from nowcast.config import Product
+from nowcast.cube import channels
+from nowcast.grid import Grid
+from nowcast.units import MARSHALL_PALMER, convert, quantity
+
+OK, FALLBACK, WITHHELD = "ok", "fallback", "withheld"
+log = logging.getLogger(__name__)
+
+
+class CannotForecast(ValueError):
+    """Why a model cannot make this forecast, in a few words."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """The unbroken frames that end at the reference time."""
+
+    field: xr.DataArray
+    """(time, y, x) physical values, not loaded yet."""
+    time: np.ndarray
+    digests: list[str]
+    quantity: str
+    cadence_seconds: int
+    zr: tuple[float, float] | None
+    """Z = a R^b of the source, where it states one."""
+
+
+def forecast(cube: xr.Dataset, model: str | Path, *, time: datetime | np.datetime64 | None = None, leads: int = 12,
+             channel: str | None = None) -> xr.Dataset:  # fmt: skip
+    """Forecasts from the newest frame of a Cube, or from the one at ``time``.
+
+    Args:
+        cube: As ``store.open_store`` returns it.
+        model: Name in the model table, or a checkpoint file.
+        time: Reference time, UTC; must be a frame of the cube.
+        leads: Frames forecast, at the cube's cadence.
+        channel: Quantity; None: the cube's first.
+
+    Returns:
+        Forecast (lead_time, y, x), CF, in the cube's unit, with the frames and versions used in its
+        attributes.
+
+    Raises:
+        CannotForecast: Missing frames, another cadence or quantity, a result that is not finite.
+    """
+    frames = past(cube, time=time, channel=channel)
+    values, used = _run(str(model), frames, leads)
+    return _dataset(cube, frames, values, used, leads)
+
+
+def issue(path: str, forecasts: str, products: Sequence[Product], *, fallback: Sequence[str], leads: int,
+          time: datetime | np.datetime64 | None = None, channel: str | None = None) -> list[str]:  # fmt: skip
+    """Makes the forecasts of all products for one reference time, in one commit; those there already stay.
+
+    Args:
+        path: Cube store.
+        forecasts: Forecast store; made if it does not exist.
+        products: What to make.
+        fallback: Models tried in this order where a product's own cannot run.
+        leads: Frames forecast.
+        time: Reference time; None: the newest frame.
+        channel: Quantity; None: the store's first.
+
+    Returns:
+        One line per product made, such as ``convlstm 2010-08-26T03:00Z ok``.
+    """
+    cube = store.open_store(path)
+    frames = past(cube, time=time, channel=channel)
+    reference = frames.time[-1]
+    with store.writing(forecasts):
+        done = _issued(forecasts, reference)
+        missing = [product for product in products if product.name not in done]
+        runs = [_product(cube, frames, product, fallback, leads) for product in missing]
+        if runs:
+            batch = xr.concat(runs, dim="run", data_vars="minimal", coords="minimal", compat="override",
+                              combine_attrs="override")  # fmt: skip
+            note = {"reference_time": str(reference), "models": [product.name for product in missing]}
+            store.append(forecasts, batch, along="run", message=f"Forecast from {stamp(reference)}", metadata=note)
+    return [" ".join(filter(None, (str(run["model"].item()), stamp(reference), str(run["state"].item()),
+                                   str(run["reason"].item())))) for run in (run.isel(run=0) for run in runs)]  # fmt: skip
+
+
+def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, channel: str | None = None) -> Past:
+    """Finds the unbroken frames that end at ``time``.
+
+    Raises:
+        CannotForecast: If there is no frame at ``time``, or the channel is not there.
+    """
+    name = channel or channels(cube)[0]
+    if name not in cube:
+        raise CannotForecast(f"the store has no {name}; it has {', '.join(channels(cube))}")
+    stamps = cube["time"].values
+    end = stamps.size - 1 if time is None else _position(stamps, time)
+    cadence = int(cube.attrs.get("cadence_seconds", 0)) or _step(stamps[: end + 1])
+    gaps = np.flatnonzero(np.abs(np.diff(stamps[: end + 1]) / np.timedelta64(1, "s") - cadence) > 0.25 * cadence)
+    start = gaps[-1] + 1 if gaps.size else 0
+    chosen = cube.isel(time=slice(start, end + 1))
+    zr = (float(cube.attrs["zr_a"]), float(cube.attrs["zr_b"])) if "zr_a" in cube.attrs else None
+    digests = [str(text) for text in chosen["digest"].values] if "digest" in chosen.coords else []
+    return Past(chosen[name], chosen["time"].values, digests, name, cadence, zr)
+
+
+def stamp(time: np.datetime64) -> str:
+    """``2010-08-26T03:00Z``."""
+    return f"{np.datetime_as_string(time, unit='m')}Z"
+
+
+def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) -> xr.Dataset:
+    """One Forecast back from the forecast store, with its provenance as attributes.
+
+    Raises:
+        CannotForecast: If the store has no such run.
+    """
+    runs = store.open_store(forecasts)
+    same = (runs["forecast_reference_time"].values == _utc(reference)) & (runs["model"].values == model)
+    if not same.any():
+        raise CannotForecast(f"{forecasts} has no {model} from {stamp(_utc(reference))}")
+    run = runs.isel(run=int(np.flatnonzero(same)[-1]))
+    labels = ("model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
+    attrs = {name: str(run[name].item()) for name in labels}
+    times = run["forecast_reference_time"] + run["lead_time"]
+    run = run.assign_coords(time=("lead_time", times.values, {"standard_name": "time"}))
+    created = f"{np.datetime_as_string(run['created'].values, unit='s')}Z"
+    run.attrs = dict(runs.attrs) | attrs | {"date_created": created}
+    run.attrs["source"] = f"{attrs['producer'] or 'withheld'} (nowcast {__version__})"
+    return run.drop_vars([*labels, "created"])
+
+
+def export(forecasts: str, reference: datetime, folder: Path) -> list[Path]:
+    """Writes the runs of one reference time as NetCDF, ``YYYY/MM/DD/<quantity>_<model>_<time>.nc``."""
+    runs = store.open_store(forecasts)
+    models = runs["model"].values[runs["forecast_reference_time"].values == _utc(reference)]
+    paths = []
+    for model in models.tolist():
+        run = read_run(forecasts, reference, model)
+        path = folder / f"{reference:%Y/%m/%d}" / f"{next(iter(run.data_vars))}_{model}_{reference:%Y%m%dT%H%MZ}.nc"
+        paths.append(path if path.exists() else write_netcdf(run, path))
+    return paths
+
+
+def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
+    """Writes a Forecast as CF NetCDF, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    packed = {"dtype": "int16", "_FillValue": np.int16(-32768), "zlib": True, "complevel": 2}
+    steps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
+    encoding = {name: packed | {"scale_factor": quantity(str(name)).resolution} for name in dataset.data_vars}
+    encoding |= {name: steps for name in ("time", "forecast_reference_time")}
+    dataset.to_netcdf(
+        temporary, engine="netcdf4", encoding=encoding | {"lead_time": {"dtype": "int64", "units": "seconds"}}
+    )
+    temporary.replace(path)
+    return path
+
+
+# --- one product ----------------------------------------------------------------------------------
+
+
+def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequence[str], leads: int) -> xr.Dataset:
+    """The run of one product: by its own model, a fallback, or withheld."""
+    reasons: list[str] = []
+    for name in dict.fromkeys((product.model, *fallback)):
+        try:
+            values, used = _run(name, frames, leads)
+        except Exception as error:  # a nowcast must come out whatever a network does; the reason goes with it
+            log.warning("%s cannot forecast from %s: %s", name, stamp(frames.time[-1]), error)
+            reasons.append(f"{_short(name)}: {_sentence(error)}")
+            continue
+        run = _dataset(cube, frames, values, used, leads)
+        return _as_run(run, product.name, used.name, FALLBACK if reasons else OK, "; ".join(reasons))
+    nothing = np.full((leads, *frames.field.shape[1:]), np.nan, np.float32)
+    return _as_run(_dataset(cube, frames, nothing, None, leads), product.name, "", WITHHELD, "; ".join(reasons))
+
+
+def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
+    """Physical fields (leads, y, x) in the cube's unit, and the model that made them."""
+    model = _load(name, frames.time.size, leads)
+    steps = model.network.in_steps
+    if frames.time.size < steps:
+        have = frames.time.size
+        raise CannotForecast(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
+    if model.cadence_seconds not in (None, frames.cadence_seconds):
+        raise CannotForecast(
+            f"was trained on a step of {model.cadence_seconds} s, the feed has {frames.cadence_seconds} s"
+        )
+    target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
+    fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
+    values = predict(model, fields, quantity_name=target, leads=leads)
+    known = np.isfinite(values)
+    if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
+        raise CannotForecast("returned values that are not finite")
+    return np.where(known, convert(values, target, frames.quantity, zr=zr), np.float32(np.nan)), model
+
+
+def _load(name: str, available: int, leads: int) -> Model:
+    if name not in MODELS:
+        path = checkpoint.find(name)
+        return _load_file(path, path.stat().st_mtime_ns)
+    if model_class(name).trainable:
+        raise CannotForecast("is a network: name its checkpoint file")
+    least, best = model_class(name).history
+    steps = max(least, min(best, available))
+    return checkpoint.reference(name, in_steps=steps, out_steps=leads, code_version=__version__)
+
+
+@lru_cache(maxsize=8)
+def _load_file(path: Path, modified: int) -> Model:
+    return checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | None, leads: int) -> xr.Dataset:
+    """Forecast with CF coordinates and its provenance."""
+    source = cube[frames.quantity]
+    reference = frames.time[-1]
+    lead_time = (np.arange(1, leads + 1) * frames.cadence_seconds).astype("timedelta64[s]").astype("timedelta64[ns]")
+    used = model.network.in_steps if model else 0
+    inputs = (
+        list(zip([stamp(time) for time in frames.time[-used:]], frames.digests[-used:], strict=False)) if used else []
+    )
+    dataset = xr.Dataset(
+        {frames.quantity: (("lead_time", "y", "x"), values, dict(source.attrs))},
+        coords={
+            "lead_time": ("lead_time", lead_time, {"standard_name": "forecast_period"}),
+            "time": ("lead_time", reference + lead_time, {"standard_name": "time"}),
+            "forecast_reference_time": ((), reference, {"standard_name": "forecast_reference_time"}),
+            **Grid.of(cube).coordinates(),
+        },
+    )
+    dataset[frames.quantity].encoding["quantum"] = quantity(frames.quantity).resolution
+    created = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "s")
+    dataset.attrs = {
+        "Conventions": "CF-1.10, ACDD-1.3",
+        "title": f"{quantity(frames.quantity).long_name} nowcast",
+        "source": f"{model.name} (nowcast {__version__})" if model else "withheld",
+        "model": model.name if model else "",
+        "checkpoint": model.digest if model else "",
+        "input_frames": json.dumps(inputs),
+        "snapshot": str(cube.attrs.get("snapshot", "")),
+        "date_created": f"{created}Z",
+        "license": str(cube.attrs.get("licence", "")),
+        "history": f"{created}Z made from {cube.attrs.get('title', 'radar frames')}",
+    }
+    return dataset
+
+
+def _as_run(dataset: xr.Dataset, product: str, producer: str, state: str, reason: str) -> xr.Dataset:
+    """One row of the forecast store: what differs from run to run becomes a label on ``run``."""
+    labels = {
+        "model": product, "producer": producer, "state": state, "reason": reason,
+        **{name: dataset.attrs[name] for name in ("checkpoint", "input_frames", "snapshot")},
+    }  # fmt: skip
+    created = np.datetime64(dataset.attrs["date_created"].rstrip("Z"), "ns")
+    row = dataset.drop_vars("time").expand_dims("run")
+    row = row.assign_coords(
+        {name: ("run", np.asarray([value], object)) for name, value in labels.items()},
+        created=("run", [created]),
+        forecast_reference_time=("run", [dataset["forecast_reference_time"].values]),
+    )
+    keep = ("Conventions", "title", "license")
+    row.attrs = {name: dataset.attrs[name] for name in keep}
+    for name in dataset.data_vars:
+        row[name].encoding = dataset[name].encoding
+    return row
+
+
+def _issued(forecasts: str, reference: np.datetime64) -> set[str]:
+    """Products that have a forecast from this time already."""
+    if not store.exists(forecasts):
+        return set()
+    labels = store.labels(forecasts, "model", "forecast_reference_time")
+    same = labels["forecast_reference_time"] == reference.astype("datetime64[s]").astype(np.int64)
+    return set(labels["model"][same].tolist())
+
+
+def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:
+    wanted = _utc(time)
+    found = np.flatnonzero(stamps == wanted)
+    if not found.size:
+        raise CannotForecast(f"there is no frame at {stamp(wanted)}; the newest is {stamp(stamps[-1])}")
+    return int(found[-1])
+
+
+def _utc(time: datetime | np.datetime64) -> np.datetime64:
+    return np.datetime64(time.astimezone(UTC).replace(tzinfo=None) if isinstance(time, datetime) else time, "ns")
+
+
+def _step(stamps: np.ndarray) -> int:
+    if stamps.size < 2:
+        raise CannotForecast("one frame and no stated cadence: the step is unknown")
+    return int(np.median(np.diff(stamps[-10:]) / np.timedelta64(1, "s")))
+
+
+def _short(name: str) -> str:
+    return name if name in MODELS else Path(name).name
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

@@ -1,0 +1,94 @@
+"""FMI: the Finnish composite of lowest reflectivities as PGM pictures, plain or gzipped.
+
+A PGM of type P5 whose comments tell time and projection; one file is one frame. Source: the comments
+of the files themselves; the radius of the sphere, which they leave out, follows from their corners and
+pixel sizes to the last digit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from pyproj import CRS
+
+from nowcast.cube import BadInput, check, make
+from nowcast.grid import Grid
+from nowcast.readers import Item, decoding, files
+
+TITLE = "FMI radar composite of Finland, lowest reflectivity"
+LICENCE = "CC BY 4.0, Finnish Meteorological Institute (FMI)"
+CADENCE = 300
+
+FORM = "an FMI radar composite in PGM"
+EARTH_RADIUS = 6_371_288.0
+STEP, FLOOR = 0.5, -32.0
+"""dBZ per level, and of level 0: scanned, no echo."""
+MISSING = 255
+
+
+def find(source: Path) -> Iterator[Item]:
+    """The composites of a file or folder, in time order."""
+    yield from map(Item, files(source, "*.pgm", "*.pgm.gz"))
+
+
+def read(item: Item) -> xr.Dataset:
+    """One composite: ``reflectivity`` in dBZ, -32 where nothing echoed.
+
+    Raises:
+        BadInput: If the file is not such a picture.
+    """
+    with decoding(item.path, FORM):
+        notes, levels = _split(item.path)
+        grid = _grid(item.path, notes, levels.shape)
+        stamp = notes["obstime"]
+        time = np.datetime64(f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T{stamp[8:10]}:{stamp[10:12]}", "s")
+    values = levels * np.float32(STEP) + np.float32(FLOOR)
+    values[levels == MISSING] = np.nan
+    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "FMI",
+             "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip()}  # fmt: skip
+    cube = make({"reflectivity": values[None]}, [time], grid, cadence=CADENCE, quantum=STEP, attrs=attrs)
+    return check(cube, item.path)
+
+
+def _split(path: Path) -> tuple[dict[str, str], np.ndarray]:
+    """The comments as key -> rest of line, and the (row, column) uint8 levels, row 0 north."""
+    data = path.read_bytes()
+    stream = io.BytesIO(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
+    if stream.readline().strip() != b"P5":
+        raise BadInput(path, "is not a PGM picture of type P5", "choose the reader for its format")
+    notes: dict[str, str] = {}
+    numbers: list[int] = []
+    while len(numbers) < 3 and (line := stream.readline()):
+        if line.startswith(b"#"):
+            key, _, rest = line[1:].decode().strip().partition(" ")
+            notes[key] = rest
+        else:
+            numbers += map(int, line.split())
+    columns, rows, largest = numbers
+    raster = np.frombuffer(stream.read(), np.uint8)
+    if largest != MISSING or min(rows, columns) < 2 or raster.size < rows * columns:
+        raise BadInput(path, f"holds {raster.size} of {rows}x{columns} pixels of 8 bit", "fetch it again")
+    return notes, raster[: rows * columns].reshape(rows, columns)
+
+
+def _grid(path: Path, notes: Mapping[str, str], shape: tuple[int, ...]) -> Grid:
+    """From the outer corners in degrees; the stated pixel size must agree to a pixel over the whole picture."""
+    if notes["type"] != "stereographic":
+        raise BadInput(path, f"is on a {notes['type']} projection", "give a composite on the stereographic one")
+    crs = CRS.from_dict({"proj": "stere", "lat_0": float(notes["centrallatitude"]),
+                         "lon_0": float(notes["centrallongitude"]), "lat_ts": float(notes["truelatitude"]),
+                         "R": EARTH_RADIUS, "units": "m"})  # fmt: skip
+    rows, columns = shape
+    (west, south), (east, north) = (tuple(map(float, notes[name].split())) for name in ("bottomleft", "topright"))
+    plane = Grid(crs, np.arange(2.0), np.arange(2.0))
+    (left, right), (bottom, top) = plane.project(np.array([west, east]), np.array([south, north]))
+    pixel = ((right - left) / columns, (top - bottom) / rows)
+    stated = float(notes["metersperpixel_x"]), float(notes["metersperpixel_y"])
+    if max(abs(pixel[0] / stated[0] - 1) * columns, abs(pixel[1] / stated[1] - 1) * rows) > 1:
+        raise BadInput(path, "states corners that do not fit its pixel size", "report it to FMI")
+    return Grid.regular(crs, (rows, columns), upper_left=(left, top), pixel=pixel)

@@ -1,0 +1,127 @@
+"""KNMI: composites of the Dutch radars in KNMI's own HDF5 format.
+
+Accumulations (``RAD_NL25_RAP_5min``, ``RAD_NL25_RAC_...``) become rain rates, reflectivity composites
+(``RAD_NL25_PCP_NA``) stay dBZ. One file is one frame.
+
+Source: Roozekrans and Holleman (2003), KNMI HDF5 Data Format Specification v3.5, KNMI IR-2003-05.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xarray as xr
+from pyproj.exceptions import CRSError
+
+from nowcast.cube import BadInput, check, make
+from nowcast.grid import Grid
+from nowcast.readers import Item, attribute, files, member, metric_crs, open_hdf5
+from nowcast.units import MARSHALL_PALMER
+
+TITLE = "KNMI radar composite of the Netherlands"
+LICENCE = "CC BY 4.0, Royal Netherlands Meteorological Institute (KNMI)"
+CADENCE = 300
+
+FORM = "a KNMI radar composite"
+PROJECTION = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
+"""Of the standard grid, in km; used where the file's own string contradicts its corners."""
+
+NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+FORMULA = re.compile(rf"GEO=({NUMBER})\*PV(?:\+?({NUMBER}))?")
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+METRES = {"KM": 1000.0, "M": 1.0}
+
+
+def find(source: Path) -> Iterator[Item]:
+    """The composites of a file or folder, in time order."""
+    yield from map(Item, files(source, "*.h5"))
+
+
+def read(item: Item) -> xr.Dataset:
+    """One composite: ``rainfall_rate`` at the end of its accumulation, or ``reflectivity`` at its nominal time.
+
+    Raises:
+        BadInput: If the file is not a KNMI composite of one observed image.
+    """
+    with open_hdf5(item.path, FORM) as file:
+        overview, image = member(file, "overview"), member(file, "image1")
+        if attribute(overview, "number_image_groups") != 1:
+            raise BadInput(item.path, "holds a forecast of several images", "give the observed composite")
+        start, end = (_time(attribute(overview, f"product_datetime_{edge}")) for edge in ("start", "end"))
+        name, factor = _quantity(image, (end - start) / np.timedelta64(1, "s"))
+        values, gain = _values(image, name)
+        attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "KNMI",
+                 "product": attribute(image, "image_product_name"),
+                 "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
+        grid = _grid(file, values.shape)
+    # KNMI names a reflectivity composite after the start of its lowest scan
+    moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
+    cube = make({name: values[None] * np.float32(factor)}, [moment], grid, cadence=period,
+                quantum=round(gain * factor, 9), attrs=attrs)  # fmt: skip
+    return check(cube, item.path)
+
+
+def _quantity(image: h5py.Group, seconds: float) -> tuple[str, float]:
+    """Cube variable, and the factor that makes the image's unit the variable's."""
+    kind = str(attribute(image, "image_geo_parameter"))
+    if kind.endswith("[DBZ]"):
+        return "reflectivity", 1.0
+    if not kind.endswith("[MM]"):
+        raise BadInput(image.file.filename, f"holds {kind}", "give an accumulation in MM or a reflectivity in DBZ")
+    if seconds <= 0:
+        raise BadInput(image.file.filename, "is an accumulation over no time", "fetch it again")
+    return "rainfall_rate", 3600 / seconds
+
+
+def _values(image: h5py.Group, name: str) -> tuple[np.ndarray, float]:
+    """Decoded (row, column) image in its own unit, NaN = no data, and the step of its quantisation."""
+    calibration = member(image, "calibration")
+    formula = str(attribute(calibration, "calibration_formulas"))
+    match = FORMULA.fullmatch(formula.replace(" ", ""))
+    if not match:
+        raise BadInput(image.file.filename, f"has the formula {formula!r}", "give one of the form GEO=a*PV+b")
+    gain, offset = float(match[1]), float(match[2] or 0)
+    absent = {attribute(calibration, f"calibration_{word}") for word in ("missing_data", "out_of_image")}
+    if name == "reflectivity":
+        absent -= {0}  # there KNMI calls a scanned pixel without echo "missing"
+    raw = member(image, "image_data")[()]
+    values = (raw * gain + offset).astype(np.float32)
+    values[np.isin(raw, list(absent))] = np.nan
+    return values, gain
+
+
+def _time(text: object) -> np.datetime64:
+    """``26-AUG-2010;00:05:00.000`` in UTC; month names do not depend on the locale."""
+    day, month, year = str(text)[:11].split("-")
+    return np.datetime64(f"{year}-{MONTHS.index(month.upper()) + 1:02}-{day}T{str(text)[12:20]}", "s")
+
+
+def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
+    """The file's grid, on its own projection if that puts the stated corners in place, else on KNMI's usual one."""
+    where = member(file, "geographic")
+    rows, columns, row, column, width, height = (
+        float(attribute(where, f"geo_{name}"))  # type: ignore[arg-type]
+        for name in ("number_rows", "number_columns", "row_offset", "column_offset", "pixel_size_x", "pixel_size_y")
+    )
+    if shape != (rows, columns) or height >= 0:
+        raise BadInput(file.filename, f"has an image of {shape} on a grid of {(rows, columns)}", "fetch it again")
+    unit = METRES[str(attribute(where, "geo_dim_pixel")).split(",")[0].upper()]
+    width, height = width * unit, height * unit
+    own = str(attribute(member(where, "map_projection"), "projection_proj4_params"))
+    for definition in (own, PROJECTION):
+        with suppress(CRSError, ValueError):
+            grid = Grid.regular(metric_crs(definition), (int(rows), int(columns)),
+                                upper_left=(column * width, row * height), pixel=(width, -height))  # fmt: skip
+            if "geo_product_corners" not in where.attrs or _misfit(grid, where) <= 1:
+                return grid
+    raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
+
+
+def _misfit(grid: Grid, where: h5py.Group) -> float:
+    lon, lat = np.reshape(attribute(where, "geo_product_corners"), (4, 2)).T
+    return grid.misfit(lon, lat)

@@ -1,0 +1,54 @@
+"""Scores of amounts: how far is the forecast from the observation?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+
+def errors(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums of errors over the pixels where both fields exist.
+
+    Args:
+        forecast: (lead, y, x), NaN = no data.
+        observed: The same shape and unit.
+
+    Returns:
+        int64 ``n``, float64 ``squared_error``, ``absolute_error`` and ``error`` (forecast - observed),
+        all of shape (lead,).
+    """
+    rows = [_errors(*pair) for pair in zip(forecast, observed, strict=True)]
+    n, *totals = np.asarray(rows, np.float64).reshape(-1, 4).T
+    names = ("squared_error", "absolute_error", "error")
+    return {"n": n.astype(np.int64)} | dict(zip(names, totals, strict=True))
+
+
+def _errors(forecast: np.ndarray, observed: np.ndarray) -> tuple[int, float, float, float]:
+    difference = forecast - observed
+    missing = np.isnan(difference)
+    difference[missing] = 0
+    # Float32 sums would lose digits over a million pixels.
+    totals = (part.sum(dtype=np.float64) for part in (np.square(difference), np.abs(difference), difference))
+    return difference.size - np.count_nonzero(missing), *totals
+
+
+def _mean(scores: xr.Dataset, name: str, over: Sequence[str]) -> xr.DataArray:
+    pooled = scores[[name, "n"]].sum(over)
+    return pooled[name] / pooled["n"].where(pooled["n"] > 0)
+
+
+def mse(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
+    """Mean squared error: per pixel, in the unit squared; NaN where nothing was compared."""
+    return _mean(scores, "squared_error", over)
+
+
+def mae(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
+    """Mean absolute error: per pixel, in the unit of the quantity; NaN where nothing was compared."""
+    return _mean(scores, "absolute_error", over)
+
+
+def mean_error(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
+    """Mean error: forecast minus observed per pixel, in the unit; positive means too much rain."""
+    return _mean(scores, "error", over)

@@ -1,0 +1,464 @@
+// The page: reads latest.json, holds what is on screen, and listens to the user.
+
+import { age, hhmm, lead, lonlat, number, stamp } from "./format.js";
+import { MapView } from "./map.js";
+import { Pictures } from "./pictures.js";
+import { buildTimeline, nearest, stateOf } from "./timeline.js";
+import { pointChart } from "./charts.js";
+import { SkillPanel } from "./skill.js";
+import { readAddress, writeAddress } from "./address.js";
+
+const POLL = 20000;
+const RETRY = 5000; // a picture that failed is asked for again
+const HOLD = 4; // frames that the loop rests on its last one
+const $ = (id) => document.getElementById(id);
+
+const pictures = new Pictures();
+const skill = new SkillPanel($("skill"));
+const map = new MapView($("map"), { hover: readOut, pick: keepPoint, moved: afterMove });
+
+const state = { model: null, run: null, time: null, safe: false, local: false, compare: false, playing: false,
+                ...readAddress(location.hash) };
+const override = clockOverride();
+let manifest = null, base = null, timeline = null;
+let wanted = 0; // index asked for
+let shown = null; // frame whose picture is on the map: every label speaks of this one
+let skew = 0; // server's clock minus this one's
+let cursor = null; // picture pixel under the mouse
+
+// --- data ---------------------------------------------------------------------------------------
+
+async function poll() {
+  try {
+    const response = await fetch(`latest.json?${Date.now()}`, { cache: "no-store", signal: AbortSignal.timeout(15000) });
+    if (!response.ok) throw new Error(`the server answered ${response.status}`);
+    const fresh = await response.json();
+    const date = Date.parse(response.headers.get("date"));
+    if (Number.isFinite(date)) skew = date - Date.now();
+    if (fresh.created !== manifest?.created) await accept(fresh);
+    $("connection").hidden = true;
+    poll.since = null;
+  } catch (error) {
+    poll.since ??= Date.now();
+    $("connection").hidden = false;
+    $("connection").textContent = `No connection since ${hhmm(poll.since)} UTC`;
+    $("connection").title = String(error.message ?? error);
+  }
+  setTimeout(poll, POLL);
+}
+
+async function accept(fresh) {
+  if (manifest && fresh.page !== manifest.page) return location.reload(); // a new version of the page itself
+  if (fresh.base !== manifest?.base) {
+    const response = await fetch(fresh.base);
+    if (!response.ok) throw new Error(`${fresh.base}: ${response.status}`);
+    base = await response.json();
+    map.setBase(base);
+  }
+  manifest = fresh;
+  document.title = $("title").textContent = manifest.title;
+  $("attribution").textContent = manifest.attribution;
+  if (!manifest.products.includes(state.model)) state.model = manifest.products[0] ?? null;
+  paintColours();
+  paintPictureLinks();
+  rebuild();
+  tick();
+  if (manifest.scores) await skill.load(manifest);
+}
+
+/** Makes the timeline anew and stays at the same valid time, or at the newest radar frame. */
+function rebuild() {
+  timeline = buildTimeline(manifest, state.model, state.run);
+  if (!timeline.pinned) state.run = null;
+  wanted = state.time === null ? timeline.now : nearest(timeline.frames, state.time);
+  paintModels();
+  paintRuns();
+  paintTicks();
+  paintState();
+  show(wanted);
+  const ahead = timeline.frames.map((frame, index) => [Math.abs(index - wanted), frame.file]).sort((a, b) => a[0] - b[0]);
+  const truths = timeline.frames.map((frame) => frame.truth).filter(Boolean);
+  pictures.preload([...ahead.map(([, file]) => file), ...truths], paintLoaded);
+}
+
+// --- one frame ----------------------------------------------------------------------------------
+
+function go(index) {
+  const { frames, now } = timeline;
+  const target = Math.min(Math.max(index, 0), frames.length - 1);
+  state.time = target === now && !timeline.pinned ? null : frames[target].time;
+  show(target);
+}
+
+/** Shows a frame when its picture is here; until then, and if it fails, the previous one stays and says so. */
+async function show(index) {
+  wanted = index;
+  const frame = timeline.frames[index];
+  const compared = state.compare && frame.truth;
+  const file = compared ? frame.truth : frame.file;
+  paintSlider();
+  if (!pictures.peek(file)) trouble(shown ? `Loading ${hhmm(frame.time)} UTC …` : "", 400);
+  try {
+    const picture = await pictures.load(file);
+    if (timeline.frames[wanted] !== frame || Boolean(state.compare && frame.truth) !== Boolean(compared)) return;
+    shown = { ...frame, kind: compared ? "observed" : frame.kind, model: state.model, entry: timeline.entry };
+    trouble("");
+    map.setPicture(picture);
+    paintShown();
+  } catch {
+    if (timeline.frames[wanted] !== frame) return;
+    const kept = shown ? `still showing ${hhmm(shown.time)} UTC` : "trying again";
+    trouble(`The picture of ${hhmm(frame.time)} UTC could not be loaded, ${kept}.`);
+    setTimeout(() => timeline.frames[wanted] === frame && show(wanted), RETRY);
+  }
+}
+
+function trouble(text, delay = 0) {
+  clearTimeout(trouble.timer);
+  trouble.timer = setTimeout(() => {
+    $("trouble").hidden = !text;
+    $("trouble").textContent = text;
+  }, delay);
+}
+
+function paintShown() {
+  const forecast = shown.kind === "forecast";
+  $("stamp").dataset.kind = shown.kind;
+  $("kind").textContent = forecast ? `Forecast ${lead(shown.lead)}` : "Observed";
+  $("maker").textContent = forecast ? makerOf(shown) : "";
+  const first = stamp(shown.time, state.local), second = stamp(shown.time, !state.local);
+  $("valid").innerHTML = "";
+  $("valid").append(first.time, Object.assign(document.createElement("small"), { textContent: ` ${first.zone}` }));
+  $("valid-other").textContent = `${first.date} · ${second.time} ${second.zone === first.zone ? "local" : second.zone}`;
+  $("map").setAttribute("aria-label", `${manifest.quantity.long_name}, ${$("kind").textContent}, valid ${$("valid").textContent}`);
+  $("compare").hidden = !timeline.frames[wanted].truth;
+  $("compare").setAttribute("aria-pressed", state.compare);
+  skill.mark(forecast ? shown.lead : null);
+  readOut(cursor);
+  paintPoint();
+  afterMove();
+}
+
+function makerOf(frame) {
+  const { producer, state: how } = frame.entry;
+  return how === "fallback" ? `${producer} for ${frame.model}` : frame.model;
+}
+
+// --- time ---------------------------------------------------------------------------------------
+
+/** ?now=2010-08-26T06:00Z sets the clock of the page, for archived data. */
+function clockOverride() {
+  const text = new URLSearchParams(location.search).get("now");
+  const start = Date.parse(text ?? "");
+  return Number.isFinite(start) ? () => start + performance.now() : null;
+}
+
+function clock() {
+  if (override) return override();
+  return manifest.replay ? Date.parse(manifest.observed.at(-1).time) : Date.now() + skew;
+}
+
+/** Ages grow and turn amber and red by themselves, whether or not anything new arrives. */
+function tick() {
+  if (!timeline) return;
+  const { amber, red } = manifest.age_minutes;
+  const judge = (ms) => (ms >= red * 60000 ? "red" : ms >= amber * 60000 ? "amber" : "ok");
+  const paint = (id, time, words) => {
+    const how = time === null ? "red" : judge(clock() - time);
+    $(id).dataset.state = how;
+    $(id).querySelector(".text").textContent = time === null ? words : `${hhmm(time)} · ${age(clock() - time)}`;
+    return how;
+  };
+  const radar = paint("age-observed", timeline.newest);
+  paint("age-run", timeline.run ? Date.parse(timeline.run.reference_time) : null, "none");
+  $("stage").dataset.age = radar;
+  $("outage").hidden = radar !== "red";
+  $("outage").textContent = `Radar outage: the newest frame is ${age(clock() - timeline.newest)} old. This is not the present weather.`;
+  $("replay").hidden = !manifest.replay && !override;
+  $("replay").textContent = override ? `Replay · clock ${hhmm(clock())} UTC` : "Replay";
+  paintClockMark(radar);
+}
+
+// --- painting -----------------------------------------------------------------------------------
+
+function paintColours() {
+  const colours = manifest.colours[state.safe ? "safe" : "default"];
+  const classOf = (value) => colours.breaks.findLastIndex((limit) => value >= limit);
+  const word = (value) => colours.colours[classOf(value)] ?? null;
+  state.words = [null, null, ...manifest.values.table.map(word)];
+  map.setColours(state.words);
+  $("colours").setAttribute("aria-pressed", state.safe);
+  const unit = Object.assign(document.createElement("p"), { className: "unit", textContent: manifest.quantity.unit });
+  const classes = colours.breaks.map((limit, index) => swatch(colours.colours[index], number(limit)));
+  $("legend").replaceChildren(unit, ...classes.reverse(), swatch(null, "dry", "dry"), swatch(null, "no radar", "nodata"));
+  paintPoint();
+}
+
+function swatch(colour, text, kind = "") {
+  const item = Object.assign(document.createElement("div"), { className: `class ${kind}` });
+  const box = document.createElement("i");
+  if (colour) box.style.background = colour;
+  item.append(box, Object.assign(document.createElement("span"), { textContent: text }));
+  return item;
+}
+
+function paintModels() {
+  const latest = (model) => manifest.runs.find((run) => run.models.some((entry) => entry.model === model));
+  $("models").replaceChildren(...manifest.products.map((model) => {
+    const run = model === state.model ? timeline.run : latest(model);
+    const entry = run?.models.find((candidate) => candidate.model === model);
+    const how = entry?.state ?? "none";
+    const words = { ok: "", fallback: `fallback: ${entry?.producer}`, withheld: "withheld", none: "no run" }[how] ?? how;
+    const button = Object.assign(document.createElement("button"), { type: "button", title: entry?.reason || model });
+    button.setAttribute("role", "radio");
+    button.setAttribute("aria-checked", model === state.model);
+    button.dataset.state = how;
+    button.append(Object.assign(document.createElement("b"), { textContent: model }),
+                  Object.assign(document.createElement("small"), { textContent: words }));
+    button.addEventListener("click", () => choose({ model }));
+    return button;
+  }));
+}
+
+function paintRuns() {
+  const option = (value, text) => Object.assign(document.createElement("option"), { value, textContent: text });
+  const mark = (run) => ({ fallback: " · fallback", withheld: " · withheld" })[run.models.find((entry) => entry.model === state.model)?.state] ?? "";
+  const runs = manifest.runs.filter((run) => run.models.some((entry) => entry.model === state.model));
+  const text = (run) => `${hhmm(Date.parse(run.reference_time))} UTC${mark(run)}`;
+  $("run").replaceChildren(option("", runs.length ? `newest, ${text(runs[0])}` : "none"),
+                           ...runs.slice(1).map((run) => option(run.reference_time, text(run))));
+  $("run").value = state.run ?? "";
+}
+
+function position(time) {
+  const { frames } = timeline;
+  const span = frames.at(-1).time - frames[0].time;
+  return span ? (100 * (time - frames[0].time)) / span : 0;
+}
+
+function paintTicks() {
+  const { frames, now } = timeline;
+  const mark = (kind, time, text = "") => {
+    const node = Object.assign(document.createElement("i"), { className: kind, textContent: text });
+    node.style.left = `${position(time)}%`;
+    return node;
+  };
+  const band = (kind, from, to) => {
+    const node = mark(`band ${kind}`, from);
+    node.style.width = `${position(to) - position(from)}%`;
+    return node;
+  };
+  const ticks = frames.map((frame) => {
+    const node = mark(`tick ${frame.kind}`, frame.time);
+    node.dataset.file = frame.file;
+    node.classList.toggle("ready", Boolean(pictures.peek(frame.file)));
+    return node;
+  });
+  const minutes = (frames.at(-1).time - frames[0].time) / 60000, every = (minutes > 300 ? 60 : minutes > 100 ? 30 : 15) * 60000;
+  const hours = [];
+  for (let time = Math.ceil(frames[0].time / every) * every; time <= frames.at(-1).time; time += every) {
+    hours.push(mark("hour", time, stamp(time, state.local).time));
+  }
+  const flag = mark("flag", frames[now].time);
+  $("ticks").replaceChildren(band("observed", frames[0].time, frames[now].time), band("forecast", frames[now].time, frames.at(-1).time),
+                             ...ticks, ...hours, flag, mark("present", frames[now].time));
+  Object.assign($("slider"), { min: frames[0].time, max: Math.max(frames.at(-1).time, frames[0].time + 1) });
+}
+
+/** The flag stands where radar ends; it says "now" only while that is true. The small mark is the clock. */
+function paintClockMark(radar) {
+  const { frames, pinned, run } = timeline, flag = $("ticks").querySelector(".flag"), present = $("ticks").querySelector(".present");
+  const text = pinned ? `run ${hhmm(Date.parse(run.reference_time))}` : radar === "ok" ? "now" : "last radar";
+  if (flag.textContent !== text) flag.textContent = text;
+  flag.dataset.state = pinned ? "ok" : radar;
+  present.hidden = clock() > frames.at(-1).time || clock() < frames[0].time;
+  present.style.left = `${position(clock())}%`;
+}
+
+function paintLoaded(file) {
+  for (const node of $("ticks").querySelectorAll(".tick")) if (node.dataset.file === file) node.classList.add("ready");
+  if (map.point) paintPoint();
+}
+
+function paintSlider() {
+  const frame = timeline.frames[wanted];
+  $("slider").value = frame.time;
+  const kind = frame.kind === "forecast" ? `forecast ${lead(frame.lead)}` : "observed";
+  $("slider").setAttribute("aria-valuetext", `${kind}, valid ${hhmm(frame.time)} UTC`);
+}
+
+function paintState() {
+  const said = stateOf(timeline, state.model);
+  $("banner").hidden = !said;
+  $("banner").textContent = said?.text ?? "";
+  $("banner").dataset.state = { withheld: "red", fallback: "amber" }[said?.state] ?? "";
+}
+
+function paintPictureLinks() {
+  const drawn = manifest.maps;
+  $("pictures").hidden = !drawn;
+  if (!drawn) return;
+  const link = ({ file, text }) => Object.assign(document.createElement("a"), { href: file, textContent: text, target: "_blank", rel: "noopener" });
+  $("picture-links").replaceChildren(`${drawn.model}, run ${hhmm(Date.parse(drawn.reference_time))} UTC: `, ...drawn.files.map(link));
+}
+
+// --- values -------------------------------------------------------------------------------------
+
+function valueText(level) {
+  const { unit } = manifest.quantity;
+  if (level === undefined) return "outside the map";
+  if (level === 0) return "no radar";
+  if (level === 1) return `< ${number(manifest.values.below)} ${unit}`;
+  return `${number(manifest.values.table[level - 2])} ${unit}`;
+}
+
+function readOut(pixel) {
+  cursor = pixel;
+  const at = pixel ?? map.point;
+  if (!manifest || !at || !shown) return;
+  const place = map.lonlat(at);
+  $("readout").replaceChildren(Object.assign(document.createElement("b"), { textContent: valueText(map.level(at)) }),
+                               place ? ` ${lonlat(place)}` : "");
+}
+
+function keepPoint(pixel) {
+  map.point = pixel && map.level(pixel) !== undefined ? pixel : null;
+  map.draw();
+  readOut(pixel);
+  paintPoint();
+  remember();
+}
+
+function paintPoint() {
+  $("point").hidden = !map.point || !timeline;
+  if ($("point").hidden) return;
+  const { below, table } = manifest.values, [column, row] = map.point.map(Math.floor);
+  const frames = timeline.frames.map((frame) => {
+    const picture = pictures.peek(frame.file);
+    const level = picture?.levels[row * picture.width + column];
+    return { ...frame, value: level > 1 ? table[level - 2] : null, colour: state.words[level] ?? "transparent" };
+  });
+  const { unit } = manifest.quantity, { logarithmic } = manifest.values, high = Math.max(...manifest.colours.default.breaks);
+  $("point-chart").replaceChildren(pointChart({ frames, current: wanted, now: timeline.now, low: below, high, unit, logarithmic }));
+}
+
+function afterMove() {
+  const each = base && map.kilometresPerPixel();
+  if (each) {
+    const goal = each * 120, unit = 10 ** Math.floor(Math.log10(goal));
+    const length = [5, 2, 1].find((step) => step * unit <= goal) * unit;
+    $("scale-bar").style.width = `${length / each}px`;
+    $("scale-text").textContent = length >= 1 ? `${length} km` : `${length * 1000} m`;
+  }
+  remember();
+}
+
+// --- choices ------------------------------------------------------------------------------------
+
+/** Changes model or run and stays at the same valid time. */
+function choose(change) {
+  Object.assign(state, change);
+  if (state.time === null && !timeline.pinned && change.run) state.time = timeline.frames[timeline.now].time;
+  rebuild();
+  tick();
+  remember();
+}
+
+function nextModel() {
+  const { products } = manifest;
+  choose({ model: products[(products.indexOf(state.model) + 1) % products.length] });
+}
+
+function otherRun(step) {
+  const options = [...$("run").options].map((option) => option.value);
+  const target = options.indexOf(state.run ?? "") + step;
+  if (target >= 0 && target < options.length) choose({ run: options[target] || null });
+}
+
+function play(on) {
+  state.playing = on;
+  $("play").setAttribute("aria-label", on ? "Pause" : "Play");
+  $("play").dataset.playing = on;
+  clearTimeout(play.timer);
+  if (on) advance(0);
+}
+
+/** The next frame is due after the pause of this one and when its picture is here, so the loop never skips. */
+function advance(rest) {
+  play.timer = setTimeout(async () => {
+    const last = timeline.frames.length - 1;
+    go(wanted === last ? 0 : wanted + 1);
+    await pictures.load(timeline.frames[wanted].file).catch(() => {});
+    if (state.playing) advance((1000 / Number($("speed").value)) * (wanted === last ? HOLD : 1));
+  }, rest);
+}
+
+function flip(key) {
+  state[key] = !state[key];
+  if (key === "safe") paintColours();
+  if (key === "compare") show(wanted);
+  if (key === "local") {
+    paintZone();
+    paintTicks();
+    tick();
+    if (shown) paintShown();
+  }
+  remember();
+}
+
+function paintZone() {
+  $("clock").textContent = state.local ? "Local time" : "UTC";
+  $("clock").setAttribute("aria-pressed", state.local);
+}
+
+function remember() {
+  if (manifest) writeAddress({ ...state, view: map.view, point: map.point, model: state.model });
+}
+
+const KEYS = {
+  " ": () => play(!state.playing), ArrowLeft: () => step(-1), ArrowRight: () => step(1),
+  Home: () => step(-Infinity), End: () => step(Infinity), n: toNow, m: nextModel, c: () => flip("safe"),
+  u: () => flip("local"), o: () => timeline.frames[wanted].truth && flip("compare"),
+  "[": () => otherRun(1), "]": () => otherRun(-1), "+": () => map.zoom(1.5), "=": () => map.zoom(1.5),
+  "-": () => map.zoom(1 / 1.5), 0: () => map.showAll(), "?": () => $("help").showModal(),
+};
+
+function step(by) {
+  play(false);
+  go(wanted + by);
+}
+
+function toNow() {
+  play(false);
+  if (timeline.pinned) choose({ run: null, time: null });
+  go(timeline.now);
+}
+
+document.addEventListener("keydown", (event) => {
+  const { target, key } = event;
+  if (!manifest || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
+  if (target.closest("select") || (key === " " && target.closest("button, a"))) return;
+  if (!KEYS[key]) return;
+  event.preventDefault();
+  KEYS[key]();
+});
+
+const clicks = {
+  play: () => play(!state.playing), back: () => step(-1), forward: () => step(1), now: toNow,
+  clock: () => flip("local"), colours: () => flip("safe"), compare: () => flip("compare"),
+  "help-open": () => $("help").showModal(), "point-clear": () => keepPoint(null),
+  "zoom-in": () => map.zoom(1.5), "zoom-out": () => map.zoom(1 / 1.5), "zoom-all": () => map.showAll(),
+};
+for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", () => manifest && action());
+$("slider").addEventListener("input", () => {
+  play(false);
+  go(nearest(timeline.frames, Number($("slider").value)));
+});
+$("run").addEventListener("change", () => choose({ run: $("run").value || null }));
+addEventListener("hashchange", () => location.reload()); // a link pasted into the open page
+
+map.view = state.view ?? null;
+map.point = state.point ?? null;
+paintZone();
+setInterval(tick, 1000);
+poll();

@@ -1,0 +1,191 @@
+"""Trains a network from a recipe, with Lightning.
+
+    nowcast train configs/training/convlstm-small.yaml
+    nowcast train configs/training/convlstm-debug.yaml trainer.epochs=2
+
+A run folder holds ``last.ckpt`` (to resume), ``best.safetensors`` and ``last.safetensors`` (to use),
+the resolved recipe, and the logs as CSV and for TensorBoard.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from nowcast.torchvision_cpu import import_torchvision
+
+import_torchvision()  # before Lightning, which imports it too
+
+import lightning  # noqa: E402
+from lightning.pytorch import callbacks, loggers  # noqa: E402
+
+from models import Nowcaster, build  # noqa: E402
+from nowcast import __version__, checkpoint, store  # noqa: E402
+from nowcast.checkpoint import Card  # noqa: E402
+from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
+from nowcast.windows import Batch, Windows, check_apart, loader  # noqa: E402
+
+RESUME = "last.ckpt"
+
+
+def train(recipe: Recipe, *, resume: bool = True) -> Path:
+    """Trains until the recipe says stop.
+
+    Args:
+        recipe: Network, data, trainer.
+        resume: Go on from ``last.ckpt`` of a run of this name, if there is one.
+
+    Returns:
+        The exported network with the best validation loss, ``<runs>/<name>/best.safetensors``.
+
+    Raises:
+        ConfigError: Data that overlap, or that hold no window.
+    """
+    started = time.perf_counter()
+    folder = recipe.runs / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lightning.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
+    fitting, held_out = _data(recipe)
+    learner = Learner(_network(recipe), recipe.trainer)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    trainer = _trainer(recipe, folder)
+    last = folder / RESUME
+    trainer.fit(learner, _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False),
+                ckpt_path=last if resume and last.exists() else None)  # fmt: skip
+    return _export(recipe, folder, learner, trainer, fitting, time.perf_counter() - started)
+
+
+class Learner(lightning.LightningModule):
+    """A network and its optimiser; the loss is the network's own affair."""
+
+    def __init__(self, network: Nowcaster, settings: TrainerSettings) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        progress = min(1.0, self.global_step / total)
+        loss = self.network.training_loss(batch["past"], batch["future"], progress, batch["mask"])
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]))
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Masked squared error of the forecast, and of persistence beside it."""
+        past, future, mask = batch["past"], batch["future"], batch["mask"]
+        for name, forecast in (("valid_loss", self.network(past)), ("persistence_loss", past[:, -1:])):
+            loss = ((forecast - future).square() * mask).sum() / mask.sum().clamp(min=1)
+            self.log(name, loss, prog_bar=name == "valid_loss", batch_size=len(past), sync_dist=True)
+
+    def configure_optimizers(self) -> dict:
+        settings = self.settings
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
+        optimiser = kind(self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        schedule = self._schedule(optimiser)
+        return {"optimizer": optimiser} | ({"lr_scheduler": schedule} if schedule else {})
+
+    def _schedule(self, optimiser: torch.optim.Optimizer) -> dict | None:
+        rate, kinds = self.settings.learning_rate, torch.optim.lr_scheduler
+        match self.settings.schedule:
+            case "plateau":
+                halving = kinds.ReduceLROnPlateau(optimiser, factor=0.5, patience=4)
+                return {"scheduler": halving, "monitor": "valid_loss"}
+            case "one-cycle":
+                steps = int(self.trainer.estimated_stepping_batches)
+                return {"scheduler": kinds.OneCycleLR(optimiser, rate, total_steps=steps), "interval": "step"}
+            case "cosine":
+                steps = int(self.trainer.estimated_stepping_batches)
+                return {"scheduler": kinds.CosineAnnealingLR(optimiser, steps), "interval": "step"}
+            case _:
+                return None
+
+
+def _data(recipe: Recipe) -> tuple[Windows, Windows]:
+    fitting = Windows(recipe.train, recipe.windows, augment=True)
+    held_out = Windows(recipe.valid, recipe.windows, augment=False)
+    check_apart(fitting, held_out)
+    cadences = {windows.cube(index).attrs.get("cadence_seconds") for windows in (fitting, held_out)
+                for index in range(len(windows.spans))}  # fmt: skip
+    if len(cadences) > 1:
+        raise ConfigError(f"The stores have different steps ({', '.join(map(str, cadences))} s); train on one.")
+    return fitting, held_out
+
+
+def _network(recipe: Recipe) -> Nowcaster:
+    windows = recipe.windows
+    network = build(recipe.model, in_steps=windows.in_steps, out_steps=windows.out_steps, **recipe.options)
+    if not network.trainable:
+        raise ConfigError(f"{recipe.model} has nothing to learn; choose a network (`nowcast models`).")
+    if recipe.start_from:
+        network.load_state_dict(checkpoint.load(recipe.start_from).network.state_dict())
+    return network
+
+
+def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.data.DataLoader:
+    settings = recipe.trainer
+    return loader(windows, batch_size=settings.batch_size, workers=settings.workers, seed=settings.seed,
+                  shuffle=shuffle, batches=settings.batches_per_epoch if shuffle else None)  # fmt: skip
+
+
+def _trainer(recipe: Recipe, folder: Path) -> lightning.Trainer:
+    settings = recipe.trainer
+    extras: list[callbacks.Callback] = [
+        callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", save_last=True, enable_version_counter=False),
+        callbacks.EarlyStopping("valid_loss", patience=settings.patience),
+        callbacks.LearningRateMonitor(),
+        callbacks.TQDMProgressBar(refresh_rate=5),
+    ]
+    if settings.ema_decay:
+        extras.append(callbacks.EMAWeightAveraging(decay=settings.ema_decay))
+    return lightning.Trainer(
+        accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy,
+        precision=settings.precision, max_epochs=settings.epochs, callbacks=extras, log_every_n_steps=5,
+        gradient_clip_val=settings.clip_value or settings.clip_norm,
+        gradient_clip_algorithm="value" if settings.clip_value else "norm",
+        logger=[loggers.CSVLogger(folder, name="", version="csv"),
+                loggers.TensorBoardLogger(folder, name="", version="tensorboard")],
+        default_root_dir=folder, enable_model_summary=False,
+    )  # fmt: skip
+
+
+def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows,
+            seconds: float) -> Path:  # fmt: skip
+    """Writes the best and the last weights as checkpoints with their card."""
+    best, score = trainer.checkpoint_callback.best_model_path, trainer.checkpoint_callback.best_model_score
+    for name, source in (("last", folder / RESUME), ("best", Path(best))):
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        facts = {"epochs": int(state["epoch"]) + 1, "steps": int(state["global_step"]), "seconds": round(seconds),
+                 "best_valid_loss": float(score), "device": str(trainer.strategy.root_device),
+                 "machine": platform.processor() or platform.machine(), "torch": torch.__version__}  # fmt: skip
+        _load(learner.network, state["state_dict"])
+        exported = checkpoint.save(folder / f"{name}.safetensors", learner.network, _card(recipe, fitting, facts))
+    return exported
+
+
+def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
+    prefix = "network."
+    network.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+
+
+def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
+    scaling, cube = fitting.scaling, fitting.cube(0)
+    spans = tuple(
+        {"store": span.store, "start": str(span.start), "end": str(span.end), "snapshot": fitting.versions[index],
+         "frames": len(fitting.frames(index)), "title": str(fitting.cube(index).attrs.get("title", "")),
+         "licence": str(fitting.cube(index).attrs.get("licence", ""))}
+        for index, span in enumerate(fitting.spans)
+    )  # fmt: skip
+    return Card(
+        model=recipe.model, options=recipe.options, in_steps=recipe.windows.in_steps,
+        out_steps=recipe.windows.out_steps, quantity=recipe.windows.quantity,
+        scaling=ScalingSettings(kind=scaling.kind, low=scaling.low, high=scaling.high),
+        cadence_seconds=int(cube.attrs["cadence_seconds"]), recipe=recipe.model_dump(mode="json"), data=spans,
+        training=facts, code_version=__version__, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    )  # fmt: skip
+
+

@@ -1,0 +1,126 @@
+"""Which forecasts meet which observations, and where the sums are kept.
+
+A forecast frame is scored once its valid time has been observed, on the pixels where both exist.
+What is stored are sums per run, lead and threshold; ratios are made on reading (``nowcast.scores``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+
+import numpy as np
+import xarray as xr
+
+from nowcast import scores as score
+from nowcast import store
+from nowcast.units import quantity
+
+RUNS_PER_COMMIT = 64
+COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
+SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames")
+
+
+def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float] | None = None,
+           since: datetime | None = None, progress: Callable[[int, int, str], None] | None = None) -> int:  # fmt: skip
+    """Scores every forecast frame that can be scored and is not yet.
+
+    Args:
+        path: Cube store.
+        forecasts: Forecast store.
+        scores: Score store; made if it does not exist.
+        thresholds: Event limits in the quantity's unit; None: the quantity's own. A score store
+            keeps those it was made with.
+        since: Only runs from this reference time on, UTC; None: all.
+        progress: Called with runs done, runs in all, name of the run.
+
+    Returns:
+        Number of forecast frames scored now.
+    """
+    observed, runs = store.open_store(path), store.open_store(forecasts)
+    name = str(next(iter(runs.data_vars)))
+    with store.writing(scores):
+        limits = _limits(scores, name, thresholds)
+        _open_rows(runs, scores, limits, since)
+        rows = _pending(runs, observed, scores)
+        total = 0
+        for start in range(0, len(rows), RUNS_PER_COMMIT):
+            total += _score_batch(rows[start : start + RUNS_PER_COMMIT], runs[name], observed[name], scores, limits)
+            if progress:
+                progress(min(start + RUNS_PER_COMMIT, len(rows)), len(rows), scores)
+    return total
+
+
+def _limits(scores: str, name: str, thresholds: Sequence[float] | None) -> np.ndarray:
+    if store.exists(scores):
+        return store.open_store(scores)["threshold"].values
+    return np.asarray(quantity(name).thresholds if thresholds is None else thresholds, np.float64)
+
+
+def _open_rows(runs: xr.Dataset, scores: str, limits: np.ndarray, since: datetime | None) -> None:
+    """Adds an empty row for every run that has none; withheld runs have nothing to score."""
+    known = set(_keys(store.open_store(scores))) if store.exists(scores) else set()
+    earliest = np.datetime64("1677-09-22") if since is None else np.datetime64(since.replace(tzinfo=None))
+    wanted = [index for index, key in enumerate(_keys(runs))
+              if key not in known and runs["producer"].values[index] and key[0] >= earliest]  # fmt: skip
+    if wanted:
+        store.append(scores, _empty(runs.isel(run=wanted), limits), along="run", message=f"Expect {len(wanted)} runs")
+
+
+def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
+    shape = (runs.sizes["run"], runs.sizes["lead_time"], limits.size)
+    table = {name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS}
+    for name in SUMS:
+        kind = np.int64 if name in ("n", "frames") else np.float64
+        table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
+    labels = ("forecast_reference_time", "model", "producer")
+    coords = {name: ("run", runs[name].values) for name in labels}
+    unit = quantity(str(next(iter(runs.data_vars)))).unit
+    return xr.Dataset(
+        table,
+        coords=coords
+        | {"lead_time": runs["lead_time"].drop_vars("time", errors="ignore").variable}
+        | {"threshold": ("threshold", limits, {"units": unit})},
+        attrs={"title": "Verification sums", "quantity": str(next(iter(runs.data_vars))),
+               "event": "value >= threshold", "ssim_on": "the quantity scaled to [0, 1]"},
+    )  # fmt: skip
+
+
+def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[tuple[int, int]]]]:
+    """(row in scores, row in runs, [(lead, frame observed at its valid time)]) of all that can be scored now."""
+    table = store.open_store(scores)
+    place = {key: index for index, key in enumerate(_keys(runs))}
+    frame = {time: index for index, time in enumerate(observed["time"].values)}
+    leads, done = runs["lead_time"].values, table["n"].values > 0
+    rows = []
+    for row, key in enumerate(_keys(table)):
+        pairs = [(lead, frame[key[0] + step]) for lead, step in enumerate(leads)
+                 if not done[row, lead] and key[0] + step in frame]  # fmt: skip
+        if pairs and key in place:
+            rows.append((row, place[key], pairs))
+    return rows
+
+
+def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray) -> int:
+    """Scores some runs and writes them back in one commit."""
+    first, last = min(row for row, *_ in rows), max(row for row, *_ in rows)
+    table = store.open_store(scores).isel(run=slice(first, last + 1)).load()
+    count = 0
+    for row, run, pairs in rows:
+        for lead, sums in _frames(run, pairs, forecast, observed, limits):
+            count += 1
+            for name, value in sums.items():
+                table[name].values[row - first, lead] = value
+    store.replace(scores, table, along="run", at=slice(first, last + 1), message=f"Score {count} frames")
+    return count
+
+
+def _frames(run: int, pairs: list[tuple[int, int]], forecast: xr.DataArray, observed: xr.DataArray,
+            limits: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
+    for lead, frame in pairs:
+        made, seen = forecast[run, lead].values, observed[frame].values
+        yield lead, score.sums(made, seen, thresholds=limits, scaling=quantity(str(forecast.name)).scaling)
+
+
+def _keys(table: xr.Dataset) -> list[tuple[np.datetime64, str]]:
+    return list(zip(table["forecast_reference_time"].values, table["model"].values.tolist(), strict=True))
