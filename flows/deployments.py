@@ -7,6 +7,7 @@ python -m flows.deployments serve operations/knmi.yaml      # what `nowcast up` 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,13 +77,13 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
     """
     every = config.load(config.Operations, operations, overrides).every_minutes
     chain: dict[str, Any] = {"config": operations} | ({"overrides": list(overrides)} if overrides else {})
-    tags = ("operations",)
+    tags, recipes = ("operations",), _recipes()
     return [
         # The cycle works on the newest frame: a run that cannot start now has nothing to do later.
         Deployment("cycle", "flows.cycle.cycle", chain, tags, every_minutes=every, limit=1, collision="CANCEL_NEW"),
         Deployment("verify", "flows.verify.verify", chain, tags, limit=1),
         Deployment("backfill", "flows.backfill.backfill", chain, tags, limit=1),
-        *(_training(model) for model in trainable()),
+        *(_training(model, recipes.get(model)) for model in trainable()),
     ]
 
 
@@ -91,9 +92,17 @@ def trainable() -> list[str]:
     return [name for name in MODELS if model_class(name).trainable]
 
 
-def _training(model: str) -> Deployment:
-    recipe = {"recipe": f"training/{model}-debug.yaml"}
-    return Deployment(f"train-{model}", f"flows.train.{model}", recipe, ("training",), pool="gpu")
+def _training(model: str, recipe: str | None) -> Deployment:
+    """Without a shipped recipe, one must be named at every start."""
+    parameters = {"recipe": recipe} if recipe else {}
+    return Deployment(f"train-{model}", f"flows.train.{model}", parameters, ("training",), pool="gpu")
+
+
+def _recipes() -> dict[str, str]:
+    """Each network's shipped recipe, the first by name: debug before small."""
+    folder = config.shipped_folder()
+    files = sorted(folder.glob("training/*.yaml"), reverse=True)
+    return {config.load(config.Recipe, file).model.partition(":")[0]: str(file.relative_to(folder)) for file in files}
 
 
 # --- one box: served by this process --------------------------------------------------------------
@@ -112,7 +121,17 @@ def serve(operations: str, overrides: Sequence[str] = ()) -> None:
     for row in deployments(operations, overrides):
         runner.add_deployment(served(row))
     run_deployment(f"cycle/{NAME}", timeout=0)
-    asyncio.run(runner.start())
+    asyncio.run(_work(runner))
+
+
+async def _work(runner: Runner) -> None:
+    """Works until SIGINT, then ends the runs and says so, which frees their places.
+
+    Prefect's own SIGTERM handler leaves them behind as running for ever.
+    """
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(runner.astop()))
+    await runner.start()
 
 
 def limit_gpu(trainings: int = 1) -> None:
@@ -123,18 +142,20 @@ def limit_gpu(trainings: int = 1) -> None:
 
 def served(row: Deployment) -> RunnerDeployment:
     """A row as Prefect serves it."""
+    limit = schedule = None
+    if row.every_minutes:
+        schedule = Interval(row.every_minutes * 60, anchor_date=ANCHOR, slug=row.flow)
+    if row.limit:
+        strategy = ConcurrencyLimitStrategy(row.collision)
+        limit = ConcurrencyLimitConfig(limit=row.limit, collision_strategy=strategy, grace_period_seconds=GRACE_SECONDS)
     return RunnerDeployment.from_entrypoint(
         row.entrypoint,
         NAME,
-        schedule=row.every_minutes and Interval(row.every_minutes * 60, anchor_date=ANCHOR, slug=row.flow),
-        concurrency_limit=row.limit and ConcurrencyLimitConfig(
-            limit=row.limit,
-            collision_strategy=ConcurrencyLimitStrategy(row.collision),
-            grace_period_seconds=GRACE_SECONDS,
-        ),
+        schedule=schedule,
+        concurrency_limit=limit,
         parameters=row.parameters,
         tags=list(row.tags),
-    )  # fmt: skip
+    )
 
 
 # --- a team: work pools and workers ---------------------------------------------------------------

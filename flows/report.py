@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.states import Completed, State
@@ -23,10 +23,8 @@ def outcome(report: Report, *, key: str) -> State:
     if report.idle:
         return skipped(f"No new frame; newest {_time(report.newest)}, {len(report.refused)} refused.")
     create_markdown_artifact(key=key, markdown=markdown(report))
-    taken, issued = report.taken + report.revised, len(report.issued)
-    return Completed(
-        message=f"{taken} frames taken, {issued} forecasts issued, {report.scored} forecast frames scored."
-    )
+    done = {"frames taken": report.taken + report.revised, "forecasts": len(report.issued), "scored": report.scored}
+    return Completed(message=", ".join(f"{name}: {count}" for name, count in done.items()))
 
 
 def skipped(reason: str) -> State:
@@ -55,7 +53,7 @@ def progress_bar(key: str) -> Callable[[int, int, str], None]:
     Args:
         key: Name of the artifact: lower-case letters, digits and dashes.
     """
-    artifact = create_progress_artifact(progress=0.0, key=key)
+    artifact: Any = create_progress_artifact(progress=0.0, key=key)
 
     def advance(done: int, total: int, what: str) -> None:
         update_progress_artifact(artifact, progress=100 * done / total, description=what)

@@ -29,11 +29,12 @@ def train_flow(model: str) -> Flow[Any, str]:
             resume: Go on where the last run of this recipe stopped.
         """
         from nowcast import config
-        from nowcast.train import train as fit
 
         settings = config.load(config.Recipe, recipe, overrides)
         if settings.model.partition(":")[0] != model:
             raise config.ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
+        from nowcast.train import train as fit
+
         # A lease lost when the server restarts must not end days of training.
         with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
             checkpoint = fit(settings, resume=resume)

@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
@@ -78,6 +79,7 @@ def up(config: str | Path, *, overrides: Sequence[str] = (), host: str = "127.0.
             parts["Prefect server"] = stack.enter_context(_server(host, port, api))
             _wait(api, parts["Prefect server"])
         parts["runner"] = stack.enter_context(_runner(api, operations, overrides))
+        settings.site.mkdir(parents=True, exist_ok=True)
         address = {"host": host, "port": page_port}
         Thread(target=serve.serve, args=(settings.site,), kwargs=address, daemon=True).start()
         console.print(_welcome(settings.title, page, api))
@@ -107,7 +109,8 @@ def run_deployment_by_name(name: str, parameters: Mapping[str, Any] | None = Non
         raise UpError(f"No Prefect server answers at {api}; start one: nowcast up.")
     with temporary_settings({PREFECT_API_URL: api}):
         try:
-            run = run_deployment(f"{name}/default", parameters=dict(parameters or {}), timeout=None if watch else 0)
+            seconds = None if watch else 0
+            run: Any = run_deployment(f"{name}/default", parameters=dict(parameters or {}), timeout=seconds)
         except ObjectNotFound:
             raise UpError(f"No deployment {name!r}; known: {', '.join(_known())}.") from None
     if watch and not run.state.is_completed():
@@ -155,7 +158,7 @@ def _child(command: Sequence[str], api: str, *, stdout: int | None = None) -> It
     try:
         yield child
     finally:
-        child.terminate()
+        child.send_signal(signal.SIGINT)
         try:
             child.wait(STOP_SECONDS)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -212,6 +215,7 @@ def _welcome(title: str, page: str, api: str) -> Panel:
         f"Page      {page}",
         f"Prefect   {api.removesuffix('/api')}",
         "Train     prefect deployment run train-convlstm   (or: nowcast run train-convlstm)",
+        f"Shell     export PREFECT_API_URL={api} PREFECT_PLUGINS_ENABLED=1   (outside the repository)",
         "Stop      Ctrl-C",
     ]
     return Panel("\n".join(lines), title=title, expand=False)

@@ -124,7 +124,7 @@ def load(path: Path, *, device: str = "cpu") -> Model:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise BadInput(path, f"weights do not fit {card.model}: {str(error).splitlines()[-1].strip()}") from None
-    return Model(card.model.partition(":")[0], network.to(device).eval(), card.quantity, card.scaling.build(),
+    return Model(card.model.partition(":")[0], network.to(device, memory_format=torch.channels_last).eval(), card.quantity, card.scaling.build(),
                  card.cadence_seconds, file_digest(path))  # fmt: skip
 
 

@@ -182,6 +182,8 @@ class TrainerSettings(Frozen):
     epochs: Annotated[int, Field(ge=1)] = 100
     batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
     """None: every window once."""
+    valid_batches: Annotated[int, Field(ge=1)] | None = None
+    """Batches of the validation, always the same ones; None: every window once."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Windows per step on one device."""
     optimiser: Literal["adam", "adamw"] = "adam"

@@ -64,8 +64,8 @@ def _variable(name: str, values: np.ndarray, quantum: float | None) -> xr.Variab
 
 
 def channels(cube: xr.Dataset) -> list[str]:
-    """Names of the data channels of a Cube, in order."""
-    return [str(name) for name, variable in cube.data_vars.items() if variable.dims == ("time", "y", "x")]
+    """Names of the data channels of a Cube (or of a Forecast), in order."""
+    return [str(name) for name, variable in cube.data_vars.items() if variable.dims[-2:] == ("y", "x")]
 
 
 def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
@@ -75,8 +75,8 @@ def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
         BadInput: One sentence naming the first broken promise.
     """
     names = channels(cube)
-    if not names:
-        raise BadInput(where, "no variable has dims (time, y, x)", f"found {dict(cube.sizes)}")
+    if not names or any(cube[name].dims != ("time", "y", "x") for name in names):
+        raise BadInput(where, "data must have dims (time, y, x)", f"found {dict(cube.sizes)}")
     if cube.sizes["time"] == 0:
         raise BadInput(where, "no frames")
     for name in names:
@@ -123,7 +123,7 @@ def label_runs(time: np.ndarray, cadence: int, *, tolerated_gap: int = 0) -> np.
     """
     stamps = np.asarray(time, "datetime64[s]")
     limit = np.timedelta64(int(cadence * (tolerated_gap + 1.5)), "s")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > limit])) if stamps.size else []
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > limit])[: stamps.size])
     first = np.searchsorted(starts, np.arange(stamps.size), side="right") - 1
     names = np.asarray([str(stamps[start])[:16] for start in starts], dtype=object)
     return names[first] if stamps.size else np.empty(0, object)

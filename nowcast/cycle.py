@@ -143,12 +143,13 @@ def publish_site(settings: Operations) -> Path:
     """Brings the page of a chain up to date with its stores."""
     observed, forecasts = store.open_store(settings.store), store.open_store(settings.forecasts)
     scores = store.open_store(settings.scores) if store.exists(settings.scores) else None
+    manifest = publish(observed, forecasts, scores, settings.site, title=settings.title, channel=settings.quantity,
+                       products=[product.name for product in settings.products], thresholds=settings.thresholds,
+                       age=settings.age, keep_runs=settings.keep_runs, keep_observed=settings.keep_observed,
+                       replay=settings.replay)  # fmt: skip
     if settings.map_leads:
         publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
-    return publish(observed, forecasts, scores, settings.site, title=settings.title, channel=settings.quantity,
-                   products=[product.name for product in settings.products], thresholds=settings.thresholds,
-                   age=settings.age, keep_runs=settings.keep_runs, keep_observed=settings.keep_observed,
-                   replay=settings.replay)  # fmt: skip
+    return manifest
 
 
 def _due(settings: Operations, time: datetime) -> bool:

@@ -6,10 +6,9 @@ follows each; every half hour all products forecast an hour. What was observed l
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from nowcast import cycle as cycles
 from nowcast import maps, store
 from nowcast.config import Operations
 from nowcast.cube import channels
-from nowcast.publish import publish_maps
-from nowcast.units import quantity
+from nowcast.grid import Grid
 
+MAP_STEPS = (6, 12)
+"""Lead steps drawn as maps."""
 CHART_THRESHOLDS = 2
 """Charts are drawn for the lowest thresholds; hardly a pixel of the sample reaches the others."""
 
@@ -74,3 +74,45 @@ def _land(frame: Path, feed: Path) -> None:
     if not (feed / frame.name).exists():
         shutil.copy2(frame, feed / f".{frame.name}")
         (feed / f".{frame.name}").rename(feed / frame.name)
+
+
+def _pictures(settings: Operations, folder: Path) -> Path:
+    """Maps of the newest run that was fully observed since, beside the observations, and skill charts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    observed, forecasts = store.open_store(settings.store), store.open_store(settings.forecasts)
+    name = channels(observed)[0]
+    painter = maps.MapPainter(Grid.of(observed), name, source=str(observed.attrs.get("licence", "")))
+    seen, horizon = observed["time"].values, forecasts["lead_time"].values[-1]
+    references = forecasts["forecast_reference_time"].values
+    reference = references[references + horizon <= seen.max()].max()
+    for step in MAP_STEPS:
+        frame = observed[name].sel(time=reference + forecasts["lead_time"].values[step - 1])
+        _map(painter, frame, folder / f"observed_{step * 5:03d}.png")
+        for run in np.flatnonzero(references == reference):
+            frame = forecasts[name].isel(run=run, lead_time=step - 1)
+            _map(painter, frame, folder / f"{frame['model'].item()}_{step * 5:03d}.png")
+    _loop(painter, observed[name], forecasts[name].isel(run=int(np.flatnonzero(references == reference)[0])), folder)
+    scores = store.open_store(settings.scores).load()
+    for limit in scores["threshold"].values[:CHART_THRESHOLDS]:
+        (folder / f"csi_{limit:g}.png").write_bytes(maps.skill_chart(scores, score="csi", threshold=float(limit)))
+    for score in ("mse", "ssim"):
+        (folder / f"{score}.png").write_bytes(maps.skill_chart(scores, score=score))
+    return folder
+
+
+def _map(painter: maps.MapPainter, frame: xr.DataArray, path: Path) -> None:
+    path.write_bytes(painter.png(frame.values, caption=_caption(frame)))
+
+
+def _caption(frame: xr.DataArray) -> maps.Caption:
+    """Of archived data: when the run was computed says nothing."""
+    return replace(maps.Caption.of(frame), created=None)
+
+
+def _loop(painter: maps.MapPainter, observed: xr.DataArray, run: xr.DataArray, folder: Path) -> None:
+    """The hour before the run as observed, then the forecast."""
+    reference = run["forecast_reference_time"].values
+    before = observed.sel(time=slice(reference - run["lead_time"].values[-1], reference))
+    frames = [*before, *run.transpose("lead_time", ...)]
+    drawn = [painter.png(frame.values, caption=_caption(frame)) for frame in frames]
+    (folder / "loop.gif").write_bytes(maps.loop(drawn))

@@ -145,9 +145,11 @@ def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) ->
     attrs = {name: str(run[name].item()) for name in labels}
     times = run["forecast_reference_time"] + run["lead_time"]
     run = run.assign_coords(time=("lead_time", times.values, {"standard_name": "time"}))
+    run["forecast_reference_time"].attrs["standard_name"] = "forecast_reference_time"
     created = f"{np.datetime_as_string(run['created'].values, unit='s')}Z"
     run.attrs = dict(runs.attrs) | attrs | {"date_created": created}
     run.attrs["source"] = f"{attrs['producer'] or 'withheld'} (nowcast {__version__})"
+    run.attrs["history"] = f"{created} made by {run.attrs['source']}"
     return run.drop_vars([*labels, "created"])
 
 
@@ -158,7 +160,7 @@ def export(forecasts: str, reference: datetime, folder: Path) -> list[Path]:
     paths = []
     for model in models.tolist():
         run = read_run(forecasts, reference, model)
-        path = folder / f"{reference:%Y/%m/%d}" / f"{next(iter(run.data_vars))}_{model}_{reference:%Y%m%dT%H%MZ}.nc"
+        path = folder / f"{reference:%Y/%m/%d}" / f"{channels(run)[0]}_{model}_{reference:%Y%m%dT%H%MZ}.nc"
         paths.append(path if path.exists() else write_netcdf(run, path))
     return paths
 
@@ -167,13 +169,17 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
     """Writes a Forecast as CF NetCDF, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    packed = {"dtype": "int16", "_FillValue": np.int16(-32768), "zlib": True, "complevel": 2}
-    steps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
-    encoding = {name: packed | {"scale_factor": quantity(str(name)).resolution} for name in dataset.data_vars}
-    encoding |= {name: steps for name in ("time", "forecast_reference_time")}
-    dataset.to_netcdf(
-        temporary, engine="netcdf4", encoding=encoding | {"lead_time": {"dtype": "int64", "units": "seconds"}}
-    )
+    name = channels(dataset)[0]
+    stamps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
+    encoding = {
+        name: {"dtype": "int16", "scale_factor": quantity(name).resolution, "_FillValue": np.int16(-32768),
+               "grid_mapping": "crs", "zlib": True, "complevel": 2},
+        "time": stamps, "forecast_reference_time": stamps, "lead_time": {"dtype": "int64", "units": "seconds"},
+        "y": {"_FillValue": None}, "x": {"_FillValue": None},
+    }  # fmt: skip
+    plain = dataset.set_coords("crs")
+    plain[name].attrs.pop("grid_mapping", None)
+    plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
     temporary.replace(path)
     return path
 
@@ -243,7 +249,7 @@ def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | 
         list(zip([stamp(time) for time in frames.time[-used:]], frames.digests[-used:], strict=False)) if used else []
     )
     dataset = xr.Dataset(
-        {frames.quantity: (("lead_time", "y", "x"), values, dict(source.attrs))},
+        {frames.quantity: (("lead_time", "y", "x"), values, dict(source.attrs) | {"grid_mapping": "crs"})},
         coords={
             "lead_time": ("lead_time", lead_time, {"standard_name": "forecast_period"}),
             "time": ("lead_time", reference + lead_time, {"standard_name": "time"}),
@@ -276,10 +282,10 @@ def _as_run(dataset: xr.Dataset, product: str, producer: str, state: str, reason
     }  # fmt: skip
     created = np.datetime64(dataset.attrs["date_created"].rstrip("Z"), "ns")
     row = dataset.drop_vars("time").expand_dims("run")
+    stamps = {"created": created, "forecast_reference_time": dataset["forecast_reference_time"].values}
     row = row.assign_coords(
-        {name: ("run", np.asarray([value], object)) for name, value in labels.items()},
-        created=("run", [created]),
-        forecast_reference_time=("run", [dataset["forecast_reference_time"].values]),
+        {name: ("run", np.asarray([value], object)) for name, value in labels.items()}
+        | {name: ("run", np.asarray([value], "datetime64[ns]")) for name, value in stamps.items()}
     )
     keep = ("Conventions", "title", "license")
     row.attrs = {name: dataset.attrs[name] for name in keep}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -63,7 +64,8 @@ class Grid:
     def digest(self) -> str:
         """Equal for equal grids; centimetre differences do not count."""
         axes = np.concatenate([np.round(self.y, 2), np.round(self.x, 2)]) + 0.0  # -0.0 is 0.0
-        return blake2b(axes.tobytes() + self.crs.to_wkt().encode(), digest_size=8).hexdigest()
+        words = CRS.from_wkt(self.crs.to_wkt()).to_wkt()  # PROJ rewords some projections when they come from a file
+        return blake2b(axes.tobytes() + words.encode(), digest_size=8).hexdigest()
 
     def coordinates(self) -> dict[str, xr.DataArray]:
         """CF coordinates ``y``, ``x`` and the grid mapping ``crs``, to be put on a Dataset."""
@@ -74,7 +76,12 @@ class Grid:
             unit = {"y": "degrees_north", "x": "degrees_east"}[name] if geographic else "m"
             attrs = {"standard_name": word, "units": unit, "axis": name.upper()}
             axes[name] = xr.DataArray(np.asarray(values, np.float64), dims=name, attrs=attrs)
-        mapping = {key: value for key, value in self.crs.to_cf().items() if value is not None}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what CF's parameters cannot say, crs_wkt does
+            mapping = {key: value for key, value in self.crs.to_cf().items() if value is not None}
+        if mapping.get("grid_mapping_name") == "polar_stereographic":  # CF wants the pole, which pyproj may leave out
+            pole = np.copysign(90.0, mapping.get("standard_parallel", 90.0))
+            mapping.setdefault("latitude_of_projection_origin", float(pole))
         axes["crs"] = xr.DataArray(np.int32(0), attrs=mapping | {"spatial_ref": mapping["crs_wkt"]})
         return axes
 

@@ -8,44 +8,36 @@ longer names go only after that, so a reader sees a whole page whenever this pro
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from importlib.resources import files
+from importlib.resources import files as packaged
 from pathlib import Path
 
-import cv2
 import numpy as np
 import xarray as xr
 
 from nowcast import cube, maps
 from nowcast.config import AgeLimits
 from nowcast.cube import BadInput
-from nowcast.grid import NORTH_UP, Grid
+from nowcast.grid import Grid
+from nowcast.pictures import Picture, geography
 from nowcast.scores import derive, per_model
-from nowcast.units import Quantity, quantity
 
 MANIFEST, SCORES, MAPS = "latest.json", "scores.json", "maps/index.json"
 UNFINISHED = ".new-"
 SCHEMA = 1
-LONGEST_SIDE = 1600
-"""Pixels; larger grids are reduced, because a browser holds some fifty frames in memory."""
-LATTICE = 33
-"""Nodes per side of the longitude/latitude lattice that the page interpolates in."""
+AGE = AgeLimits()
 SKILL = ("csi", "pod", "far", "bias", "ssim", "mse", "mae")
-UNIT_SIGNS = {"mm h-1": "mm/h", "kg m-2": "kg/m²", "degC": "°C", "1": ""}
-"""CF units as people read them."""
 
 
 def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | None, site: Path, *,
             title: str = "Precipitation nowcast", channel: str | None = None, products: Sequence[str] = (),
-            thresholds: Sequence[float] | None = None, age: AgeLimits = AgeLimits(), keep_runs: int = 24,
+            thresholds: Sequence[float] | None = None, age: AgeLimits = AGE, keep_runs: int = 24,
             keep_observed: int = 36, replay: bool = False, retain: timedelta = timedelta(hours=6)) -> Path:  # fmt: skip
     """Brings the site folder up to date with the stores.
 
@@ -71,8 +63,7 @@ def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | No
     Raises:
         BadInput: If the forecasts are on another grid than the observations, or nothing is observed.
     """
-    name = channel or _channel(observed, forecasts)
-    grid = Grid.of(observed)
+    name, grid = channel or _channel(observed, forecasts), Grid.of(observed)
     if not observed.sizes["time"]:
         raise BadInput("observed", "has no frames", "ingest some first")
     if forecasts.sizes["run"] and Grid.of(forecasts).digest != grid.digest:
@@ -85,7 +76,7 @@ def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | No
     manifest = {
         "schema": SCHEMA, "page": _publish_page(site), "created": _iso(datetime.now(UTC)), "replay": replay,
         "title": title, "attribution": _attribution(observed), "cadence_s": observed.attrs.get("cadence_seconds"),
-        "quantity": {"name": name, "unit": UNIT_SIGNS.get(picture.quantity.unit, picture.quantity.unit),
+        "quantity": {"name": name, "unit": maps.table_for(name).unit,
                      "long_name": picture.quantity.long_name},
         "base": _publish_base(site, grid, picture), "values": picture.manifest(), "colours": _colours(name),
         "age_minutes": {"amber": age.amber, "red": age.red},
@@ -100,74 +91,39 @@ def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | No
     return site / MANIFEST
 
 
-# --- value pictures -------------------------------------------------------------------------------
+def publish_maps(observed: xr.Dataset, forecasts: xr.Dataset, site: Path, *, leads: Sequence[int] = (1, 6, 12),
+                 channel: str | None = None, product: str | None = None) -> list[Path]:  # fmt: skip
+    """Draws the newest run as map pictures and a loop, to be passed on, and names them in the manifest.
 
+    Args:
+        observed: Cube, opened lazily.
+        forecasts: Forecast store.
+        site: Folder served to browsers.
+        leads: Forecast steps drawn as single pictures, from 1; the loop has them all.
+        channel: Quantity drawn, as in ``publish``.
+        product: Product drawn; None is the first of the newest run.
 
-@dataclass(frozen=True)
-class Picture:
-    """How a field becomes 8-bit grey levels: 0 no data, 1 below the lowest value, 2 to 255 values.
-
-    The page colours and reads the levels itself, so one picture serves every colour table.
+    Returns:
+        The pictures; none if the run was withheld or there is none yet.
     """
+    name, index, drawn = channel or _channel(observed, forecasts), None, []
+    run = _newest(forecasts, product)
+    if run is not None and str(run["state"].values) != "withheld":
+        reference = _utc(run["forecast_reference_time"])
+        folder = site / "maps" / f"{reference:%Y%m%dT%H%MZ}" / _run_name(run, name, *leads)
+        if not folder.exists():
+            _write_folder(folder, _draw(observed, run[name], leads))
+        drawn = sorted(folder.iterdir())
+        files = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
+        index = {"reference_time": _iso(reference), "model": str(run["model"].values), "files": files}
+    (site / "maps").mkdir(parents=True, exist_ok=True)
+    _write(site / MAPS, _json(index))
+    if manifest := _read(site / MANIFEST):
+        _write(site / MANIFEST, _json(manifest | {"maps": index}))
+    return drawn
 
-    quantity: Quantity
-    logarithmic: bool
-    low: float
-    high: float
-    flip: tuple[bool, bool]
-    """Rows, columns: turned so that the first pixel is in the north-west."""
-    reduction: int
-    """Pixels of the grid per pixel of the picture and side; the largest value is kept."""
 
-    @classmethod
-    def of(cls, name: str, grid: Grid) -> Picture:
-        """The picture that suits a quantity's colour tables and a grid."""
-        breaks = np.concatenate([maps.table_for(name, safe=safe).breaks for safe in (False, True)])
-        logarithmic = quantity(name).scaling.kind == "decibel"
-        low, top = float(breaks.min()), float(breaks.max())
-        high = 2 * top if logarithmic else top + (top - low) / 10
-        flip = (grid.orientation != NORTH_UP, bool(grid.x[0] > grid.x[-1]))
-        return cls(quantity(name), logarithmic, low, high, flip, math.ceil(max(grid.shape) / LONGEST_SIDE))
-
-    @property
-    def table(self) -> np.ndarray:
-        """Physical values of levels 2 to 255."""
-        return (np.geomspace if self.logarithmic else np.linspace)(self.low, self.high, 254)
-
-    def levels(self, field_YX: np.ndarray) -> np.ndarray:
-        """Field in physical units, NaN = no data -> uint8 levels, north-west first."""
-        low, high = np.float32(self.low), np.float32(self.high)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.log(field_YX / low) / np.log(high / low) if self.logarithmic else (field_YX - low) / (high - low)
-            level = np.rint(share * np.float32(253)) + 2
-        np.minimum(level, 255, out=level)
-        level[~(field_YX >= low)] = 1
-        level[np.isnan(field_YX)] = 0
-        rows, columns = (-1 if turned else 1 for turned in self.flip)
-        return self._reduced(level.astype(np.uint8)[::rows, ::columns])
-
-    def _reduced(self, level: np.ndarray) -> np.ndarray:
-        """Largest level of every block: levels rise with the value, so no storm core is lost."""
-        if self.reduction == 1:
-            return np.ascontiguousarray(level)
-        side = self.reduction
-        padded = np.pad(level, [(0, -size % side) for size in level.shape])
-        rows, columns = (size // side for size in padded.shape)
-        return padded.reshape(rows, side, columns, side).max(axis=(1, 3))
-
-    def png(self, field_YX: np.ndarray) -> bytes:
-        """The levels as a PNG; run-length deflate is both the fastest and the smallest on rain."""
-        options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-        return cv2.imencode(".png", self.levels(field_YX), options)[1].tobytes()
-
-    def key(self, *identity: object) -> str:
-        """Eight digits that change with the content or with the meaning of the levels."""
-        meaning = (self.quantity.name, self.low, self.high, self.flip, self.reduction, *identity)
-        return _digest(json.dumps(meaning, default=str).encode())
-
-    def manifest(self) -> dict[str, object]:
-        return {"below": self.low, "table": [_round(value) for value in self.table],
-                "logarithmic": self.logarithmic, "reduction": self.reduction}  # fmt: skip
+# --- pictures ---------------------------------------------------------------------------------------
 
 
 def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> list[dict]:
@@ -179,7 +135,7 @@ def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: 
         stamp = _utc(frame["time"])
         # A store remembers the digests, so that frames published before are not read again.
         content = str(frame["digest"].values) if "digest" in frame.coords else cube.digest(frame.values)
-        name = f"{stamp:%Y%m%dT%H%M%SZ}-{picture.key(content)}.png"
+        name = f"{stamp:%Y%m%dT%H%M%SZ}-{_digest(_json([picture.meaning, content]))}.png"
         if not (folder / name).exists():
             _write(folder / name, picture.png(frame.values))
         return {"time": _iso(stamp), "file": f"observed/{name}"}
@@ -202,18 +158,42 @@ def _publish_runs(forecasts: xr.Dataset, name: str, site: Path, picture: Picture
 def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> dict:
     labels = {key: str(run[key].values) for key in ("model", "producer", "state", "reason") if key in run.coords}
     created = _utc(run["created"])
-    entry = labels | {"created": _iso(created), "folder": None, "leads": []}
+    entry: dict = labels | {"created": _iso(created), "folder": None, "leads": []}
     if labels["state"] == "withheld":
         return entry
-    origin = [str(run[key].values) for key in ("checkpoint", "snapshot", "input_frames") if key in run.coords]
-    key = picture.key(*labels.values(), str(created), *origin)
-    folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / f"{labels['model']}-{key}"
+    folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
     leads = [_minutes(lead) for lead in run["lead_time"].values]
     if not folder.exists():
         _write_folder(folder, pool.map(lambda row: (_lead_name(leads[row]), picture.png(run[name][row].values)),
                                        range(len(leads))))  # fmt: skip
     return entry | {"folder": folder.relative_to(site).as_posix(), "leads": leads,
                     "files": [_lead_name(lead) for lead in leads]}  # fmt: skip
+
+
+def _run_name(run: xr.Dataset, *meaning: object) -> str:
+    """Model and digest. A run is told by where it came from, so that old ones are not read again."""
+    origin = ("model", "producer", "state", "reason", "created", "checkpoint", "snapshot", "input_frames")
+    words = [str(run[key].values) for key in origin if key in run.coords]
+    return f"{run['model'].values}-{_digest(_json([*words, *map(str, meaning)]))}"
+
+
+def _newest(forecasts: xr.Dataset, product: str | None) -> xr.Dataset | None:
+    reference = forecasts["forecast_reference_time"].values
+    wanted = np.full(reference.shape, True) if product is None else forecasts["model"].values == product
+    rows = np.flatnonzero(wanted & np.isin(reference, np.unique(reference)[-1:]))
+    return forecasts.isel(run=rows[0]) if rows.size else None
+
+
+def _draw(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+    """The chosen steps as (name, PNG), and a loop that begins with the radar frame of the run."""
+    painter = maps.MapPainter(Grid.of(observed), str(run.name), source=_attribution(observed))
+    start = observed[str(run.name)].sel(time=run["forecast_reference_time"].values, method="nearest")
+    frames = [start, *(run.isel(lead_time=step) for step in range(run.sizes["lead_time"]))]
+    drawn = [painter.png(frame.values, caption=maps.Caption.of(frame)) for frame in frames]
+    for step in leads:
+        if step < len(drawn):
+            yield _lead_name(_minutes(run["lead_time"].values[step - 1])), drawn[step]
+    yield "loop.gif", maps.loop(drawn)
 
 
 def _lead_name(minutes: float) -> str:
@@ -227,7 +207,9 @@ def _lead_name(minutes: float) -> str:
 
 def _publish_page(site: Path) -> str:
     """Copies the page's own files where they differ; returns their digest, by which a page reloads itself."""
-    contents = {item.name: item.read_bytes() for item in files("nowcast").joinpath("site").iterdir() if item.is_file()}
+    contents = {
+        item.name: item.read_bytes() for item in packaged("nowcast").joinpath("site").iterdir() if item.is_file()
+    }
     for name, content in contents.items():
         target = site / name
         if not target.exists() or target.read_bytes() != content:
@@ -237,33 +219,16 @@ def _publish_page(site: Path) -> str:
 
 def _publish_base(site: Path, grid: Grid, picture: Picture) -> str:
     """Boundaries and the longitude/latitude lattice in pixel coordinates; drawn once per grid."""
-    name = f"base-{picture.key(grid.digest)}.json"
+    name = f"base-{_digest(_json([picture.meaning, grid.digest]))}.json"
     if not (site / name).exists():
-        _write(site / name, _json(_base(grid, picture)))
+        _write(site / name, _json(geography(grid, picture)))
     return name
 
 
-def _base(grid: Grid, picture: Picture) -> dict[str, object]:
-    rows, columns = (math.ceil(size / picture.reduction) for size in grid.shape)
-    y, x = (axis[::-1] if turned else axis for axis, turned in zip((grid.y, grid.x), picture.flip, strict=True))
-    row_step, column_step = ((axis[-1] - axis[0]) / (axis.size - 1) * picture.reduction for axis in (y, x))
-    left, top = x[0] - column_step / picture.reduction / 2, y[0] - row_step / picture.reduction / 2
-    node_x, node_y = np.meshgrid(np.linspace(left, left + columns * column_step, LATTICE),
-                                 np.linspace(top, top + rows * row_step, LATTICE))  # fmt: skip
-    lon, lat = grid.lonlat(node_x, node_y)
-    squeeze = math.cos(math.radians(float(y.mean()))) if grid.crs.is_geographic else 1.0
-    lines: dict[str, list] = {}
-    for line in maps.boundaries(grid):
-        points = np.stack([(np.asarray(line.x) - left) / column_step, (np.asarray(line.y) - top) / row_step], axis=1)
-        lines.setdefault(line.kind, []).append(np.round(points, 1).ravel().tolist())
-    return {"width": columns, "height": rows, "aspect": _round(abs(row_step / column_step) / squeeze), "lines": lines,
-            "lattice": {"nodes": LATTICE, "lon": _numbers(lon), "lat": _numbers(lat)}}  # fmt: skip
-
-
 def _colours(name: str) -> dict[str, dict]:
-    return {kind: {"name": table.name, "breaks": [_round(value) for value in table.breaks],
-                   "colours": list(table.colours)}
-            for kind, table in (("default", maps.table_for(name)), ("safe", maps.table_for(name, safe=True)))}  # fmt: skip
+    tables = {"default": maps.table_for(name), "safe": maps.table_for(name, safe=True)}
+    return {kind: {"name": table.name, "breaks": [_round(value) for value in table.breaks], "colours": table.colours}
+            for kind, table in tables.items()}  # fmt: skip
 
 
 def _products(wanted: Sequence[str], runs: list[dict]) -> list[str]:
@@ -288,32 +253,32 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
     scores = scores.isel(run=np.flatnonzero((scores["n"] > 0).any("lead_time").values)).load()
     reference = scores["forecast_reference_time"].values
     kept = np.unique(reference)[::-1][:keep]
+    scores = scores.isel(run=np.isin(reference, kept))
+    issued = scores.assign_coords(producer=("run", scores["model"].values))  # a product answers for its fallbacks
+    each = scores.assign(runs=(scores["n"] > 0).astype(np.int64))
+    rows = list(zip(reference[np.isin(reference, kept)], scores["model"].values, _ratios(each, "run"), strict=True))
     return {
         "rule": "Counts and sums are added over runs before dividing. "
                 "Products are judged as they were issued, fallbacks included.",
         "thresholds": [_round(value) for value in scores["threshold"].values],
         "leads": [_minutes(lead) for lead in scores["lead_time"].values],
-        "pooled": _by_model(scores.isel(run=np.isin(reference, kept))),
-        "runs": [{"reference_time": _iso(_utc(time)), "models": _by_model(scores.isel(run=reference == time))}
-                 for time in kept],
+        "pooled": _named(per_model(issued)) if kept.size else {},
+        "runs": [{"reference_time": _iso(_utc(time)),
+                  "models": {str(model): ratios for start, model, ratios in rows if start == time}} for time in kept],
     }  # fmt: skip
 
 
-def _by_model(scores: xr.Dataset) -> dict[str, dict]:
-    """Per model: scores by lead, categorical ones by threshold and lead, with pixels and runs behind them."""
-    if not scores.sizes["run"]:
-        return {}
-    pooled = per_model(scores)
-    ratios = derive(pooled, SKILL, over=())
-    results = {}
-    for name in pooled["model"].values:
-        one, n = ratios.sel(model=name), pooled.sel(model=name)
-        results[str(name)] = {
-            "pixels": n["n"].values.tolist(), "runs": n["runs"].values.tolist(),
-            **{key: [_numbers(row) for row in one[key].transpose("threshold", "lead_time").values]
-               if "threshold" in one[key].dims else _numbers(one[key].values) for key in SKILL},
-        }  # fmt: skip
-    return results
+def _named(pooled: xr.Dataset) -> dict[str, dict]:
+    return dict(zip(pooled["model"].values.tolist(), _ratios(pooled, "model"), strict=True))
+
+
+def _ratios(sums: xr.Dataset, along: str) -> list[dict]:
+    """Per row: scores by lead, categorical ones by threshold and lead, with the pixels and runs behind them."""
+    ratios = derive(sums, SKILL, over=())
+    columns = {key: ratios[key].transpose(along, ..., "lead_time").values for key in SKILL}
+    support = [{"pixels": n.tolist(), "runs": runs.tolist()}
+               for n, runs in zip(sums["n"].values, sums["runs"].values, strict=True)]  # fmt: skip
+    return [row | {key: _numbers(values[at]) for key, values in columns.items()} for at, row in enumerate(support)]
 
 
 # --- writing, forgetting ----------------------------------------------------------------------------
@@ -368,9 +333,11 @@ def _round(value: float, digits: int = 5) -> float:
     return int(short) if short.is_integer() else short
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """Flat list; JSON has no NaN, so what is not finite becomes None."""
-    return [_round(value, 7) if np.isfinite(value) else None for value in np.ravel(values)]
+def _numbers(values: np.ndarray) -> list:
+    """Nested lists; JSON has no NaN, so what is not finite becomes None."""
+    if values.ndim > 1:
+        return [_numbers(row) for row in values]
+    return [_round(value, 7) if np.isfinite(value) else None for value in values]
 
 
 def _minutes(lead: np.timedelta64) -> float:

@@ -50,7 +50,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> Path:
     started = time.perf_counter()
     folder = recipe.runs / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    lightning.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
+    lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
     learner = Learner(_network(recipe), recipe.trainer)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
@@ -123,13 +123,14 @@ def _network(recipe: Recipe) -> Nowcaster:
         raise ConfigError(f"{recipe.model} has nothing to learn; choose a network (`nowcast models`).")
     if recipe.start_from:
         network.load_state_dict(checkpoint.load(recipe.start_from).network.state_dict())
-    return network
+    return network.to(memory_format=torch.channels_last)  # a third faster on CPUs, and what tensor cores want
 
 
 def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.data.DataLoader:
     settings = recipe.trainer
+    batches = settings.batches_per_epoch if shuffle else settings.valid_batches
     return loader(windows, batch_size=settings.batch_size, workers=settings.workers, seed=settings.seed,
-                  shuffle=shuffle, batches=settings.batches_per_epoch if shuffle else None)  # fmt: skip
+                  shuffle=shuffle, batches=batches)  # fmt: skip
 
 
 def _trainer(recipe: Recipe, folder: Path) -> lightning.Trainer:

@@ -85,7 +85,8 @@ QUANTITIES = {
         Quantity("reflectivity", "dBZ", "radar reflectivity", "equivalent_reflectivity_factor",
                  (10.0, 20.0, 30.0, 40.0), Scaling("linear", -10.0, 60.0), 0.01),
         Quantity("vil", "kg m-2", "vertically integrated liquid", None,
-                 _vil_of_levels(16, 74, 133, 160, 181, 219), Scaling("linear", 0.0, 80.0), 0.0025),
+                 # this step keeps all levels apart and no threshold level falls below its threshold
+                 _vil_of_levels(16, 74, 133, 160, 181, 219), Scaling("linear", 0.0, 80.0), 0.00262),
         Quantity("visible_reflectance", "1", "visible reflectance", "toa_bidirectional_reflectance",
                  (), Scaling("linear", 0.0, 1.2), 1e-4),
         Quantity("brightness_temperature_069", "degC", "6.9 micron brightness temperature",

@@ -14,6 +14,7 @@ import xarray as xr
 
 from nowcast import scores as score
 from nowcast import store
+from nowcast.cube import channels
 from nowcast.units import quantity
 
 RUNS_PER_COMMIT = 64
@@ -38,7 +39,7 @@ def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float
         Number of forecast frames scored now.
     """
     observed, runs = store.open_store(path), store.open_store(forecasts)
-    name = str(next(iter(runs.data_vars)))
+    name = channels(runs)[0]
     with store.writing(scores):
         limits = _limits(scores, name, thresholds)
         _open_rows(runs, scores, limits, since)
@@ -75,13 +76,13 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
     labels = ("forecast_reference_time", "model", "producer")
     coords = {name: ("run", runs[name].values) for name in labels}
-    unit = quantity(str(next(iter(runs.data_vars)))).unit
+    unit = quantity(channels(runs)[0]).unit
     return xr.Dataset(
         table,
         coords=coords
         | {"lead_time": runs["lead_time"].drop_vars("time", errors="ignore").variable}
         | {"threshold": ("threshold", limits, {"units": unit})},
-        attrs={"title": "Verification sums", "quantity": str(next(iter(runs.data_vars))),
+        attrs={"title": "Verification sums", "quantity": channels(runs)[0],
                "event": "value >= threshold", "ssim_on": "the quantity scaled to [0, 1]"},
     )  # fmt: skip
 

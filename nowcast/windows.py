@@ -150,12 +150,10 @@ class Draws(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng([self.seed, self.epoch if self.shuffle else 0])
-        order = np.arange(self.size)
-        if self.shuffle:
-            rounds = -(-len(self) // self.size)
-            order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])
-        seeds = rng.integers(2**63, size=len(self))
-        yield from zip(order[: len(self)].tolist(), seeds.tolist(), strict=True)
+        rounds = -(-len(self) // self.size)
+        draw = rng.permutation if self.shuffle else np.arange
+        order = np.concatenate([draw(self.size) for _ in range(rounds)])[: len(self)]
+        yield from zip(order.tolist(), rng.integers(2**63, size=order.size).tolist(), strict=True)
 
 
 def loader(windows: Windows, *, batch_size: int, workers: int, seed: int, shuffle: bool,

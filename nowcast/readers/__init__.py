@@ -79,7 +79,7 @@ def get(name: str) -> Reader:
     """
     if name not in READERS:
         raise ValueError(f"Unknown reader {name!r}; known: {', '.join(READERS)}.")
-    return import_module(f"nowcast.readers.{READERS[name]}")  # type: ignore[return-value]
+    return import_module(f"nowcast.readers.{READERS[name]}")
 
 
 # --- finding files --------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def metric_crs(definition: str) -> CRS:
         pyproj.exceptions.CRSError: If PROJ does not know it.
     """
     terms = dict(re.findall(r"(\w+)=(\S+)", definition))
-    if float(terms.get("a", terms.get("R", 1e7))) > 1e4:
+    if float(terms.get("a") or terms.get("R") or 1e7) > 1e4:
         return CRS.from_user_input(definition)
     lengths = {name: float(terms[name]) * 1000 for name in ("a", "b", "R", "x_0", "y_0") if name in terms}
     return CRS.from_dict(terms | lengths | {"units": "m"})

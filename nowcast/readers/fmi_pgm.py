@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from pyproj import CRS
+from pyproj import CRS, Proj
 
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
@@ -85,8 +85,7 @@ def _grid(path: Path, notes: Mapping[str, str], shape: tuple[int, ...]) -> Grid:
                          "R": EARTH_RADIUS, "units": "m"})  # fmt: skip
     rows, columns = shape
     (west, south), (east, north) = (tuple(map(float, notes[name].split())) for name in ("bottomleft", "topright"))
-    plane = Grid(crs, np.arange(2.0), np.arange(2.0))
-    (left, right), (bottom, top) = plane.project(np.array([west, east]), np.array([south, north]))
+    (left, right), (bottom, top) = Proj(crs)((west, east), (south, north))
     pixel = ((right - left) / columns, (top - bottom) / rows)
     stated = float(notes["metersperpixel_x"]), float(notes["metersperpixel_y"])
     if max(abs(pixel[0] / stated[0] - 1) * columns, abs(pixel[1] / stated[1] - 1) * rows) > 1:

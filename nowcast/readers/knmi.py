@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import xarray as xr
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import ProjError
 
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
@@ -102,7 +102,7 @@ def _time(text: object) -> np.datetime64:
 
 
 def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
-    """The file's grid, on its own projection if that puts the stated corners in place, else on KNMI's usual one."""
+    """The grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in place."""
     where = member(file, "geographic")
     rows, columns, row, column, width, height = (
         float(attribute(where, f"geo_{name}"))  # type: ignore[arg-type]
@@ -113,15 +113,21 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
     unit = METRES[str(attribute(where, "geo_dim_pixel")).split(",")[0].upper()]
     width, height = width * unit, height * unit
     own = str(attribute(member(where, "map_projection"), "projection_proj4_params"))
+    grids: list[tuple[float, Grid]] = []
     for definition in (own, PROJECTION):
-        with suppress(CRSError, ValueError):
+        with suppress(ProjError, ValueError):
             grid = Grid.regular(metric_crs(definition), (int(rows), int(columns)),
                                 upper_left=(column * width, row * height), pixel=(width, -height))  # fmt: skip
-            if "geo_product_corners" not in where.attrs or _misfit(grid, where) <= 1:
-                return grid
-    raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
+            grids.append((_misfit(grid, where), grid))
+    misfit, grid = min(grids, key=lambda fit: fit[0])
+    if misfit > 1:
+        raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
+    return grid
 
 
 def _misfit(grid: Grid, where: h5py.Group) -> float:
+    """In pixels; 0 where no corners are stated."""
+    if "geo_product_corners" not in where.attrs:
+        return 0.0
     lon, lat = np.reshape(attribute(where, "geo_product_corners"), (4, 2)).T
     return grid.misfit(lon, lat)

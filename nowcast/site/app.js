@@ -4,6 +4,8 @@ import { age, hhmm, lead, lonlat, number, stamp } from "./format.js";
 import { MapView } from "./map.js";
 import { Pictures } from "./pictures.js";
 import { buildTimeline, nearest, stateOf } from "./timeline.js";
+import { paintLegend, paintModels, paintRuns } from "./choices.js";
+import { Ticks } from "./ticks.js";
 import { pointChart } from "./charts.js";
 import { SkillPanel } from "./skill.js";
 import { readAddress, writeAddress } from "./address.js";
@@ -15,6 +17,7 @@ const $ = (id) => document.getElementById(id);
 
 const pictures = new Pictures();
 const skill = new SkillPanel($("skill"));
+const ticks = new Ticks($("ticks"));
 const map = new MapView($("map"), { hover: readOut, pick: keepPoint, moved: afterMove });
 
 const state = { model: null, run: null, time: null, safe: false, local: false, compare: false, playing: false,
@@ -29,6 +32,7 @@ let cursor = null; // picture pixel under the mouse
 // --- data ---------------------------------------------------------------------------------------
 
 async function poll() {
+  clearTimeout(poll.timer);
   try {
     const response = await fetch(`latest.json?${Date.now()}`, { cache: "no-store", signal: AbortSignal.timeout(15000) });
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
@@ -36,6 +40,7 @@ async function poll() {
     const date = Date.parse(response.headers.get("date"));
     if (Number.isFinite(date)) skew = date - Date.now();
     if (fresh.created !== manifest?.created) await accept(fresh);
+    if (manifest.scores && skill.created !== manifest.created) await skill.load(manifest);
     $("connection").hidden = true;
     poll.since = null;
   } catch (error) {
@@ -44,7 +49,8 @@ async function poll() {
     $("connection").textContent = `No connection since ${hhmm(poll.since)} UTC`;
     $("connection").title = String(error.message ?? error);
   }
-  setTimeout(poll, POLL);
+  clearTimeout(poll.timer);
+  poll.timer = setTimeout(poll, POLL);
 }
 
 async function accept(fresh) {
@@ -63,7 +69,6 @@ async function accept(fresh) {
   paintPictureLinks();
   rebuild();
   tick();
-  if (manifest.scores) await skill.load(manifest);
 }
 
 /** Makes the timeline anew and stays at the same valid time, or at the newest radar frame. */
@@ -71,8 +76,8 @@ function rebuild() {
   timeline = buildTimeline(manifest, state.model, state.run);
   if (!timeline.pinned) state.run = null;
   wanted = state.time === null ? timeline.now : nearest(timeline.frames, state.time);
-  paintModels();
-  paintRuns();
+  paintModels($("models"), manifest, timeline, state.model, choose);
+  paintRuns($("run"), manifest, state);
   paintTicks();
   paintState();
   show(wanted);
@@ -141,7 +146,8 @@ function paintShown() {
 
 function makerOf(frame) {
   const { producer, state: how } = frame.entry;
-  return how === "fallback" ? `${producer} for ${frame.model}` : frame.model;
+  if (how === "fallback") return `${producer} in place of ${frame.model}`;
+  return producer === frame.model ? producer : `${frame.model} (${producer})`;
 }
 
 // --- time ---------------------------------------------------------------------------------------
@@ -176,7 +182,7 @@ function tick() {
   $("outage").textContent = `Radar outage: the newest frame is ${age(clock() - timeline.newest)} old. This is not the present weather.`;
   $("replay").hidden = !manifest.replay && !override;
   $("replay").textContent = override ? `Replay · clock ${hhmm(clock())} UTC` : "Replay";
-  paintClockMark(radar);
+  ticks.mark(clock(), radar);
 }
 
 // --- painting -----------------------------------------------------------------------------------
@@ -186,97 +192,21 @@ function paintColours() {
   const classOf = (value) => colours.breaks.findLastIndex((limit) => value >= limit);
   const word = (value) => colours.colours[classOf(value)] ?? null;
   state.words = [null, null, ...manifest.values.table.map(word)];
+  $("stage").dataset.safe = state.safe;
   map.setColours(state.words);
   $("colours").setAttribute("aria-pressed", state.safe);
-  const unit = Object.assign(document.createElement("p"), { className: "unit", textContent: manifest.quantity.unit });
-  const classes = colours.breaks.map((limit, index) => swatch(colours.colours[index], number(limit)));
-  $("legend").replaceChildren(unit, ...classes.reverse(), swatch(null, "dry", "dry"), swatch(null, "no radar", "nodata"));
+  paintLegend($("legend"), colours, manifest.quantity.unit);
   paintPoint();
 }
 
-function swatch(colour, text, kind = "") {
-  const item = Object.assign(document.createElement("div"), { className: `class ${kind}` });
-  const box = document.createElement("i");
-  if (colour) box.style.background = colour;
-  item.append(box, Object.assign(document.createElement("span"), { textContent: text }));
-  return item;
-}
-
-function paintModels() {
-  const latest = (model) => manifest.runs.find((run) => run.models.some((entry) => entry.model === model));
-  $("models").replaceChildren(...manifest.products.map((model) => {
-    const run = model === state.model ? timeline.run : latest(model);
-    const entry = run?.models.find((candidate) => candidate.model === model);
-    const how = entry?.state ?? "none";
-    const words = { ok: "", fallback: `fallback: ${entry?.producer}`, withheld: "withheld", none: "no run" }[how] ?? how;
-    const button = Object.assign(document.createElement("button"), { type: "button", title: entry?.reason || model });
-    button.setAttribute("role", "radio");
-    button.setAttribute("aria-checked", model === state.model);
-    button.dataset.state = how;
-    button.append(Object.assign(document.createElement("b"), { textContent: model }),
-                  Object.assign(document.createElement("small"), { textContent: words }));
-    button.addEventListener("click", () => choose({ model }));
-    return button;
-  }));
-}
-
-function paintRuns() {
-  const option = (value, text) => Object.assign(document.createElement("option"), { value, textContent: text });
-  const mark = (run) => ({ fallback: " · fallback", withheld: " · withheld" })[run.models.find((entry) => entry.model === state.model)?.state] ?? "";
-  const runs = manifest.runs.filter((run) => run.models.some((entry) => entry.model === state.model));
-  const text = (run) => `${hhmm(Date.parse(run.reference_time))} UTC${mark(run)}`;
-  $("run").replaceChildren(option("", runs.length ? `newest, ${text(runs[0])}` : "none"),
-                           ...runs.slice(1).map((run) => option(run.reference_time, text(run))));
-  $("run").value = state.run ?? "";
-}
-
-function position(time) {
-  const { frames } = timeline;
-  const span = frames.at(-1).time - frames[0].time;
-  return span ? (100 * (time - frames[0].time)) / span : 0;
-}
-
 function paintTicks() {
-  const { frames, now } = timeline;
-  const mark = (kind, time, text = "") => {
-    const node = Object.assign(document.createElement("i"), { className: kind, textContent: text });
-    node.style.left = `${position(time)}%`;
-    return node;
-  };
-  const band = (kind, from, to) => {
-    const node = mark(`band ${kind}`, from);
-    node.style.width = `${position(to) - position(from)}%`;
-    return node;
-  };
-  const ticks = frames.map((frame) => {
-    const node = mark(`tick ${frame.kind}`, frame.time);
-    node.dataset.file = frame.file;
-    node.classList.toggle("ready", Boolean(pictures.peek(frame.file)));
-    return node;
-  });
-  const minutes = (frames.at(-1).time - frames[0].time) / 60000, every = (minutes > 300 ? 60 : minutes > 100 ? 30 : 15) * 60000;
-  const hours = [];
-  for (let time = Math.ceil(frames[0].time / every) * every; time <= frames.at(-1).time; time += every) {
-    hours.push(mark("hour", time, stamp(time, state.local).time));
-  }
-  const flag = mark("flag", frames[now].time);
-  $("ticks").replaceChildren(band("observed", frames[0].time, frames[now].time), band("forecast", frames[now].time, frames.at(-1).time),
-                             ...ticks, ...hours, flag, mark("present", frames[now].time));
+  ticks.draw(timeline, { ready: (file) => Boolean(pictures.peek(file)), local: state.local });
+  const { frames } = timeline;
   Object.assign($("slider"), { min: frames[0].time, max: Math.max(frames.at(-1).time, frames[0].time + 1) });
 }
 
-/** The flag stands where radar ends; it says "now" only while that is true. The small mark is the clock. */
-function paintClockMark(radar) {
-  const { frames, pinned, run } = timeline, flag = $("ticks").querySelector(".flag"), present = $("ticks").querySelector(".present");
-  const text = pinned ? `run ${hhmm(Date.parse(run.reference_time))}` : radar === "ok" ? "now" : "last radar";
-  if (flag.textContent !== text) flag.textContent = text;
-  flag.dataset.state = pinned ? "ok" : radar;
-  present.hidden = clock() > frames.at(-1).time || clock() < frames[0].time;
-  present.style.left = `${position(clock())}%`;
-}
-
 function paintLoaded(file) {
-  for (const node of $("ticks").querySelectorAll(".tick")) if (node.dataset.file === file) node.classList.add("ready");
+  ticks.loaded(file);
   if (map.point) paintPoint();
 }
 
@@ -336,7 +266,7 @@ function paintPoint() {
   const frames = timeline.frames.map((frame) => {
     const picture = pictures.peek(frame.file);
     const level = picture?.levels[row * picture.width + column];
-    return { ...frame, value: level > 1 ? table[level - 2] : null, colour: state.words[level] ?? "transparent" };
+    return { ...frame, missing: level === 0, value: level > 1 ? table[level - 2] : null, colour: state.words[level] ?? "transparent" };
   });
   const { unit } = manifest.quantity, { logarithmic } = manifest.values, high = Math.max(...manifest.colours.default.breaks);
   $("point-chart").replaceChildren(pointChart({ frames, current: wanted, now: timeline.now, low: below, high, unit, logarithmic }));
@@ -455,6 +385,7 @@ $("slider").addEventListener("input", () => {
   go(nearest(timeline.frames, Number($("slider").value)));
 });
 $("run").addEventListener("change", () => choose({ run: $("run").value || null }));
+document.addEventListener("visibilitychange", () => document.hidden || poll()); // a phone taken out of the pocket
 addEventListener("hashchange", () => location.reload()); // a link pasted into the open page
 
 map.view = state.view ?? null;

@@ -34,7 +34,7 @@ export function series(result, score, threshold) {
  * @param marked lead in minutes under the cursor of the page, or null.
  */
 export function skillChart({ leads, results, order, score, threshold, marked, unit }) {
-  const height = 170, box = { left: 34, right: WIDTH - 8, top: 10, bottom: height - 26 };
+  const height = 182, box = { left: 32, right: WIDTH - 16, top: 10, bottom: height - 38 };
   const values = Object.values(results).flatMap((result) => series(result, score, threshold)).filter((value) => value !== null);
   const top = SCORES[score].top ?? niceTop(Math.max(...values, 0));
   const x = (minutes) => box.left + ((box.right - box.left) * minutes) / leads.at(-1);
@@ -48,7 +48,7 @@ export function skillChart({ leads, results, order, score, threshold, marked, un
   for (const minutes of spaced(leads)) {
     svg.append(element("text", { class: "axis", x: x(minutes), y: box.bottom + 14, "text-anchor": "middle" }, `+${minutes}`));
   }
-  svg.append(element("text", { class: "axis", x: box.right, y: height - 1, "text-anchor": "end" }, "lead time, min"));
+  svg.append(element("text", { class: "axis", x: (box.left + box.right) / 2, y: height - 5, "text-anchor": "middle" }, "lead time, min"));
   if (marked !== null) svg.append(element("line", { class: "marked", x1: x(marked), x2: x(marked), y1: box.top, y2: box.bottom }));
   for (const [model, result] of Object.entries(results)) {
     const points = series(result, score, threshold).map((value, at) => (value === null ? null : [x(leads[at]), y(Math.min(value, top))]));
@@ -62,7 +62,7 @@ export function skillChart({ leads, results, order, score, threshold, marked, un
   return svg;
 }
 
-/** Values at a point through the timeline: frames of {time, kind, value|undefined, colour}. */
+/** Values at a point through the timeline: frames of {time, kind, value|null, missing, colour}. */
 export function pointChart({ frames, current, now, low, high, unit, logarithmic }) {
   const height = 110, box = { left: 30, right: WIDTH - 8, top: 8, bottom: height - 18 };
   const first = frames[0].time, span = Math.max(frames.at(-1).time - first, 1);
@@ -77,7 +77,8 @@ export function pointChart({ frames, current, now, low, high, unit, logarithmic 
       element("text", { class: "axis", x: box.left - 4, y: y(value) + 3.5, "text-anchor": "end" }, number(value)));
   }
   for (const [index, frame] of frames.entries()) {
-    if (frame.value === undefined || frame.value === null) continue;
+    if (frame.missing) svg.append(element("rect", { class: "missing", x: x(frame.time) - width / 2, width, y: box.top, height: box.bottom - box.top }));
+    if (frame.value === null) continue;
     const bar = element("rect", { class: frame.kind, x: x(frame.time) - width / 2, width, y: y(frame.value),
       height: box.bottom - y(frame.value), fill: frame.colour });
     if (index === current) bar.classList.add("current");

@@ -5,7 +5,7 @@ const ZOOM = 1.5;
 const LINES = { coast: 1.3, coastline: 1.3, border: 1, lake: 0.8, graticule: 0.6 };
 
 export class MapView {
-  #canvas; #context; #base; #paths = []; #picture; #tint; #surface; #colours; #pointers = new Map(); #moved = 0; #queued;
+  #canvas; #context; #base; #covered; #paths = []; #picture; #tint; #surface; #colours; #pointers = new Map(); #moved = 0; #queued;
   view = null; // {scale, x, y}: css px per picture px, picture px at the centre
   point = null; // picture px [x, y] that is kept
 
@@ -20,14 +20,16 @@ export class MapView {
 
   setBase(base) {
     this.#base = base;
+    this.#covered = null;
     this.#paths = Object.entries(base.lines).map(([kind, lines]) => [kind, toPath(lines)]);
     this.draw();
   }
 
-  /** A picture of levels, or null. */
+  /** Shows a picture of levels. The first one decides what "the whole map" is: the part that radar covers. */
   setPicture(picture) {
     this.#picture = picture;
     this.#tint = null;
+    this.#covered ??= coverage(picture);
     this.draw();
   }
 
@@ -97,9 +99,10 @@ export class MapView {
   }
 
   #fit() {
-    const { width, height, aspect } = this.#base;
-    const scale = Math.min(this.#canvas.clientWidth / width, this.#canvas.clientHeight / (height * aspect));
-    return { scale, x: width / 2, y: height / 2 };
+    const { left, top, right, bottom } = this.#covered ?? { left: 0, top: 0, right: this.#base.width, bottom: this.#base.height };
+    const { clientWidth, clientHeight } = this.#canvas;
+    const scale = Math.min(clientWidth / (right - left), clientHeight / ((bottom - top) * this.#base.aspect)) * 0.96;
+    return { scale, x: (left + right) / 2, y: (top + bottom) / 2 };
   }
 
   #current() {
@@ -125,9 +128,8 @@ export class MapView {
     const left = width / 2 - x * sx, top = height / 2 - y * sy;
     canvas.dataset.view = [scale, left / ratio, top / ratio, this.#base.aspect].join(",");
     context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, width, height);
     context.fillStyle = hatch(context, ratio, colour("--nodata"), colour("--hatch"));
-    context.fillRect(left, top, this.#base.width * sx, this.#base.height * sy);
+    context.fillRect(0, 0, width, height);
     if (this.#picture && this.#colours) {
       context.imageSmoothingEnabled = sx < 1; // enlarged pixels stay pixels: they are what was measured
       context.imageSmoothingQuality = "high";
@@ -240,6 +242,20 @@ function toPath(lines) {
     }
   }
   return path;
+}
+
+/** Bounding box of the pixels with data, or null if there are none. */
+function coverage({ width, height, levels }) {
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let index = 0; index < levels.length; index++) {
+    if (!levels[index]) continue;
+    const column = index % width, row = (index - column) / width;
+    if (column < left) left = column;
+    if (column >= right) right = column + 1;
+    if (row < top) top = row;
+    if (row >= bottom) bottom = row + 1;
+  }
+  return right > left ? { left, top, right, bottom } : null;
 }
 
 /** CSS colours -> pixels in the byte order of this machine; null is transparent. */

@@ -6,6 +6,8 @@ import { SCORES, series, skillChart } from "./charts.js";
 export class SkillPanel {
   #panel; #manifest; #scores; #lead = null;
 
+  created = null; // of the manifest whose scores are shown
+
   constructor(panel) {
     this.#panel = panel;
     for (const select of panel.querySelectorAll("select")) select.addEventListener("change", () => this.#paint());
@@ -17,6 +19,7 @@ export class SkillPanel {
     if (!response.ok) throw new Error(`${manifest.scores}: ${response.status}`);
     this.#manifest = manifest;
     this.#scores = await response.json();
+    this.created = manifest.created;
     this.#panel.hidden = this.#scores.runs.length === 0;
     const { thresholds, runs } = this.#scores;
     fill(this.#find("score"), Object.entries(SCORES).map(([key, score]) => [key, score.label, score.title]));

@@ -52,7 +52,7 @@ export function nearest(frames, time) {
 export function stateOf(timeline, model) {
   const { run, entry, expired } = timeline;
   if (!entry) return { state: "withheld", text: "No forecast has been made yet: observations only." };
-  const reason = entry.reason || "no reason was recorded";
+  const reason = entry.reason.replace(/\.$/, "") || "no reason was recorded";
   const at = hhmm(ms(run.reference_time));
   if (entry.state === "withheld") {
     return { state: "withheld", text: `Forecast of ${at} UTC withheld: ${reason}. The timeline stops at the radar.` };

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.installed  ## install, then run the main job on three hours of real radar
+	$(VENV)/bin/nowcast demo $(DEMO)
+
+test: $(VENV)/.installed-test check  ## install the test extras, then run the checks and the tests
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: $(VENV)/.installed-test  ## print the measured figures
+	$(VENV)/bin/python -m pytest -o addopts= tests/benchmarks/bench_*.py --benchmark-columns=min,median,max,rounds -s
+
+clean:
+	rm -rf demo runs $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	touch $@

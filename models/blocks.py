@@ -1,0 +1,92 @@
+"""What several networks share: frames folded into the batch, grids of any size, overlapping tiles.
+
+Shape letters: B batch, T time, C channel, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Forecast = Callable[[Tensor], Tensor]
+"""past_BTCHW -> future_BTCHW, same grid."""
+
+
+def each_frame(module: nn.Module, frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Applies a 2-D module to every frame of a sequence in one call."""
+    return module(torch.cat(tuple(frames_BCHW))).chunk(len(frames_BCHW))
+
+
+def on_multiple(forecast: Forecast, past_BTCHW: Tensor, *, multiple: int) -> Tensor:
+    """Runs a forecast that needs sides divisible by ``multiple`` on a grid of any size.
+
+    Rows and columns are added below and to the right, so pixels keep their place in the network's
+    strides, and cut off again. They repeat the edge: zeros would draw a dry wall beside the rain.
+    """
+    height, width = past_BTCHW.shape[-2:]
+    padded = _grow(past_BTCHW, _ceil(height, multiple), _ceil(width, multiple))
+    return forecast(padded)[..., :height, :width]
+
+
+def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], overlap: int) -> Tensor:
+    """Runs a forecast that is tied to one grid size over overlapping tiles of that size.
+
+    Tiles fade into each other with raised-cosine weights. Where they agree the result is exactly
+    theirs. One tile is in memory at a time beside the result, so call it without gradients.
+
+    Args:
+        forecast: Network for frames of ``tile``.
+        past_BTCHW: Frames of any size; a side shorter than the tile is padded with its edge.
+        tile: Height and width of a tile, pixels.
+        overlap: Pixels shared by neighbours, at least; more where tiles do not divide the grid.
+
+    Raises:
+        ValueError: If the overlap is negative or not smaller than the tile.
+    """
+    if not 0 <= overlap < min(tile):
+        raise ValueError(f"overlap must be >= 0 and smaller than the tile {tile}, got {overlap}.")
+    height, width = past_BTCHW.shape[-2:]
+    past = _grow(past_BTCHW, max(height, tile[0]), max(width, tile[1]))
+    weight = _fade(tile[0], overlap)[:, None] * _fade(tile[1], overlap)
+    weight = weight.to(past.device)
+    total, blend = past.new_zeros(past.shape[-2:]), None
+    for top in _starts(past.shape[-2], tile[0], overlap):
+        for left in _starts(past.shape[-1], tile[1], overlap):
+            window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
+            piece = forecast(past[window])
+            if blend is None:
+                blend = piece.new_zeros((*piece.shape[:-2], *past.shape[-2:]))
+            # A running mean moves by the difference only, so equal tiles leave no rounding behind.
+            total[window] += weight
+            blend[window] += (piece - blend[window]) * (weight / total[window]).to(piece.dtype)
+    return blend[..., :height, :width]
+
+
+def _ceil(size: int, multiple: int) -> int:
+    return math.ceil(size / multiple) * multiple
+
+
+def _grow(frames_BTCHW: Tensor, height: int, width: int) -> Tensor:
+    """Repeats the last row and column up to the given size."""
+    below, right = height - frames_BTCHW.shape[-2], width - frames_BTCHW.shape[-1]
+    if not below and not right:
+        return frames_BTCHW
+    grown = functional.pad(frames_BTCHW.flatten(0, 1), (0, right, 0, below), mode="replicate")
+    return grown.unflatten(0, frames_BTCHW.shape[:2])
+
+
+def _starts(size: int, tile: int, overlap: int) -> list[int]:
+    """First pixels of the fewest evenly spread tiles that cover ``size``."""
+    count = max(1, math.ceil((size - overlap) / (tile - overlap)))
+    return [round(k * (size - tile) / max(1, count - 1)) for k in range(count)]
+
+
+def _fade(size: int, overlap: int) -> Tensor:
+    """Weight along one side: rises over ``overlap`` pixels, then 1, then falls; never 0."""
+    edge = torch.arange(size, dtype=torch.float32) + 0.5
+    edge = torch.minimum(edge, edge.flip(0))
+    return torch.sin((edge / max(overlap, 1)).clamp(max=1) * (torch.pi / 2)) ** 2

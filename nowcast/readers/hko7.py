@@ -1,0 +1,114 @@
+"""HKO-7: reflectivity at 2 km around Hong Kong, 2009 to 2015, one grey PNG every six minutes.
+
+``radarPNG/YYYY/MM/DD/RADyymmddHHMM00.png`` with masks of usable pixels in ``radarPNG_mask``. A source may
+be the root, any folder in it, one picture, or a day list of the benchmark (lines ``YYYYMMDD, rain_mm``).
+
+Two things are not documented. The stamps in the names are taken as UTC. The domain is taken as 512 km
+square around the radar on Tai Mo Shan, equidistant from it: good to a few kilometres on a map, and of
+no consequence for scores.
+
+Source: Shi et al. (2017), Deep learning for precipitation nowcasting: a benchmark and a new model,
+NeurIPS (arXiv:1706.03458).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from nowcast.cube import BadInput, check, make
+from nowcast.grid import Grid
+from nowcast.readers import Item, decoding, files, grey_png
+
+TITLE = "HKO-7 radar reflectivity around Hong Kong"
+LICENCE = "research use under an undertaking to the Hong Kong Observatory"
+CADENCE = 360
+
+SHAPE = (480, 480)
+SIDE = 512_000.0
+TAI_MO_SHAN = "+proj=aeqd +lat_0=22.4117 +lon_0=114.1242 +ellps=WGS84 +units=m"
+ZR = (58.53, 1.56)
+"""a, b of Z = a R^b, fitted by the Observatory for this data set."""
+QUANTUM = 2 / 51
+"""dBZ; divides both the step of a grey level (70/255) and the offset of -10."""
+TOLERATED_GAP = 2
+"""Missing frames in a row that the benchmark accepts inside a clip."""
+
+
+def find(source: Path) -> Iterator[Item]:
+    """The pictures of a folder, file or day list, in time order."""
+    if source.suffix == ".txt" and source.is_file():
+        yield from map(Item, _listed(source))
+    else:
+        yield from map(Item, files(source, "RAD*.png"))
+
+
+def read(item: Item) -> xr.Dataset:
+    """One picture: ``reflectivity`` in dBZ, -10 where nothing echoed, NaN where the mask bars it.
+
+    Raises:
+        BadInput: If it is not a picture of this data set.
+    """
+    stamp = re.match(r"RAD(\d{10})", item.path.name)
+    if not stamp:
+        raise BadInput(item.path, "carries no time", "keep names such as RAD150510030000.png")
+    with decoding(item.path, "an HKO-7 picture"):
+        year, month, day, hour, minute = re.findall("..", stamp[1])
+        time = np.datetime64(f"20{year}-{month}-{day}T{hour}:{minute}", "s")
+    values = grey_png(item.path, SHAPE) * np.float32(70 / 255) - np.float32(10)
+    usable, kind = _usable(item.path)
+    values[~usable] = np.nan
+    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Hong Kong Observatory",
+             "zr_a": ZR[0], "zr_b": ZR[1], "tolerated_gap": TOLERATED_GAP, "mask": kind}  # fmt: skip
+    grid = Grid.regular(TAI_MO_SHAN, SHAPE, upper_left=(-SIDE / 2, SIDE / 2), pixel=(SIDE / SHAPE[1], SIDE / SHAPE[0]))
+    cube = make({"reflectivity": values[None]}, [time], grid, cadence=CADENCE, quantum=QUANTUM, attrs=attrs)
+    return check(cube, item.path)
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    """Pictures of the days in a list, which is in no order."""
+    with decoding(path, "a list of days"):
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    days = sorted(line[:8] for line in lines)
+    if not days or not all(re.fullmatch(r"\d{8}", day) for day in days):
+        raise BadInput(path, "is not a list of days", "give lines such as 20150107, 0.1")
+    root = next((parent / "radarPNG" for parent in path.resolve().parents if (parent / "radarPNG").is_dir()), None)
+    if root is None:
+        raise BadInput(path, "has no folder radarPNG beside or above it", "put it there")
+    pictures = [picture for day in days for picture in sorted((root / day[:4] / day[4:6] / day[6:]).glob("RAD*.png"))]
+    if not pictures:
+        raise BadInput(path, f"lists no day that is in {root}", "get the days of this list")
+    yield from pictures
+
+
+def _usable(path: Path) -> tuple[np.ndarray, str]:
+    """(row, column) pixels that may be used, and where that is known from."""
+    mask = Path(*("radarPNG_mask" if part == "radarPNG" else part for part in path.parts)).with_suffix(".mask")
+    if mask.is_file():
+        return _unpacked(mask), "of the frame"
+    for parent in path.resolve().parents:
+        for shared in (parent / "mask_dat.npz", parent / "hko_data" / "mask_dat.npz"):
+            if shared.is_file():
+                return ~_excluded(shared), "exclude_mask of mask_dat.npz"
+    return np.ones(SHAPE, bool), "none"
+
+
+def _unpacked(path: Path) -> np.ndarray:
+    with decoding(path, "an HKO-7 mask"):
+        flags = zlib.decompressobj().decompress(path.read_bytes(), SHAPE[0] * SHAPE[1] + 1)
+        return np.frombuffer(flags, np.uint8).reshape(SHAPE) != 0
+
+
+@lru_cache(maxsize=4)
+def _excluded(path: Path) -> np.ndarray:
+    with decoding(path, "HKO-7's mask_dat.npz"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "created on Python 2"
+        with np.load(path) as masks:
+            return masks["exclude_mask"].reshape(SHAPE) != 0

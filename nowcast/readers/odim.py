@@ -1,0 +1,228 @@
+"""ODIM_H5: Cartesian composites of the European weather services.
+
+Rain rate (RATE), accumulation (ACRR, made a rate over its period) and reflectivity (DBZH, TH) of
+``COMP`` and ``IMAGE`` objects: OPERA's ODYSSEY, CIRRUS and NIMBUS, RMI, DWD, MeteoSwiss and others.
+One file is one frame; of a file with several quantities the first that is known here is taken.
+
+Source: Michelson et al. (2021), OPERA weather radar information model for HDF5, version 2.4. Producers
+differ from it and from each other, so ``what``, ``where`` and ``how`` are looked up from the data group
+upwards, and every grid is measured by its four corners.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xarray as xr
+from pyproj import CRS, Transformer
+
+from nowcast.cube import BadInput, check, make
+from nowcast.grid import Grid
+from nowcast.readers import Item, attribute, files, metric_crs, natural, open_hdf5
+
+TITLE = "Radar composite in ODIM_H5"
+LICENCE = "as stated by the producer; see the attribute institution"
+CADENCE = None
+"""Differs by product: every cube carries its own, see ``_cadence``."""
+
+FORM = "an ODIM_H5 composite"
+QUANTITIES = {"RATE": "rainfall_rate", "ACRR": "rainfall_rate", "DBZH": "reflectivity", "TH": "reflectivity"}
+FLOOR_DBZ = -32.0
+"""Reflectivity of a scanned pixel without echo (undetect); the lowest that most producers can encode."""
+HIGHEST = {"rainfall_rate": 1000.0, "reflectivity": 95.0}
+PRODUCT_CADENCE = ((r"T_PABV21_C_EUOC", 300), (r"T_PA[ABS]H2\d_C_EUOC", 900), (r"CPC\d{9}", 600))
+"""Seconds between files where the period in the file is not it: CIRRUS, other OPERA, CombiPrecip."""
+USUAL_CADENCE = 300
+CORNERS = ("LL", "UL", "UR", "LR")
+
+Lookup = Callable[[str, str], object]
+"""(``what`` | ``where`` | ``how``, attribute) -> value, or None."""
+
+
+def find(source: Path) -> Iterator[Item]:
+    """The composites of a file or folder, in time order; DWD's extrapolations (``_005-hd5`` and later) are left out."""
+    for path in files(source, "*.h5", "*.hdf", "*.hdf5", "*-hd5", "*.hd5"):
+        lead = re.search(r"_(\d{3})-hd5$", path.name)
+        if path == source or not lead or lead[1] == "000":
+            yield Item(path)
+
+
+def read(item: Item) -> xr.Dataset:
+    """One composite: ``rainfall_rate`` or ``reflectivity``.
+
+    Undetect is 0 mm/h or -32 dBZ, nodata is NaN. ``time`` is the nominal time, or the end of an
+    accumulation that does not hold it.
+
+    Raises:
+        BadInput: If the file is no composite, holds no known quantity, or contradicts itself.
+    """
+    with open_hdf5(item.path, FORM) as file:
+        data = _main(file, item.path)
+        lookup = _lookup(data)
+        seconds = _seconds(lookup)
+        kind = str(lookup("what", "quantity"))
+        if kind == "ACRR" and seconds <= 0:
+            raise BadInput(item.path, "is an accumulation over no time", "give one with start and end time")
+        factor = 3600 / seconds if kind == "ACRR" else 1.0
+        values, step = _values(data["data"], lookup, QUANTITIES[kind])
+        grid = _grid(lookup, values.shape, item.path)
+        time, attrs = _time(lookup, kind), _attrs(lookup, kind, item.path)
+    name = QUANTITIES[kind]
+    cube = make({name: values[None] * np.float32(factor)}, [time], grid, quantum=_quantum(name, step * factor),
+                cadence=_cadence(item.path.name, kind, seconds), attrs=attrs)  # fmt: skip
+    return check(cube, item.path)
+
+
+# --- finding one's way in the file ----------------------------------------------------------------
+
+
+def _main(file: h5py.File, path: Path) -> h5py.Group:
+    """The first data group of a known quantity."""
+    lookup, seen = _lookup(file), []
+    model = str(lookup("what", "object") or "COMP")
+    if model not in ("COMP", "IMAGE"):
+        raise BadInput(path, f"holds a {model}", "give a Cartesian composite (COMP or IMAGE)")
+    for dataset in _numbered(file, "dataset"):
+        for data in _numbered(dataset, "data"):
+            seen.append(str(_lookup(data)("what", "quantity") or "data without quantity"))
+            if seen[-1] in QUANTITIES and "data" in data:
+                return data
+    raise BadInput(path, f"holds {', '.join(seen) or 'no dataset1/data1'}", f"give one of {', '.join(QUANTITIES)}")
+
+
+def _numbered(group: h5py.Group, word: str) -> list[h5py.Group]:
+    return [group[name] for name in sorted(group, key=natural) if re.fullmatch(word + r"\d+", name)]
+
+
+def _lookup(group: h5py.Group) -> Lookup:
+    """Reads an attribute from the nearest level that has it: data group, dataset, root."""
+    levels = [group]
+    while levels[-1].name != "/":
+        levels.append(levels[-1].parent)
+
+    def lookup(part: str, name: str) -> object:
+        for level in levels:
+            if part in level and name in level[part].attrs:
+                return attribute(level[part], name)
+        return None
+
+    return lookup
+
+
+def _number(lookup: Lookup, part: str, name: str, default: float) -> float:
+    value = lookup(part, name)
+    return default if value is None else float(value)  # type: ignore[arg-type]
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, float]:
+    """Decoded (row, column) float32 in the file's unit, and the step of its quantisation; 0 where it is float."""
+    raw = data[()]
+    gain, offset = _number(lookup, "what", "gain", 1.0), _number(lookup, "what", "offset", 0.0)
+    nodata, undetect = (_number(lookup, "what", code, np.nan) for code in ("nodata", "undetect"))
+    values = (raw * gain + offset).astype(np.float32)
+    if name == "reflectivity":  # fainter than the floor is as good as no echo
+        values = np.maximum(values, np.float32(FLOOR_DBZ))
+    values[raw == undetect] = FLOOR_DBZ if name == "reflectivity" else 0.0
+    values[raw == nodata] = np.nan
+    aligned = name != "reflectivity" or (FLOOR_DBZ / gain).is_integer()
+    return values, gain if raw.dtype.kind in "iu" and offset % gain == 0 and aligned else 0.0
+
+
+def _quantum(name: str, step: float) -> float | None:
+    """Packing step for the store; None where 16 bits of it would not reach the highest value to expect."""
+    return round(step, 9) if step * np.iinfo(np.int16).max >= HIGHEST[name] else None
+
+
+def _attrs(lookup: Lookup, kind: str, path: Path) -> dict[str, object]:
+    product = lookup("what", "prodname") or lookup("what", "product")
+    attrs = {"title": TITLE, "source": path.name, "licence": LICENCE, "institution": lookup("what", "source"),
+             "product": product, "odim_quantity": kind,
+             "zr_a": lookup("how", "zr_a"), "zr_b": lookup("how", "zr_b")}  # fmt: skip
+    return {key: value for key, value in attrs.items() if value is not None}
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def _stamp(lookup: Lookup, prefix: str) -> np.datetime64:
+    """``date`` and ``time`` of ``what``, or those of ``start`` and ``end``; NaT where not stated."""
+    day, clock = lookup("what", prefix + "date"), lookup("what", prefix + "time")
+    if day is None or clock is None:
+        return np.datetime64("NaT", "s")
+    day, clock = str(day), str(clock).ljust(6, "0")
+    return np.datetime64(f"{day[:4]}-{day[4:6]}-{day[6:8]}T{clock[:2]}:{clock[2:4]}:{clock[4:6]}", "s")
+
+
+def _seconds(lookup: Lookup) -> float:
+    """Length of the period that the file covers; 0 where not stated."""
+    span = _stamp(lookup, "end") - _stamp(lookup, "start")
+    return 0.0 if np.isnat(span) else float(span / np.timedelta64(1, "s"))
+
+
+def _time(lookup: Lookup, kind: str) -> np.datetime64:
+    nominal, start, end = (_stamp(lookup, prefix) for prefix in ("", "start", "end"))
+    if np.isnat(nominal) or (kind == "ACRR" and not start < nominal <= end):
+        return end
+    return nominal
+
+
+def _cadence(name: str, kind: str, seconds: float) -> int:
+    """Seconds to the next file: of a product known by its name, else the period covered, else five minutes."""
+    for pattern, cadence in PRODUCT_CADENCE:
+        if re.match(pattern, name):
+            return cadence
+    return int(seconds) if 60 <= seconds <= 900 else USUAL_CADENCE
+
+
+# --- grid -----------------------------------------------------------------------------------------
+
+
+def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> Grid:
+    """North-up grid; the corners in degrees decide where it lies, and must fit its extent to a pixel."""
+    rows, columns = shape
+    size = _number(lookup, "where", "ysize", rows), _number(lookup, "where", "xsize", columns)
+    if size != (rows, columns) or min(size) < 2:
+        raise BadInput(path, f"has {rows}x{columns} pixels but states {size[0]:g}x{size[1]:g}", "fetch it again")
+    if lookup("where", "projdef") is None:
+        raise BadInput(path, "names no projection (where/projdef)", "ask the producer")
+    crs = metric_crs(str(lookup("where", "projdef")))
+    lon, lat = (np.array([_number(lookup, "where", f"{corner}_{axis}", np.nan) for corner in CORNERS])
+                for axis in ("lon", "lat"))  # fmt: skip
+    pixel = _number(lookup, "where", "xscale", np.nan), _number(lookup, "where", "yscale", np.nan)
+    upper_left = _number(lookup, "where", "UL_x", np.nan), _number(lookup, "where", "UL_y", np.nan)
+    if np.isnan(upper_left).any():
+        upper_left, sizes = _measure(crs, lon, lat, (rows, columns), path)
+        pixel = _agreeing(pixel, sizes, (rows, columns))
+    # corners in degrees carry rounding noise, which must not make two grids of one
+    upper_left = round(upper_left[0], 2) + 0.0, round(upper_left[1], 2) + 0.0
+    grid = Grid.regular(crs, (rows, columns), upper_left=upper_left, pixel=pixel)
+    if np.isfinite(lon).all() and not grid.misfit(lon, lat) <= 1:
+        raise BadInput(path, "states corners that do not fit its pixel size", "report it to the producer")
+    return grid
+
+
+def _measure(crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int],
+             path: Path) -> tuple[tuple[float, float], tuple[float, float]]:  # fmt: skip
+    """Upper left corner, and width and height of a pixel, from the corners in degrees."""
+    x, y = Transformer.from_crs(4326, crs, always_xy=True).transform(lon, lat)
+    if not np.isfinite([x, y]).all():
+        raise BadInput(path, "does not state all four corners", "ask the producer")
+    left, right, bottom, top = x[:2].mean(), x[2:].mean(), y[[0, 3]].mean(), y[1:3].mean()
+    return (left, top), ((right - left) / shape[1], (top - bottom) / shape[0])
+
+
+def _agreeing(stated: tuple[float, float], measured: tuple[float, float],
+              shape: tuple[int, int]) -> tuple[float, float]:  # fmt: skip
+    """The stated pixel size if, in metres or in MeteoSwiss's kilometres, the corners bear it out; else the measured."""
+    for unit in (1, 1000):
+        candidate = stated[0] * unit, stated[1] * unit
+        if np.allclose(candidate, measured, rtol=1 / max(shape), atol=0):
+            return candidate
+    return measured

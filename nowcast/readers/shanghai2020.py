@@ -1,0 +1,96 @@
+"""Shanghai-2020: reflectivity of the Pudong radar as grey PNGs, in examples of 10 + 10 frames.
+
+``train/examples/<id>/<id>-inputs-train.txt`` and ``...-targets-train.txt`` name pictures in
+``train/data``, and likewise ``test``. The step doubles where the targets begin. A source may be the root,
+a part of it, one example, a published list of examples (Windows paths), or a folder of pictures alone,
+which is then read like a live feed.
+
+The grid is not documented: it is taken as 460 km square around radar Z9210, equidistant from it.
+
+Source: doi:10.5281/zenodo.7251972.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import xarray as xr
+
+from nowcast.cube import BadInput, check, make
+from nowcast.grid import Grid
+from nowcast.readers import Item, decoding, files, grey_png, natural
+
+TITLE = "Shanghai-2020 radar reflectivity"
+LICENCE = "see doi:10.5281/zenodo.7251972"
+CADENCE = 345
+"""Of the pictures alone: a volume scan takes 5 min 45 s; examples are labelled sequences."""
+
+SHAPE = (460, 460)
+PIXEL = 1000.0
+PUDONG = "+proj=aeqd +lat_0=31.007 +lon_0=121.885 +ellps=WGS84 +units=m"
+STEP = 70 / 255
+"""dBZ per grey level; level 0 is 0 dBZ, no echo."""
+
+
+def find(source: Path) -> Iterator[Item]:
+    """The examples of a folder or list by their names, else the pictures in time order."""
+    if source.suffix == ".txt" and source.is_file():
+        yield from map(Item, _listed(source))
+    elif examples := {path.parent for path in source.rglob("*-inputs-*.txt")}:
+        yield from map(Item, sorted(examples, key=lambda path: (natural(path.name), str(path))))
+    else:
+        yield from map(Item, files(source, "Z_RADR*.png"))
+
+
+def read(item: Item) -> xr.Dataset:
+    """One example as a sequence of its own, or one picture: ``reflectivity`` in dBZ, 0 where nothing echoed.
+
+    Raises:
+        BadInput: If a list or a picture is missing or is not what it should be.
+    """
+    example = item.path.is_dir()
+    pictures = _pictures(item.path) if example else [item.path]
+    values = np.stack([grey_png(picture, SHAPE) for picture in pictures]) * np.float32(STEP)
+    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Z9210 Shanghai Pudong"}
+    half_y, half_x = SHAPE[0] * PIXEL / 2, SHAPE[1] * PIXEL / 2
+    grid = Grid.regular(PUDONG, SHAPE, upper_left=(-half_x, half_y), pixel=(PIXEL, PIXEL))
+    cube = make({"reflectivity": values}, [_time(picture) for picture in pictures], grid, quantum=STEP, attrs=attrs,
+                sequence=item.path.name if example else "", cadence=None if example else CADENCE)  # fmt: skip
+    return check(cube, item.path)
+
+
+def _pictures(example: Path) -> list[Path]:
+    """Pictures of an example in the order of its lists: inputs, then targets."""
+    pictures = []
+    for part in ("inputs", "targets"):
+        lists = sorted(example.glob(f"*-{part}-*.txt"))
+        if len(lists) != 1:
+            raise BadInput(example, f"has {len(lists)} lists of {part}", f"keep one <id>-{part}-<train or test>.txt")
+        with decoding(lists[0], "a list of pictures"):
+            pictures += [example.parent.parent / "data" / name for name in lists[0].read_text().split()]
+    if not pictures:
+        raise BadInput(example, "lists no pictures", "fetch it again")
+    return pictures
+
+
+def _time(picture: Path) -> np.datetime64:
+    stamp = re.search(r"_(\d{14})_", picture.name)
+    with decoding(picture, "a picture named Z_RADR_I_Z9210_YYYYMMDDHHMMSS_O_DOR_SA_CAP.png"):
+        year, month, day, hour, minute, second = re.fullmatch(r"(\d{4})" + r"(\d\d)" * 5, stamp[1]).groups()  # type: ignore
+        return np.datetime64(f"{year}-{month}-{day}T{hour}:{minute}:{second}", "s")
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    """Folders of the examples in a published list, whose paths are those of its author's Windows disk."""
+    with decoding(path, "a list of examples"):
+        lines = [PureWindowsPath(line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    if not lines or not all(line.parent.name == "examples" for line in lines):
+        raise BadInput(path, "is not a list of examples", r"give lines such as train\examples\1")
+    tails = [Path(*line.parts[-3:]) for line in lines]
+    root = next((parent for parent in path.resolve().parents if (parent / tails[0].parent).is_dir()), None)
+    if root is None:
+        raise BadInput(path, f"has no folder {tails[0].parent} beside or above it", "put it into the root")
+    yield from (root / tail for tail in tails)

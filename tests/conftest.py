@@ -1,0 +1,48 @@
+"""Prefect kept quiet and at home in a temporary folder; no server starts but for the tests that ask for one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports prefect, which reads its settings once.
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_HOME": tempfile.mkdtemp(prefix="nowcast-prefect-"),
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_PLUGINS_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+}
+
+OPERATIONS = """\
+title: Smoke
+feed: {{reader: knmi, source: {folder}/feed}}
+store: {folder}/frames
+forecasts: {folder}/forecasts
+scores: {folder}/scores
+site: {folder}/site
+products: [{{name: persistence, model: persistence}}]
+every_minutes: 0.5
+"""
+
+
+@pytest.fixture(scope="session")
+def operations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Operations file of a chain whose feed folder is empty."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "feed").mkdir()
+    file = folder / "operations.yaml"
+    file.write_text(OPERATIONS.format(folder=folder))
+    return file
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

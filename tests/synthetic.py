@@ -1,0 +1,40 @@
+"""Small moving rain, as cubes and stores: the test double of a radar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from nowcast import cube as cubes
+from nowcast import store
+from nowcast.grid import Grid
+
+START = np.datetime64("2010-08-26T00:00", "ns")
+STEP = np.timedelta64(300, "s")
+GRID = Grid.regular("EPSG:28992", (48, 64), upper_left=(0, 400_000), pixel=(1000, 1000))
+
+
+def rain(index: int, *, grid: Grid = GRID, speed: float = 1.0) -> np.ndarray:
+    """A cell of up to 12 mm/h that moves ``speed`` pixels east per frame, and a corner without coverage."""
+    rows, columns = np.indices(grid.shape, np.float32)
+    distance = (rows - 24) ** 2 + (columns - 16 - speed * index) ** 2
+    field = 12 * np.exp(-distance / 60).astype(np.float32)
+    field[field < 0.1] = 0
+    field[:6, :6] = np.nan
+    return field
+
+
+def cube(indices: list[int] | range, *, sequence: str = "", cadence: int | None = 300) -> xr.Dataset:
+    fields = np.stack([rain(index) for index in indices])
+    times = [START + index * STEP for index in indices]
+    frames = cubes.make({"rainfall_rate": fields}, times, GRID, sequence=sequence, cadence=cadence,
+                        attrs={"title": "synthetic rain", "licence": "none"})  # fmt: skip
+    digests = np.asarray([cubes.digest(field) for field in fields], object)
+    return frames.assign_coords(digest=("time", digests))
+
+
+def make_store(path: Path, indices: list[int] | range, **options: object) -> str:
+    store.append(path, cube(indices, **options), message="synthetic")  # type: ignore[arg-type]
+    return str(path)

@@ -1,0 +1,222 @@
+"""The flows: what Prefect is told, that science is only called, and that the short name works."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+import flows
+from flows import backfill, cycle, deployments, plugin, report, train, verify
+from nowcast import config
+from nowcast import cycle as chain
+from nowcast.cycle import Report
+
+RECIPE = """\
+name: tiny
+model: convlstm
+train: [{store: a}]
+valid: [{store: b}]
+windows: {quantity: reflectivity, in_steps: 2, out_steps: 2}
+"""
+BUSY = Report(taken=2, newest=datetime(2010, 8, 26, 3, tzinfo=UTC), issued=["convlstm 2010-08-26T03:00Z ok"],
+              scored=4, refused=["a.h5: not HDF5"], published=Path("site/latest.json"), seconds=1.25)  # fmt: skip
+
+
+# --- the short name -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("prefect deployment run train-convlstm", "prefect deployment run train-convlstm/default"),
+        ("prefect deployments run cycle --watch", "prefect deployments run cycle/default --watch"),
+        ("prefect --no-prompt deployment inspect cycle", "prefect --no-prompt deployment inspect cycle/default"),
+        ("prefect deployment run cycle/other", "prefect deployment run cycle/other"),
+        ("prefect deployment run --id 1234", "prefect deployment run --id 1234"),
+        ("prefect deployment run", "prefect deployment run"),
+        ("prefect deployment ls", "prefect deployment ls"),
+        ("prefect flow-run inspect x", "prefect flow-run inspect x"),
+        ("prefect", "prefect"),
+    ],
+)
+def test_plugin_completes_bare_names_only(typed: str, meant: str) -> None:
+    assert plugin.rewrite(typed.split()) == meant.split()
+
+
+@pytest.mark.parametrize(
+    ("program", "started", "name"),
+    [
+        ("/usr/bin/prefect", ["python", "/usr/bin/prefect"], "cycle/default"),
+        ("-m", ["python", "-m", "prefect"], "cycle/default"),
+        ("/usr/bin/other", ["python", "/usr/bin/other"], "cycle"),
+    ],
+)
+def test_plugin_touches_no_other_program(
+    monkeypatch: pytest.MonkeyPatch, program: str, started: list[str], name: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [program, "deployment", "run", "cycle"])
+    monkeypatch.setattr("sys.orig_argv", started)
+    assert plugin.setup_environment(ctx=None) is None
+    assert plugin.sys.argv == [program, "deployment", "run", name]
+
+
+def test_importing_the_package_imports_nothing() -> None:
+    tree = ast.parse(Path(flows.__file__).read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+# --- what Prefect shows ---------------------------------------------------------------------------
+
+
+def test_idle_report_is_skipped_and_leaves_no_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: pytest.fail("an artifact for nothing"))
+    state = report.outcome(Report(refused=["a.h5: not HDF5"]), key="cycle")
+    assert (state.type, state.name) == ("COMPLETED", "Skipped")
+    assert state.message == "No new frame; newest none, 1 refused."
+
+
+def test_busy_report_is_completed_with_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts: list[dict] = []
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **artifact: artifacts.append(artifact))
+    state = report.outcome(BUSY, key="cycle")
+    assert (state.name, state.message) == ("Completed", "frames taken: 2, forecasts: 1, scored: 4")
+    assert artifacts == [{"key": "cycle", "markdown": report.markdown(BUSY)}]
+
+
+def test_markdown_names_forecasts_and_refused_files() -> None:
+    text = report.markdown(BUSY)
+    assert "| Newest frame | 2010-08-26 03:00 UTC |" in text
+    assert text.endswith("**Forecasts**\n\n- convlstm 2010-08-26T03:00Z ok\n\n**Refused**\n\n- a.h5: not HDF5")
+    assert "Refused" not in report.markdown(Report())
+
+
+def test_progress_bar_counts_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[dict] = []
+    monkeypatch.setattr(report, "create_progress_artifact", lambda progress, key: f"{key} at {progress:g}")
+    monkeypatch.setattr(report, "update_progress_artifact", lambda artifact, **move: moves.append({artifact: move}))
+    report.progress_bar("backfill-progress")(1, 4, "03:00")
+    assert moves == [{"backfill-progress at 0": {"progress": 25.0, "description": "03:00"}}]
+
+
+# --- what the flows call --------------------------------------------------------------------------
+
+
+def _due(monkeypatch: pytest.MonkeyPatch, ago: timedelta) -> None:
+    run = SimpleNamespace(scheduled_start_time=datetime.now(UTC) - ago)
+    monkeypatch.setattr(cycle, "runtime", SimpleNamespace(flow_run=run))
+
+
+def test_cycle_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
+    seen: list[config.Operations] = []
+    monkeypatch.setattr(chain, "cycle", lambda settings: seen.append(settings) or Report())
+    _due(monkeypatch, timedelta(seconds=20))
+    assert cycle.cycle.fn(str(operations), ("leads=3",)).name == "Skipped"
+    assert [settings.leads for settings in seen] == [3]
+
+
+def test_cycle_due_more_than_one_interval_ago_is_left_to_a_newer_one(
+    monkeypatch: pytest.MonkeyPatch, operations: Path
+) -> None:
+    monkeypatch.setattr(chain, "cycle", lambda settings: pytest.fail("a late cycle worked"))
+    _due(monkeypatch, timedelta(minutes=12))
+    state = cycle.cycle.fn(str(operations))
+    assert (state.name, state.message) == ("Skipped", "Due 12 minutes ago; a newer cycle does its work.")
+
+
+@pytest.mark.parametrize(("scored", "name"), [(0, "Skipped"), (7, "Completed")])
+def test_verify_scores_the_stores_of_the_chain(
+    monkeypatch: pytest.MonkeyPatch, operations: Path, scored: int, name: str
+) -> None:
+    seen: list[tuple] = []
+    monkeypatch.setattr(
+        "nowcast.verify.verify", lambda *stores, thresholds: seen.append((stores, thresholds)) or scored
+    )
+    state = verify.verify.fn(str(operations), ("thresholds=[1, 5]",))
+    folder = operations.parent
+    assert state.name == name
+    assert seen == [((f"{folder}/frames", f"{folder}/forecasts", f"{folder}/scores"), (1.0, 5.0))]
+
+
+def test_backfill_hands_its_span_on(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
+    seen: list[dict] = []
+    monkeypatch.setattr(backfill, "progress_bar", lambda key: key)
+    monkeypatch.setattr(chain, "backfill", lambda settings, **span: seen.append(span) or Report())
+    start, end = datetime(2010, 8, 26, tzinfo=UTC), datetime(2010, 8, 27, tzinfo=UTC)
+    assert backfill.backfill.fn(str(operations), start, end, dry_run=True).name == "Skipped"
+    assert seen == [{"start": start, "end": end, "dry_run": True, "progress": "backfill-progress"}]
+
+
+def test_training_refuses_the_recipe_of_another_network(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    with pytest.raises(config.ConfigError, match="train-convgru does not train convlstm"):
+        train.convgru.fn(str(recipe))
+
+
+def test_training_flow_of_an_unknown_network_lists_the_known() -> None:
+    with pytest.raises(AttributeError, match=r"no network 'nix' to train; known: .*convlstm"):
+        train.nix  # noqa: B018
+
+
+# --- with a server --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    # A flow run waits for its heartbeat thread to tick: a second each.
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # Prefect's clients close their sockets when they are collected
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("server")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+class TestRuns:
+    def test_cycle_on_an_empty_feed_is_skipped(self, operations: Path) -> None:
+        state = cycle.cycle(str(operations), return_state=True)
+        assert (state.type, state.name) == ("COMPLETED", "Skipped")
+
+    def test_cycle_leaves_an_artifact(self, monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
+        from prefect.artifacts import Artifact
+
+        monkeypatch.setattr(chain, "cycle", lambda settings: BUSY)
+        assert cycle.cycle(str(operations), return_state=True).name == "Completed"
+        assert Artifact.get("cycle").data == report.markdown(BUSY)
+
+    def test_backfill_refuses_a_time_without_zone(self, operations: Path) -> None:
+        from prefect.exceptions import ParameterTypeError
+
+        with pytest.raises(ParameterTypeError, match="timezone"):
+            backfill.backfill(str(operations), "2010-08-26T03:00", "2010-08-27T03:00Z")
+
+    def test_training_takes_the_gpu_slot_and_returns_the_checkpoint(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        from prefect.client.orchestration import get_client
+
+        deployments.limit_gpu()
+        (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+        def fit(recipe: config.Recipe, *, resume: bool) -> Path:
+            with get_client(sync_client=True) as client:
+                assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
+            return Path("runs/tiny/best.safetensors")
+
+        monkeypatch.setitem(sys.modules, "nowcast.train", SimpleNamespace(train=fit))
+        assert train.convlstm(str(tmp_path / "recipe.yaml")) == "runs/tiny/best.safetensors"

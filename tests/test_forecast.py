@@ -1,0 +1,161 @@
+"""Never dark, never lying: fallbacks are named, the withheld is withheld, provenance is complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+from models import MODELS, Nowcaster
+from nowcast import checkpoint, forecast, store
+from nowcast.checkpoint import Card
+from nowcast.config import Product, ScalingSettings
+from nowcast.forecast import CannotForecast
+from tests import synthetic
+
+FALLBACK = ("extrapolation", "persistence")
+
+
+class Broken(Nowcaster):
+    """A network that returns NaN, or raises."""
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, raises: bool = False) -> None:
+        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.raises = raises
+
+    def forward(self, past_BTCHW: Tensor) -> Tensor:
+        if self.raises:
+            raise RuntimeError("out of memory\nwith a long trace")
+        return self.weight * past_BTCHW[:, -1:].expand(-1, self.out_steps, -1, -1, -1) * float("nan")
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Saves a checkpoint of a small network, broken or not, and returns its path."""
+    monkeypatch.setitem(MODELS, "broken", "broken:Broken")
+    monkeypatch.setitem(__import__("sys").modules, "models.broken", type("module", (), {"Broken": Broken}))
+
+    def make(model: str = "convlstm", *, in_steps: int = 3, cadence: int = 300, **options: object) -> str:
+        if model == "convlstm":
+            options = {"first_width": 4, "widths": (32, 32, 32), "kernel": 3, "strides": (2, 2, 2)}
+        from models import build
+
+        card = Card(model=model, options=options, in_steps=in_steps, out_steps=4, quantity="rainfall_rate",
+                    scaling=ScalingSettings(kind="decibel", low=0.1, high=100), cadence_seconds=cadence,
+                    code_version="test", created="now")  # fmt: skip
+        net = build(model, in_steps=in_steps, out_steps=4, **options)
+        return str(checkpoint.save(tmp_path / f"{model}-{in_steps}-{cadence}-{len(options)}.safetensors", net, card))
+
+    return make
+
+
+def run_of(tmp_path: Path, model: str, *, frames: list[int] | range = range(6), leads: int = 6,
+           fallback: tuple[str, ...] = FALLBACK) -> xr.Dataset:  # fmt: skip
+    path = synthetic.make_store(tmp_path / "frames", frames)
+    forecast.issue(path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads)
+    return store.open_store(tmp_path / "forecasts").isel(run=0).load()
+
+
+def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
+    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    made = forecast.forecast(cube, "extrapolation", leads=3)
+    assert made["rainfall_rate"].dims == ("lead_time", "y", "x")
+    reference = synthetic.START + 5 * synthetic.STEP
+    assert made["forecast_reference_time"].values == reference
+    assert (made["time"].values == reference + np.arange(1, 4) * synthetic.STEP).all()
+    used = json.loads(made.attrs["input_frames"])
+    assert [time for time, _ in used] == [f"2010-08-26T00:{minute:02d}Z" for minute in (10, 15, 20, 25)]
+    assert [digest for _, digest in used] == cube["digest"].values[-4:].tolist()
+    assert made.attrs["snapshot"] == store.snapshot(tmp_path / "frames")
+    with xr.open_dataset(forecast.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
+        assert read["rainfall_rate"].attrs["standard_name"] == "rainfall_rate"
+        assert read["rainfall_rate"].encoding["grid_mapping"] == "crs"
+        assert read["lead_time"].attrs["standard_name"] == "forecast_period"
+        np.testing.assert_allclose(read["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
+
+
+def test_the_same_forecast_twice_is_the_same_bits(tmp_path: Path) -> None:
+    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    first, second = (forecast.forecast(cube, "extrapolation") for _ in range(2))
+    assert first["rainfall_rate"].identical(second["rainfall_rate"])
+
+
+def test_a_network_forecasts_beyond_its_length_and_keeps_to_its_coverage(tmp_path: Path,
+                                                                         network: Callable[..., str]) -> None:  # fmt: skip
+    run = run_of(tmp_path, network(), leads=6)
+    assert run["state"] == "ok"
+    assert run["producer"] == "convlstm"
+    field = run["rainfall_rate"]
+    assert np.isnan(field[:, :6, :6]).all()
+    assert np.isfinite(field[:, 6:, 6:]).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "frames", "reason"),
+    [
+        ("broken", {}, range(6), "values that are not finite"),
+        ("broken", {"raises": True}, range(6), "out of memory"),
+        ("convlstm", {"in_steps": 5}, [0, 1, 2, 4, 5], "needs 5 unbroken frames, 2 end at 2010-08-26T00:25Z"),
+        ("convlstm", {"cadence": 360}, range(6), "trained on a step of 360 s, the feed has 300 s"),
+    ],
+)
+def test_the_fallback_is_named_with_the_reason(tmp_path: Path, network: Callable[..., str], model: str,
+                                               options: dict, frames: list[int], reason: str) -> None:  # fmt: skip
+    run = run_of(tmp_path, network(model, **options), frames=frames)
+    assert (run["state"], run["model"], run["producer"]) == ("fallback", "wanted", "extrapolation")
+    assert reason in str(run["reason"].item())
+    assert "\n" not in str(run["reason"].item())
+
+
+def test_a_missing_checkpoint_falls_back(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "gone.safetensors")
+    assert (run["state"], run["producer"]) == ("fallback", "extrapolation")
+    assert "no such checkpoint" in str(run["reason"].item())
+
+
+def test_one_frame_only_is_persistence_and_says_so(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "extrapolation", frames=[0])
+    assert (run["state"], run["producer"]) == ("fallback", "persistence")
+
+
+def test_nothing_usable_is_withheld_with_the_reason(tmp_path: Path, network: Callable[..., str]) -> None:
+    run = run_of(tmp_path, network("broken"), fallback=())
+    assert (run["state"], run["producer"]) == ("withheld", "")
+    assert "not finite" in str(run["reason"].item())
+    assert np.isnan(run["rainfall_rate"]).all()
+
+
+def test_a_forecast_is_made_once(tmp_path: Path) -> None:
+    path = synthetic.make_store(tmp_path / "frames", range(6))
+    products = [Product(name="a", model="persistence"), Product(name="b", model="extrapolation")]
+    options = {"fallback": (), "leads": 2}
+    assert len(forecast.issue(path, str(tmp_path / "f"), products[:1], **options)) == 1
+    assert forecast.issue(path, str(tmp_path / "f"), products, **options) == ["b 2010-08-26T00:25Z ok"]
+    assert forecast.issue(path, str(tmp_path / "f"), products, **options) == []
+    assert store.open_store(tmp_path / "f").sizes["run"] == 2
+
+
+def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
+    path = synthetic.make_store(tmp_path / "frames", range(6))
+    forecast.issue(path, str(tmp_path / "f"), [Product(name="p", model="persistence")], fallback=(), leads=2)
+    reference = synthetic.START + 5 * synthetic.STEP
+    run = forecast.read_run(str(tmp_path / "f"), reference, "p")
+    made = forecast.forecast(store.open_store(path), "persistence", leads=2)
+    np.testing.assert_allclose(run["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
+    assert run.attrs["input_frames"] == made.attrs["input_frames"]
+    assert run.attrs["state"] == "ok"
+    with pytest.raises(CannotForecast, match="has no q from"):
+        forecast.read_run(str(tmp_path / "f"), reference, "q")
+
+
+def test_a_time_without_a_frame_says_which_is_the_newest(tmp_path: Path) -> None:
+    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(3)))
+    with pytest.raises(CannotForecast, match="no frame at 2010-08-26T05:00Z; the newest is 2010-08-26T00:10Z"):
+        forecast.forecast(cube, "persistence", time=np.datetime64("2010-08-26T05:00"))

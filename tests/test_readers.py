@@ -1,0 +1,224 @@
+"""Every reader, over the registry: good sources become Cubes, bad ones one sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nowcast.cube import BadInput, channels, check
+from nowcast.readers import READERS, Item, attribute, files, get, grey_png, member, metric_crs, natural, open_hdf5
+from tests.fixtures import SOURCES, knmi, png
+
+names = pytest.mark.parametrize("name", READERS)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: SOURCES[name](tmp_path_factory.mktemp(name)) for name in READERS}
+
+
+def test_every_reader_has_a_fixture():
+    assert set(SOURCES) == set(READERS)
+
+
+@names
+def test_says_what_it_is(name: str):
+    reader = get(name)
+    assert reader.TITLE and reader.LICENCE and "\n" not in reader.TITLE + reader.LICENCE
+    assert reader.CADENCE is None or reader.CADENCE > 0
+
+
+@names
+def test_reads_its_source(name: str, sources: dict[str, Path]):
+    reader = get(name)
+    items = list(reader.find(sources[name]))
+    cubes = [reader.read(item) for item in items]
+    assert cubes and all(cube is check(cube) for cube in cubes)
+    first = [cube["time"].values[0] for cube in cubes]
+    assert first == sorted(first)
+    for cube in cubes:
+        assert {"title", "source", "licence"} <= set(cube.attrs)
+        assert len(channels(cube)) == 1
+        assert cube[channels(cube)[0]].dtype == np.float32
+        assert cube[channels(cube)[0]].notnull().any()
+
+
+@names
+def test_finds_from_names_alone(name: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("opened a file")
+
+    monkeypatch.setattr("h5py.File", refuse)
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    assert list(get(name).find(sources[name]))
+
+
+@names
+def test_reading_twice_gives_the_same(name: str, sources: dict[str, Path]):
+    reader = get(name)
+    item = next(reader.find(sources[name]))
+    assert reader.read(item).identical(reader.read(item))
+
+
+@names
+def test_packing_by_the_quantum_loses_nothing(name: str, sources: dict[str, Path]):
+    reader = get(name)
+    cube = reader.read(next(reader.find(sources[name])))
+    variable = cube[channels(cube)[0]]
+    if "quantum" in variable.encoding:
+        quantum = np.float32(variable.encoding["quantum"])
+        steps = np.rint(variable.values / quantum)
+        assert np.nanmax(np.abs(steps)) <= 32767
+        tolerance = 0.5 * quantum if name == "sevir" else 1e-4  # the levels of vil are uneven
+        np.testing.assert_allclose(steps * quantum, variable.values, atol=tolerance)
+
+
+@names
+def test_an_empty_folder_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=str(tmp_path)):
+        list(get(name).find(tmp_path))
+
+
+@names
+def test_a_missing_source_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(BadInput, match="does not exist"):
+        list(get(name).find(tmp_path / "nowhere"))
+
+
+@names
+@pytest.mark.parametrize("content", [b"", b"radar", b"\x89HDF\r\n\x1a\n", b"\x89PNG\r\n\x1a\n", b"P5\n", b"\x1f\x8b"])
+def test_another_format_is_refused_in_one_sentence(name: str, content: bytes, sources: dict[str, Path], tmp_path: Path):
+    reader = get(name)
+    item = next(reader.find(sources[name]))
+    with _replaced(_file(item), content), pytest.raises(BadInput) as refusal:
+        reader.read(item)
+    sentence = str(refusal.value)
+    assert _file(item).name in sentence and sentence.endswith(".") and "\n" not in sentence
+    assert refusal.value.remedy
+
+
+@names
+def test_a_vanished_file_is_refused(name: str, sources: dict[str, Path]):
+    reader = get(name)
+    item = next(reader.find(sources[name]))
+    path = _file(item)
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(BadInput, match="does not exist"):
+            reader.read(item)
+    finally:
+        path.write_bytes(content)
+
+
+@names
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes_give_a_cube_or_a_refusal(name: str, sources: dict[str, Path], data: st.DataObject):
+    reader = get(name)
+    item = next(reader.find(sources[name]))
+    good = _file(item).read_bytes()
+    if data.draw(st.booleans(), label="truncate"):
+        bad = good[: data.draw(st.integers(0, len(good) - 1), label="length")]
+    else:
+        changed = bytearray(good)
+        for _ in range(data.draw(st.integers(1, 20), label="changes")):
+            changed[data.draw(st.integers(0, len(good) - 1), label="at")] = data.draw(st.integers(0, 255), label="byte")
+        bad = bytes(changed)
+    with _replaced(_file(item), bad):
+        try:
+            check(reader.read(item))
+        except BadInput as refusal:
+            assert "\n" not in str(refusal)
+
+
+class _replaced:
+    """Other bytes in a file for the length of a block."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self.content = path, content
+
+    def __enter__(self) -> None:
+        self.good = self.path.read_bytes()
+        self.path.write_bytes(self.content)
+
+    def __exit__(self, *_: object) -> None:
+        self.path.write_bytes(self.good)
+
+
+def _file(item: Item) -> Path:
+    """The file of an item; of a folder of lists, the first picture it names."""
+    return item.path if item.path.is_file() else sorted((item.path.parent.parent / "data").iterdir())[0]
+
+
+# --- the shared pieces ----------------------------------------------------------------------------
+
+
+def test_an_unknown_reader_lists_the_known():
+    with pytest.raises(ValueError, match=r"Unknown reader 'nimrod'; known: knmi, .*shanghai2020"):
+        get("nimrod")
+
+
+def test_natural_order():
+    assert sorted(["s10.png", "s2.png", "s1.png"], key=natural) == ["s1.png", "s2.png", "s10.png"]
+    assert sorted(["x²", "x2"], key=natural)  # a digit that is no number
+
+
+def test_files_sorts_by_name_and_skips_transfers(tmp_path: Path):
+    for name in ("b/f1.h5", "a/f2.h5", "a/.f3.h5", "a/f4.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in files(tmp_path, "*.h5")] == ["f1.h5", "f2.h5"]
+    assert files(tmp_path / "a" / "f4.txt", "*.h5") == [tmp_path / "a" / "f4.txt"]
+
+
+def test_signature_changes_with_the_file(tmp_path: Path):
+    path = tmp_path / "x"
+    path.write_text("a")
+    before = Item(path, "part").signature
+    path.write_text("ab")
+    assert Item(path, "part").signature != before
+    assert str(Item(path, "part")) == "x[part]"
+
+
+def test_hdf5_pieces_name_what_is_missing(tmp_path: Path):
+    path = knmi(tmp_path / "good.h5")
+    with pytest.raises(BadInput, match="has no image2"), open_hdf5(path, "x") as file:
+        member(file, "image2")
+    with pytest.raises(BadInput, match="has no attribute /overview/colour"), open_hdf5(path, "x") as file:
+        attribute(file["overview"], "colour")
+    with open_hdf5(path, "x") as file:
+        assert attribute(file["image1"], "image_geo_parameter") == "ACCUMULATED_PRECIPITATION_[MM]"
+        assert attribute(file["overview"], "number_image_groups") == 1
+        assert len(attribute(file["geographic"], "geo_product_corners")) == 8
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_grey_png_reads_all_grey_modes_alike(mode: str, tmp_path: Path):
+    levels = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    np.testing.assert_array_equal(grey_png(png(tmp_path / "a.png", levels, mode), (3, 4)), levels)
+
+
+@pytest.mark.parametrize(("mode", "fault"), [("RGBA", "mode RGBA"), ("1", "mode 1")])
+def test_grey_png_refuses_other_modes(mode: str, fault: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=fault):
+        grey_png(png(tmp_path / "a.png", np.zeros((3, 4)), mode), (3, 4))
+
+
+def test_grey_png_refuses_colour_and_size(tmp_path: Path):
+    Image.new("RGB", (4, 3), (255, 0, 0)).save(tmp_path / "red.png")
+    with pytest.raises(BadInput, match="coloured"):
+        grey_png(tmp_path / "red.png", (3, 4))
+    with pytest.raises(BadInput, match="has 3x4 pixels, not 4x3"):
+        grey_png(png(tmp_path / "a.png", np.zeros((3, 4))), (4, 3))
+
+
+def test_metric_crs_turns_kilometres_into_metres():
+    km = metric_crs("+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.14 +b=6356.75 +x_0=1 y_0=2")
+    assert km.ellipsoid.semi_major_metre == 6_378_140
+    assert (km.to_cf()["false_easting"], km.to_cf()["false_northing"]) == (1000, 2000)
+    assert metric_crs("+proj=laea +lat_0=38 +lon_0=-98 +a=6370997.0 +units=m").ellipsoid.semi_major_metre == 6_370_997
+    assert metric_crs("EPSG:2056").to_epsg() == 2056
