@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +54,16 @@ def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], over
     past = _grow(past_BTCHW, max(height, tile[0]), max(width, tile[1]))
     weight = _fade(tile[0], overlap)[:, None] * _fade(tile[1], overlap)
     weight = weight.to(past.device)
-    total, blend = past.new_zeros(past.shape[-2:]), None
-    for top in _starts(past.shape[-2], tile[0], overlap):
-        for left in _starts(past.shape[-1], tile[1], overlap):
-            window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
-            piece = forecast(past[window])
-            if blend is None:
-                blend = piece.new_zeros((*piece.shape[:-2], *past.shape[-2:]))
-            # A running mean moves by the difference only, so equal tiles leave no rounding behind.
-            total[window] += weight
-            blend[window] += (piece - blend[window]) * (weight / total[window]).to(piece.dtype)
+    total, blend = past.new_zeros(past.shape[-2:]), past.new_zeros(())
+    starts = (_starts(size, side, overlap) for size, side in zip(past.shape[-2:], tile, strict=True))
+    for top, left in product(*starts):
+        window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
+        piece = forecast(past[window])
+        if not blend.ndim:  # only the first tile tells length and channels of the forecast
+            blend = piece.new_zeros((*piece.shape[:-2], *past.shape[-2:]))
+        # A running mean moves by the difference only, so equal tiles leave no rounding behind.
+        total[window] += weight
+        blend[window] += (piece - blend[window]) * (weight / total[window]).to(piece.dtype)
     return blend[..., :height, :width]
 
 

@@ -56,11 +56,12 @@ class Caption:
     @classmethod
     def of(cls, frame: xr.DataArray) -> Caption:
         """Reads it from one (y, x) frame of a Cube or of a Forecast store."""
-        if "forecast_reference_time" not in frame.coords:
-            return cls(frame["time"].values[()])
-        reference, created = (frame[key].values[()] for key in ("forecast_reference_time", "created"))
-        words = {key: str(frame[key].values) for key in ("state", "model", "producer", "reason")}
-        return cls(reference + frame["lead_time"].values[()], reference=reference, created=created, **words)
+        here: dict[str, Any] = {str(name): value.values[()] for name, value in frame.coords.items()}
+        if "forecast_reference_time" not in here:
+            return cls(here["time"])
+        reference = here["forecast_reference_time"]
+        words = {key: str(here[key]) for key in ("state", "model", "producer", "reason")}
+        return cls(reference + here["lead_time"], reference=reference, created=here["created"], **words)
 
     @property
     def badge(self) -> str:
@@ -243,8 +244,8 @@ def _panel_size(grid: Grid) -> tuple[int, int]:
         steps[1] *= np.cos(np.radians(grid.y.mean()))
     cells = grid.shape * steps / steps.min()
     enlarged = np.ceil(SMALLEST / cells.max())
-    rows, columns = cells * (enlarged if enlarged > 1 else min(LARGEST / cells.max(), 1))
-    return round(rows), round(columns)
+    scale = enlarged if enlarged > 1 else min(LARGEST / cells.max(), 1)
+    return round(cells[0] * scale), round(cells[1] * scale)
 
 
 def _edges(axis: np.ndarray) -> tuple[float, float]:
@@ -269,7 +270,7 @@ def _ground(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
 
 def _hatch(ground: np.ndarray) -> np.ndarray:
     """The ground greyed and ruled: nobody looked here."""
-    row, column = np.indices(ground.shape[:2], sparse=True)
+    row, column = np.ogrid[: ground.shape[0], : ground.shape[1]]
     shade = np.where((row + column) % HATCH < 2, 0.4, 0.2)[..., None]
     return (ground * (1 - shade) + rgb(PALE) * shade).astype(np.uint8)
 
@@ -309,7 +310,9 @@ def _draw_graticule(axes: Axes, lon: np.ndarray, lat: np.ndarray) -> None:
 
 def _draw_zero(axes: Axes, distance: np.ndarray) -> None:
     down, across = (np.arange(0, size, 4) for size in distance.shape)
-    axes.contour(across, down, distance[np.ix_(down, across)], [0], colors=PALE, linewidths=0.5, alpha=0.55)
+    coarse = distance[np.ix_(down, across)]
+    if np.nanmin(coarse) < 0 < np.nanmax(coarse):  # else contour warns
+        axes.contour(across, down, coarse, [0], colors=PALE, linewidths=0.5, alpha=0.55)
 
 
 def _zeros(values: np.ndarray) -> np.ndarray:

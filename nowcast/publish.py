@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from importlib.resources import files as packaged
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +114,8 @@ def publish_maps(observed: xr.Dataset, forecasts: xr.Dataset, site: Path, *, lea
         if not folder.exists():
             _write_folder(folder, _draw(observed, run[name], leads))
         drawn = sorted(folder.iterdir())
-        files = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
-        index = {"reference_time": _iso(reference), "model": str(run["model"].values), "files": files}
+        links = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
+        index = {"reference_time": _iso(reference), "model": str(run["model"].values), "files": links}
     (site / "maps").mkdir(parents=True, exist_ok=True)
     _write(site / MAPS, _json(index))
     if manifest := _read(site / MANIFEST):
@@ -207,9 +207,8 @@ def _lead_name(minutes: float) -> str:
 
 def _publish_page(site: Path) -> str:
     """Copies the page's own files where they differ; returns their digest, by which a page reloads itself."""
-    contents = {
-        item.name: item.read_bytes() for item in packaged("nowcast").joinpath("site").iterdir() if item.is_file()
-    }
+    shipped = files("nowcast").joinpath("site").iterdir()
+    contents = {item.name: item.read_bytes() for item in shipped if item.is_file()}
     for name, content in contents.items():
         target = site / name
         if not target.exists() or target.read_bytes() != content:

@@ -76,7 +76,7 @@ def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
     assert made.attrs["snapshot"] == store.snapshot(tmp_path / "frames")
     with xr.open_dataset(forecast.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
         assert read["rainfall_rate"].attrs["standard_name"] == "rainfall_rate"
-        assert read["rainfall_rate"].encoding["grid_mapping"] == "crs"
+        assert read["rainfall_rate"].attrs["grid_mapping"] == "crs"
         assert read["lead_time"].attrs["standard_name"] == "forecast_period"
         np.testing.assert_allclose(read["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
 

@@ -192,6 +192,13 @@ def test_a_reduced_map_keeps_the_largest_value():
     assert (picture[HEADER : HEADER + 15, MARGIN : MARGIN + 1100] == rgb("#7a1c9c")).all(axis=2).sum() == 1
 
 
+@pytest.mark.parametrize("size", [0.001, 0.1, 3.7])
+@pytest.mark.parametrize("corner", [(-140.0, -30.0), (179.5, 1.0), (0.0, 89.0), (359.9, 45.05)])
+def test_any_place_and_size_can_be_drawn(size, corner):
+    grid = Grid.regular("EPSG:4326", (12, 12), upper_left=corner, pixel=(size / 12, size / 12))
+    assert opened(MapPainter(grid, "vil").png(np.zeros(grid.shape), caption=Caption(NOW))).shape[2] == 3
+
+
 def test_degrees_are_drawn_true_to_shape():
     picture = opened(MapPainter(AMERICA, "rainfall_rate").png(np.zeros(AMERICA.shape), caption=Caption(NOW)))
     height, width = picture.shape[0] - 90, picture.shape[1] - 116

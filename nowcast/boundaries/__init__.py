@@ -21,6 +21,8 @@ from nowcast.grid import Grid
 COAST, BORDER = "coast", "border"
 LATTICE = 33
 """Points per side at which the corners and the inside of a grid are located."""
+PRECISION = 0.004
+"""Degrees to which the outlines are true; nothing is gained by working more finely."""
 TURNS = (-360.0, 0.0, 360.0)
 """Where a longitude may appear again."""
 
@@ -61,8 +63,7 @@ def land(lon: np.ndarray, lat: np.ndarray, *, resolution: int = 2048) -> np.ndar
     """
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))
     west, east, south, north = _window(lon, lat)
-    span = max(east - west, north - south, 1e-6)
-    pixels = resolution / span
+    pixels = min(resolution / max(east - west, north - south), 40 / PRECISION)
     picture = np.zeros((round((north - south) * pixels) + 1, round((east - west) * pixels) + 1), np.uint8)
     shapes = [
         np.round((ring - [west - turn, south]) * pixels * 16).astype(np.int32)
@@ -125,7 +126,7 @@ def _project(earth: World, grid: Grid) -> Iterator[Line]:
     chosen = [i for i, arc in enumerate(earth.arcs) if any(_overlaps(arc, turn, window) for turn in TURNS)]
     if not chosen:
         return
-    spacing = max(window[1] - window[0], window[3] - window[2]) / 200
+    spacing = max((window[1] - window[0]) / 200, (window[3] - window[2]) / 200, PRECISION)
     lonlat, owner = _densify([earth.arcs[i] for i in chosen], spacing)
     x, y = grid.project(*lonlat.T)
     if grid.crs.is_geographic:

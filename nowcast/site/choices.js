@@ -5,6 +5,7 @@ import { hhmm, number } from "./format.js";
 /** Every product with the state of its run: the one on screen, or its newest. */
 export function paintModels(box, manifest, timeline, chosen, choose) {
   const latest = (model) => manifest.runs.find((run) => run.models.some((entry) => entry.model === model));
+  const focused = box.contains(document.activeElement);
   box.replaceChildren(...manifest.products.map((model) => {
     const run = model === chosen ? timeline.run : latest(model);
     const entry = run?.models.find((candidate) => candidate.model === model);
@@ -19,6 +20,7 @@ export function paintModels(box, manifest, timeline, chosen, choose) {
     button.addEventListener("click", () => choose({ model }));
     return button;
   }));
+  if (focused) box.querySelector("[aria-checked=true]").focus();
 }
 
 /** The newest run and the older ones of a model. */
@@ -28,7 +30,7 @@ export function paintRuns(select, manifest, { model, run: chosen }) {
   const runs = manifest.runs.filter((run) => run.models.some((entry) => entry.model === model));
   const text = (run) => `${hhmm(Date.parse(run.reference_time))} UTC${mark(run)}`;
   select.replaceChildren(option("", runs.length ? `newest, ${text(runs[0])}` : "none"),
-                           ...runs.slice(1).map((run) => option(run.reference_time, text(run))));
+                         ...runs.slice(1).map((run) => option(run.reference_time, text(run))));
   select.value = chosen ?? "";
 }
 
