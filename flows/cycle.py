@@ -24,4 +24,7 @@ def cycle(config: str, overrides: tuple[str, ...] = ()) -> State:
     late = datetime.now(UTC) - runtime.flow_run.scheduled_start_time
     if late > timedelta(minutes=settings.every_minutes):
         return skipped(f"Due {late.total_seconds() / 60:.0f} minutes ago; a newer cycle does its work.")
-    return outcome(chain.cycle(settings), key="cycle")
+    try:
+        return outcome(chain.cycle(settings), key="cycle")
+    except chain.Busy as busy:
+        return skipped(str(busy))

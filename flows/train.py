@@ -8,6 +8,8 @@ from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.concurrency.sync import concurrency
 
+from flows.report import progress_bar
+
 GPU = "gpu"
 """Global concurrency limit that trainings queue for."""
 
@@ -37,7 +39,7 @@ def train_flow(model: str) -> Flow[Any, str]:
 
         # A lease lost when the server restarts must not end days of training.
         with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
-            checkpoint = fit(settings, resume=resume)
+            checkpoint = fit(settings, resume=resume, progress=progress_bar(f"train-{model}-progress"))
         create_markdown_artifact(key=f"train-{model}", markdown=f"{settings.name}: `{checkpoint}`")
         return str(checkpoint)
 

@@ -247,8 +247,8 @@ def up(
     start(config, overrides=overrides or (), host=host, port=port, page_port=page_port)
 
 
-@app.command()
-def run(
+@app.command("run")
+def start(
     flow: Annotated[str, typer.Argument(help="cycle, verify, backfill, train-convlstm, ...")],
     parameters: Annotated[list[str] | None, typer.Argument(help="key=value (YAML values).")] = None,
     watch: Annotated[bool, typer.Option(help="Wait for the end; exit 1 if it fails.")] = False,
@@ -262,7 +262,8 @@ def run(
     from flows.up import run_deployment_by_name
 
     pairs = (parameter.partition("=")[::2] for parameter in parameters or ())
-    run_deployment_by_name(flow, {key: yaml.safe_load(value) for key, value in pairs}, watch=watch)
+    run = run_deployment_by_name(flow, {key: yaml.safe_load(value) for key, value in pairs}, watch=watch)
+    console.print(f"{flow}: run [bold]{run.name}[/] is {run.state.name if run.state else 'scheduled'}")
 
 
 @app.command()

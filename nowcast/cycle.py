@@ -27,6 +27,10 @@ from nowcast.verify import verify
 Progress = Callable[[int, int, str], None]
 
 
+class Busy(store.StoreError):
+    """Another cycle of the same chain is running."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What one cycle did."""
@@ -74,7 +78,8 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         progress: Passed to the ingest.
 
     Raises:
-        StoreError: If another cycle of the same chain is running, or a store cannot be written.
+        Busy: If another cycle of the same chain is running.
+        StoreError: If a store cannot be written.
     """
     started = perf_counter()
     with _one_at_a_time(settings):
@@ -171,7 +176,7 @@ def _one_at_a_time(settings: Operations) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise store.StoreError(f"{settings.site}: another cycle is running; let it finish.") from None
+        raise Busy(f"{settings.site}: another cycle is running; let it finish.") from None
     try:
         yield
     finally:

@@ -24,14 +24,13 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from PIL import Image
 
-from nowcast.boundaries import BORDER, COAST, Line, boundaries, land
-from nowcast.colours import COLOUR_TABLES, UNIT_SIGNS, ColourTable, rgb, table_for
+from nowcast.boundaries import BORDER, COAST, boundaries, land
+from nowcast.colours import UNIT_SIGNS, ColourTable, rgb, table_for
 from nowcast.grid import NORTH_UP, Grid
 from nowcast.scores import SCORES, derive, per_model, title
 from nowcast.units import quantity
 
-__all__ = ["COLOUR_TABLES", "Caption", "ColourTable", "Line", "MapPainter", "boundaries", "loop", "skill_chart",
-           "table_for"]  # fmt: skip
+__all__ = ["Caption", "MapPainter", "boundaries", "loop", "skill_chart", "table_for"]
 
 # --- what is burned in ------------------------------------------------------------------------------
 
@@ -396,7 +395,6 @@ def loop(frames: Sequence[bytes], *, seconds: float = 0.4) -> bytes:
     """Animated GIF of PNG pictures of one size, the last held four times as long; repeats for ever."""
     images = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
     content = io.BytesIO()
-    milliseconds = round(1000 * seconds)
-    held = [milliseconds] * (len(images) - 1) + [4 * milliseconds]
+    held = [round(1000 * seconds * rest) for rest in [1] * (len(images) - 1) + [4]]
     images[0].save(content, format="GIF", save_all=True, append_images=images[1:], duration=held, loop=0)
     return content.getvalue()

@@ -9,8 +9,10 @@ the resolved recipe, and the logs as CSV and for TensorBoard.
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,14 +34,17 @@ from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings
 from nowcast.windows import Batch, Windows, check_apart, loader  # noqa: E402
 
 RESUME = "last.ckpt"
+Progress = Callable[[int, int, str], None]
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
 
 
-def train(recipe: Recipe, *, resume: bool = True) -> Path:
+def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = None) -> Path:
     """Trains until the recipe says stop.
 
     Args:
         recipe: Network, data, trainer.
         resume: Go on from ``last.ckpt`` of a run of this name, if there is one.
+        progress: Called after every epoch: epochs done, epochs in all, the validation loss in words.
 
     Returns:
         The exported network with the best validation loss, ``<runs>/<name>/best.safetensors``.
@@ -54,7 +59,7 @@ def train(recipe: Recipe, *, resume: bool = True) -> Path:
     fitting, held_out = _data(recipe)
     learner = Learner(_network(recipe), recipe.trainer)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    trainer = _trainer(recipe, folder)
+    trainer = _trainer(recipe, folder, progress)
     last = folder / RESUME
     trainer.fit(learner, _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False),
                 ckpt_path=last if resume and last.exists() else None)  # fmt: skip
@@ -105,6 +110,18 @@ class Learner(lightning.LightningModule):
                 return None
 
 
+class Reporter(callbacks.Callback):
+    """Tells somebody else how far the training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            loss = f"validation loss {float(trainer.callback_metrics['valid_loss']):.4g}"
+            self.progress(trainer.current_epoch + 1, int(trainer.max_epochs or 1), loss)
+
+
 def _data(recipe: Recipe) -> tuple[Windows, Windows]:
     fitting = Windows(recipe.train, recipe.windows, augment=True)
     held_out = Windows(recipe.valid, recipe.windows, augment=False)
@@ -133,7 +150,7 @@ def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.d
                   shuffle=shuffle, batches=batches)  # fmt: skip
 
 
-def _trainer(recipe: Recipe, folder: Path) -> lightning.Trainer:
+def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightning.Trainer:
     settings = recipe.trainer
     extras: list[callbacks.Callback] = [
         callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", save_last=True, enable_version_counter=False),
@@ -141,6 +158,8 @@ def _trainer(recipe: Recipe, folder: Path) -> lightning.Trainer:
         callbacks.LearningRateMonitor(),
         callbacks.TQDMProgressBar(refresh_rate=5),
     ]
+    if progress:
+        extras.append(Reporter(progress))
     if settings.ema_decay:
         extras.append(callbacks.EMAWeightAveraging(decay=settings.ema_decay))
     return lightning.Trainer(

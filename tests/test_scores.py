@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import structural_similarity
 
-from nowcast.scores import SCORES, derive, paired, per_model, perceptual, score, sums, table, title
+from nowcast.scores import SCORES, derive, per_model, perceptual, score, sums, title
 from nowcast.scores.perceptual import SETTING, UNTRAINED, lpips
 from nowcast.scores.structure import similarity
 from nowcast.units import Scaling
@@ -252,30 +252,6 @@ def test_one_frame_has_no_lead_axis():
     one, many = compare(rain(1)[0], rain(2)[0]), compare(rain(1), rain(2))
     assert one["hits"].shape == (3,) and one["n"].shape == ()
     assert all(np.array_equal(one[name], many[name][0]) for name in one)
-
-
-def test_table_has_a_row_per_model_and_threshold():
-    runs = [compare(rain(seed), rain(seed + 1)) for seed in range(3)]
-    scores = store(*runs, model=["a", "b", "a"])
-    rows = table(scores)
-    assert [(row["model"], row["threshold"], row["runs"]) for row in rows[::3]] == [("a", 0.1, 2), ("b", 0.1, 1)]
-    assert rows[0]["n"] == 2 * 2 * 60 * 50
-    hits = sum(run["hits"][:, 1].sum() for run in runs[::2])
-    rain_seen = hits + sum(run["misses"][:, 1].sum() for run in runs[::2])
-    assert rows[1]["pod"] == pytest.approx(hits / rain_seen)
-    by_lead = table(scores, by_lead=True)
-    assert len(by_lead) == 12 and by_lead[3]["lead_time"] == "+10 min"
-
-
-def test_paired_keeps_what_all_models_were_scored_on():
-    blank = counted(0, 0, 0, 0)
-    runs = [counted(1, 0, 0, 0), counted(2, 0, 0, 0), counted(4, 0, 0, 0), blank]
-    scores = store(*runs, model=["a", "b", "a", "b"], thresholds=(1.0,))
-    early, late = scores["forecast_reference_time"].values[:2]
-    scores["forecast_reference_time"] = "run", [early, early, late, late]
-    fair = paired(scores)
-    assert fair["hits"].values.ravel().tolist() == [1, 2, 0, 0]
-    assert fair["hits"].dtype == np.int64 and fair["hits"].dims == scores["hits"].dims
 
 
 def test_sums_keep_up_with_a_forecast():

@@ -34,9 +34,7 @@ SCORES = {
     "ssim": "structure:ssim",
 }
 
-TABLE = ("csi", "pod", "far", "bias", "mse", "mae", "ssim")
-
-__all__ = ["SCORES", "derive", "paired", "per_model", "score", "sums", "table", "title"]
+__all__ = ["SCORES", "derive", "per_model", "score", "sums", "title"]
 
 
 def sums(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[float],
@@ -99,22 +97,6 @@ def derive(scores: xr.Dataset, names: Sequence[str], *, over: Sequence[str]) -> 
     return xr.Dataset(values, attrs={"pooling": rule})
 
 
-def table(scores: xr.Dataset, *, by_lead: bool = False) -> list[dict[str, object]]:
-    """One row per model and threshold, pooled over runs and, unless ``by_lead``, lead times; for people to read.
-
-    ``runs`` and ``n`` say how many runs and pixels stand behind a row; the errors and SSIM do not depend
-    on its threshold.
-    """
-    pooled = per_model(scores)
-    values = derive(pooled, TABLE, over=() if by_lead else ("lead_time",))
-    values["runs"] = pooled["runs"] if by_lead else pooled["runs"].max("lead_time")
-    keys = ["model", "lead_time", "threshold"] if by_lead else ["model", "threshold"]
-    rows = values.to_dataframe(dim_order=keys).reset_index()
-    if by_lead:
-        rows["lead_time"] = [f"+{lead / np.timedelta64(60, 's'):g} min" for lead in rows["lead_time"]]
-    return rows.to_dict("records")
-
-
 def per_model(scores: xr.Dataset) -> xr.Dataset:
     """Adds up the runs of each model: the dimension ``run`` becomes ``model``.
 
@@ -123,14 +105,3 @@ def per_model(scores: xr.Dataset) -> xr.Dataset:
     """
     own = scores.isel(run=np.flatnonzero(scores["model"].values == scores["producer"].values))
     return own.assign(runs=(own["n"] > 0).astype(np.int64)).groupby("model").sum("run")
-
-
-def paired(scores: xr.Dataset) -> xr.Dataset:
-    """Empties every run and lead time that not all models were scored on, for a fair comparison.
-
-    Otherwise a model that was withheld on the hard days would look better for it.
-    """
-    reference = scores["forecast_reference_time"]
-    scored = (scores["n"] > 0).groupby(reference).sum("run") == np.unique(scores["model"]).size
-    common = scored.sel(forecast_reference_time=reference).drop_vars("forecast_reference_time")
-    return scores.where(common, 0)
