@@ -144,7 +144,9 @@ def forecast(
 
     moment = time.replace(tzinfo=UTC) if time else None
     if Path(out).suffix == ".nc":
-        console.print(f"wrote [bold]{write_netcdf(make(open_store(store), model, time=moment, leads=leads), Path(out))}[/]")
+        console.print(
+            f"wrote [bold]{write_netcdf(make(open_store(store), model, time=moment, leads=leads), Path(out))}[/]"
+        )
         return
     product = Product(name=Path(model).stem.lower(), model=model)
     lines = issue(store, out, [product], fallback=(), leads=leads, time=moment)

@@ -19,7 +19,17 @@ from nowcast.cube import BadInput
 from nowcast.cube import check as check_cube
 from models import MODELS
 
-PACKAGES = ("torch", "lightning", "xarray", "zarr", "icechunk", "prefect", "fastapi", "sqlalchemy", "opencv-python-headless")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "xarray",
+    "zarr",
+    "icechunk",
+    "prefect",
+    "fastapi",
+    "sqlalchemy",
+    "opencv-python-headless",
+)
 DISK_GIB = 5
 PREFECT_BREAKS = {"fastapi": (0, 151), "sqlalchemy": (2, 1)}
 """First versions that prefect 3.8 does not run with; with SQLAlchemy 2.1 its schedules silently stop."""
@@ -41,7 +51,9 @@ def examine(config: str | None = None) -> list[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    yield Finding("python", f"{platform.python_version()} at {sys.prefix}", sys.version_info >= (3, 11), "use 3.11 or newer")
+    yield Finding(
+        "python", f"{platform.python_version()} at {sys.prefix}", sys.version_info >= (3, 11), "use 3.11 or newer"
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; networks run on the CPU"
     yield Finding("GPU", gpu)
     free = shutil.disk_usage(Path.cwd()).free / 2**30
@@ -87,9 +99,13 @@ def _models(settings: Operations) -> Iterator[Finding]:
             continue
         try:
             card = checkpoint.read_card(checkpoint.find(product.model))
-            yield Finding(f"model {product.name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s")
+            yield Finding(
+                f"model {product.name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
+            )
         except BadInput as error:
-            yield Finding(f"model {product.name}", str(error), False, "correct products.model; until then its fallback runs")
+            yield Finding(
+                f"model {product.name}", str(error), False, "correct products.model; until then its fallback runs"
+            )
 
 
 def _store(name: str, path: str) -> Finding:
@@ -102,11 +118,15 @@ def _store(name: str, path: str) -> Finding:
     except (BadInput, store.StoreError, OSError) as error:
         return Finding(name, str(error), False, "restore the folder from a copy")
     steps = dataset.sizes.get("time", dataset.sizes.get("run", 0))
-    return Finding(name, f"{path}: {steps} {'frames' if 'time' in dataset.dims else 'runs'}, {store.size(path) / 2**20:.1f} MiB")
+    return Finding(
+        name, f"{path}: {steps} {'frames' if 'time' in dataset.dims else 'runs'}, {store.size(path) / 2**20:.1f} MiB"
+    )
 
 
 def _age(settings: Operations) -> Finding:
     newest = store.open_store(settings.store)["time"].values.max().astype("datetime64[s]").item().replace(tzinfo=UTC)
     age = datetime.now(UTC) - newest
     late = age > timedelta(minutes=settings.age.red) and not settings.replay
-    return Finding("newest frame", f"{newest:%Y-%m-%d %H:%M}Z", not late, "nothing arrives: look at the feed and at the flow")
+    return Finding(
+        "newest frame", f"{newest:%Y-%m-%d %H:%M}Z", not late, "nothing arrives: look at the feed and at the flow"
+    )

@@ -253,7 +253,7 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
     reference = scores["forecast_reference_time"].values
     kept = np.unique(reference)[::-1][:keep]
     scores = scores.isel(run=np.isin(reference, kept))
-    issued = scores.assign_coords(producer=("run", scores["model"].values))  # a product answers for its fallbacks
+    issued = scores.assign_coords(state=("run", ["ok"] * scores.sizes["run"]))  # a product answers for its fallbacks
     each = scores.assign(runs=(scores["n"] > 0).astype(np.int64))
     rows = list(zip(reference[np.isin(reference, kept)], scores["model"].values, _ratios(each, "run"), strict=True))
     return {

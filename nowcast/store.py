@@ -119,9 +119,13 @@ def describe(path: str | Path, *, commits: int = 5) -> dict[str, object]:
     if "crs" in dataset.coords:
         facts["grid"] = str(Grid.of(dataset))
     if stamps.size:
-        facts["span"] = f"{np.datetime_as_string(stamps.min(), unit='s')}Z to {np.datetime_as_string(stamps.max(), unit='s')}Z"
+        facts["span"] = (
+            f"{np.datetime_as_string(stamps.min(), unit='s')}Z to {np.datetime_as_string(stamps.max(), unit='s')}Z"
+        )
     if along == "time":
-        facts["cadence"] = f"{dataset.attrs['cadence_seconds']} s" if "cadence_seconds" in dataset.attrs else "per sequence"
+        facts["cadence"] = (
+            f"{dataset.attrs['cadence_seconds']} s" if "cadence_seconds" in dataset.attrs else "per sequence"
+        )
         facts["sequences"] = int(np.unique(dataset["sequence"].values.astype(str)).size)
         facts["gaps"] = _gaps(dataset)
     facts["size"] = f"{size(path) / 2**20:.1f} MiB"

@@ -167,8 +167,7 @@ def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightni
         precision=settings.precision, max_epochs=settings.epochs, callbacks=extras, log_every_n_steps=5,
         gradient_clip_val=settings.clip_value or settings.clip_norm,
         gradient_clip_algorithm="value" if settings.clip_value else "norm",
-        logger=[loggers.CSVLogger(folder, name="", version="csv"),
-                loggers.TensorBoardLogger(folder, name="", version="tensorboard")],
+        logger=[loggers.CSVLogger(folder, name="csv"), loggers.TensorBoardLogger(folder, name="tensorboard")],
         default_root_dir=folder, enable_model_summary=False,
     )  # fmt: skip
 
@@ -207,5 +206,3 @@ def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
         cadence_seconds=int(cube.attrs["cadence_seconds"]), recipe=recipe.model_dump(mode="json"), data=spans,
         training=facts, code_version=__version__, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )  # fmt: skip
-
-

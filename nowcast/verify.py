@@ -74,7 +74,7 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     for name in SUMS:
         kind = np.int64 if name in ("n", "frames") else np.float64
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
-    labels = ("forecast_reference_time", "model", "producer")
+    labels = ("forecast_reference_time", "model", "producer", "state")
     coords = {name: ("run", runs[name].values) for name in labels}
     unit = quantity(channels(runs)[0]).unit
     return xr.Dataset(

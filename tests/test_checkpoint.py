@@ -31,7 +31,9 @@ def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
     model = checkpoint.load(checkpoint.save(tmp_path / "net.safetensors", saved, CARD))
     assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.network.state_dict().items())
     assert (model.name, model.quantity, model.cadence_seconds) == ("convgru", "rainfall_rate", 300)
-    assert checkpoint.read_card(tmp_path / "net.safetensors") == CARD.model_copy(update={"options": CARD.model_dump(mode="json")["options"]})
+    assert checkpoint.read_card(tmp_path / "net.safetensors") == CARD.model_copy(
+        update={"options": CARD.model_dump(mode="json")["options"]}
+    )
     assert len(model.digest) == 16
 
 

@@ -70,7 +70,9 @@ def check_site(settings: Operations) -> None:
         return
     manifest = json.loads(path.read_text())
     named = [frame["file"] for frame in manifest["observed"]]
-    named += [f"{run['folder']}/{file}" if "folder" in run else file for run in manifest["runs"] for file in run["files"]]
+    named += [
+        f"{run['folder']}/{file}" if "folder" in run else file for run in manifest["runs"] for file in run["files"]
+    ]
     for name in named:
         content = (settings.site / name).read_bytes()
         assert content.endswith(b"IEND\xaeB`\x82"), name

@@ -51,7 +51,7 @@ def test_a_new_frame_goes_through_everything(chain: Operations) -> None:
     land(chain, 2)
     second = cycle.cycle(chain)
     assert (second.taken, second.scored) == (1, 1)
-    assert [run["reference_time"] for run in manifest(chain)["runs"]][-1].startswith("2010-08-26T04:1")
+    assert [run["reference_time"][11:16] for run in manifest(chain)["runs"]] == ["04:10", "04:05"]
     assert len(list(chain.netcdf.rglob("*.nc"))) == 2  # type: ignore[union-attr]
 
 
@@ -82,7 +82,11 @@ def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
     land(chain, *range(5))
     span = {"start": datetime(2010, 8, 26, 4, 0, tzinfo=UTC), "end": datetime(2010, 8, 26, 4, 15, tzinfo=UTC)}
     cycle.cycle(chain)
-    assert cycle.backfill(chain, dry_run=True, **span).issued == ["2010-08-26T04:00Z", "2010-08-26T04:05Z", "2010-08-26T04:10Z"]
+    assert cycle.backfill(chain, dry_run=True, **span).issued == [
+        "2010-08-26T04:00Z",
+        "2010-08-26T04:05Z",
+        "2010-08-26T04:10Z",
+    ]
     report = cycle.backfill(chain, **span)
     assert (len(report.issued), report.scored) == (3, 6)
     assert cycle.backfill(chain, **span).issued == []

@@ -6,7 +6,7 @@ import ast
 import gc
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,7 +213,8 @@ class TestRuns:
         deployments.limit_gpu()
         (tmp_path / "recipe.yaml").write_text(RECIPE)
 
-        def fit(recipe: config.Recipe, *, resume: bool) -> Path:
+        def fit(recipe: config.Recipe, *, resume: bool, progress: Callable[[int, int, str], None]) -> Path:
+            progress(1, 2, "validation loss 0.1")
             with get_client(sync_client=True) as client:
                 assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
             return Path("runs/tiny/best.safetensors")

@@ -59,7 +59,9 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 def run_of(tmp_path: Path, model: str, *, frames: list[int] | range = range(6), leads: int = 6,
            fallback: tuple[str, ...] = FALLBACK) -> xr.Dataset:  # fmt: skip
     path = synthetic.make_store(tmp_path / "frames", frames)
-    forecast.issue(path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads)
+    forecast.issue(
+        path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads
+    )
     return store.open_store(tmp_path / "forecasts").isel(run=0).load()
 
 

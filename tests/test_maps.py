@@ -282,7 +282,7 @@ def scores():
             "threshold": ("threshold", [0.1, 1.0], {"units": "mm h-1"}),
             "lead_time": np.arange(1, 7) * np.timedelta64(300, "s"),
             "model": ("run", np.asarray(["a", "b"], object)),
-            "producer": ("run", np.asarray(["a", "b"], object)),
+            "state": ("run", np.asarray(["ok", "ok"], object)),
         },
     )
 

@@ -230,7 +230,7 @@ def scores() -> xr.Dataset:
     table = {key: (by_threshold, np.outer(values, verified)[..., None]) for key, values in counts.items()}
     table |= {key: (by_lead, np.outer(values, verified)) for key, values in sums.items()}
     reference = START + STEP * np.arange(2)
-    labels = {"forecast_reference_time": reference, "model": ["net", "net"], "producer": ["net", "flow"]}
+    labels = {"forecast_reference_time": reference, "model": ["net", "net"], "state": ["ok", "fallback"]}
     coords = {key: ("run", values) for key, values in labels.items()}
     coords |= {"threshold": [1.0], "lead_time": STEP * np.arange(1, 3)}
     return xr.Dataset(table, coords)

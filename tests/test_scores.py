@@ -41,7 +41,7 @@ def store(*runs, model="convlstm", thresholds=THRESHOLDS):
             "threshold": list(thresholds),
             "lead_time": np.arange(1, lead_times + 1) * np.timedelta64(300, "s"),
             "model": ("run", np.asarray(models, object)),
-            "producer": ("run", np.asarray(models, object)),
+            "state": ("run", np.full(len(models), "ok", object)),
             "forecast_reference_time": ("run", reference),
         },
     )
@@ -244,7 +244,7 @@ def test_per_model_adds_up_runs():
 
 def test_a_fallback_counts_for_nobody():
     scores = store(counted(1, 0, 0, 0), counted(2, 0, 0, 0), model=["a", "b"], thresholds=(1.0,))
-    scores["producer"] = "run", np.asarray(["b", "b"], object)
+    scores["state"] = "run", np.asarray(["fallback", "ok"], object)
     assert per_model(scores)["model"].values.tolist() == ["b"]
 
 
@@ -252,13 +252,6 @@ def test_one_frame_has_no_lead_axis():
     one, many = compare(rain(1)[0], rain(2)[0]), compare(rain(1), rain(2))
     assert one["hits"].shape == (3,) and one["n"].shape == ()
     assert all(np.array_equal(one[name], many[name][0]) for name in one)
-
-
-def test_sums_keep_up_with_a_forecast():
-    forecast, observed = rain(12, (12, 765, 700)), rain(13, (12, 765, 700))
-    start = time.perf_counter()
-    compare(forecast, observed)
-    assert time.perf_counter() - start < 3
 
 
 def test_lpips_of_equal_fields_is_zero_and_grows_with_difference():

@@ -31,8 +31,10 @@ def recipe(tmp_path: Path, model: str = "convgru", **trainer: object) -> Recipe:
 
 
 def losses(tmp_path: Path, column: str = "valid_loss") -> list[float]:
-    with (tmp_path / "runs" / "debug" / "csv" / "metrics.csv").open() as file:
-        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+    files = sorted((tmp_path / "runs/debug/csv").glob("version_*/metrics.csv"))
+    return [
+        float(row[column]) for path in files for row in csv.DictReader(path.read_text().splitlines()) if row[column]
+    ]
 
 
 @pytest.mark.parametrize("model", TRAINABLE)
@@ -44,7 +46,9 @@ def test_every_network_trains_and_its_export_forecasts(tmp_path: Path, model: st
     assert card.data[0]["frames"] == 12
     assert card.data[0]["title"] == "synthetic rain"
     assert card.cadence_seconds == 300
-    assert {"last.ckpt", "best.safetensors", "last.safetensors", "recipe.yaml"} <= {item.name for item in path.parent.iterdir()}
+    assert {"last.ckpt", "best.safetensors", "last.safetensors", "recipe.yaml"} <= {
+        item.name for item in path.parent.iterdir()
+    }
 
 
 def test_the_loss_falls_and_a_run_resumes(tmp_path: Path) -> None:
@@ -52,6 +56,7 @@ def test_the_loss_falls_and_a_run_resumes(tmp_path: Path) -> None:
     train.train(recipe(tmp_path, epochs=4, batches_per_epoch=12))
     assert checkpoint.read_card(tmp_path / "runs/debug/last.safetensors").training["epochs"] == 4
     found = losses(tmp_path)
+    assert len(found) == 4
     assert found[-1] < 0.7 * found[0]
 
 

@@ -103,5 +103,5 @@ def per_model(scores: xr.Dataset) -> xr.Dataset:
     Runs that a fallback made do not count for the model that was asked for, nor for the fallback, which
     is scored on its own runs. The new variable ``runs`` (model, lead_time) says how many were scored.
     """
-    own = scores.isel(run=np.flatnonzero(scores["model"].values == scores["producer"].values))
+    own = scores.isel(run=np.flatnonzero(scores["state"].values == "ok"))
     return own.assign(runs=(own["n"] > 0).astype(np.int64)).groupby("model").sum("run")
