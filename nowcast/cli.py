@@ -119,9 +119,11 @@ def train(
     Example: [bold]nowcast train training/convlstm-debug.yaml trainer.epochs=2[/]
     """
     from nowcast.config import Recipe, load
+
+    settings = load(Recipe, recipe, overrides or ())
     from nowcast.train import train as fit
 
-    path = fit(load(Recipe, recipe, overrides or ()), resume=resume)
+    path = fit(settings, resume=resume)
     console.print(f"Best network: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
 
 
@@ -335,20 +337,34 @@ def _serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
 
 def _score_table(sums: Any, *, by_lead: bool = False) -> Table:
     """Pooled scores: sums over all runs (and leads) first, then the ratio."""
+    from nowcast.colours import UNIT_SIGNS
     from nowcast.scores.summary import table
 
-    rows = table(sums, by_lead=by_lead)
-    rule = "pooled over runs" + ("" if by_lead else " and lead times")
-    view = Table(*(rows[0] if rows else ()), title=f"Scores, {rule}")
+    rows = [
+        {key: value for key, value in row.items() if key not in ("MAE", "frames")}
+        for row in table(sums, by_lead=by_lead)
+    ]
+    unit = sums["threshold"].attrs.get("units", "")
+    rule = (
+        "sums over runs"
+        + ("" if by_lead else " and lead times")
+        + f", then ratios; thresholds in {UNIT_SIGNS.get(unit, unit)}"
+    )
+    view = Table(title=f"Scores ({rule})", title_justify="left")
+    for name in rows[0] if rows else ():
+        view.add_column(name, no_wrap=True, justify="left" if name == "model" else "right")
     for row in rows:
         view.add_row(*(_cell(value) for value in row.values()))
     return view
 
 
 def _cell(value: object) -> str:
+    """Ratios with three digits, counts of pixels in thousands or millions."""
     if isinstance(value, float):
         return "-" if value != value else f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.0f}k"
+    return str(value)
 
 
 def _print_report(lines: list[str]) -> None:

@@ -33,6 +33,7 @@ class Result:
 
     scores: xr.Dataset
     lines: list[str]
+    """Forecasts that fell back or were withheld, files that were refused."""
     pictures: Path
     netcdf: Path
     site: Path
@@ -52,7 +53,7 @@ def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
     for done, frame in enumerate(sample, 1):
         _land(frame, settings.feed.source)
         report = cycles.cycle(settings)
-        lines += report.issued + report.refused
+        lines += [line for line in report.issued if not line.endswith(" ok")] + report.refused
         progress(done, len(sample) + 1, f"frame {frame.stem[-4:]} UTC")
     pictures = _pictures(settings, folder / "pictures")
     progress(len(sample) + 1, len(sample) + 1, "pictures")

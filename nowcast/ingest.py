@@ -149,6 +149,7 @@ def _labelled(cube: xr.Dataset, signature: str, flags: xr.DataArray) -> xr.Datas
     stacked = np.stack([cube[name].values for name in names], axis=1)
     digests = np.asarray([digest(frame) for frame in stacked], dtype=object)
     sources = np.full(cube.sizes["time"], signature, dtype=object)
+    cube.attrs.pop("source", None)  # attributes are the store's: they must hold for every frame
     return cube.assign_coords(digest=("time", digests), source=("time", sources), status=flags)
 
 

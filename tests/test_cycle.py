@@ -46,12 +46,12 @@ def test_a_new_frame_goes_through_everything(chain: Operations) -> None:
     land(chain, 0, 1)
     first = cycle.cycle(chain)
     assert (first.taken, first.scored) == (2, 0)
-    assert first.newest == datetime(2010, 8, 26, 4, 5, tzinfo=UTC)
-    assert first.issued == ["persistence 2010-08-26T04:05Z ok"]
+    assert first.newest == datetime(2010, 8, 26, 4, 10, tzinfo=UTC)
+    assert first.issued == ["persistence 2010-08-26T04:10Z ok"]
     land(chain, 2)
     second = cycle.cycle(chain)
     assert (second.taken, second.scored) == (1, 1)
-    assert [run["reference_time"][11:16] for run in manifest(chain)["runs"]] == ["04:10", "04:05"]
+    assert [run["reference_time"][11:16] for run in manifest(chain)["runs"]] == ["04:15", "04:10"]
     assert len(list(chain.netcdf.rglob("*.nc"))) == 2  # type: ignore[union-attr]
 
 
@@ -72,20 +72,20 @@ def test_a_bad_file_does_not_stop_the_chain(chain: Operations) -> None:
 
 def test_forecasts_are_issued_only_when_due(chain: Operations) -> None:
     sparse = chain.model_copy(update={"issue_every_minutes": 30})
-    land(chain, 5)
+    land(chain, 4)
     assert not cycle.cycle(sparse).issued
-    land(chain, 6)
+    land(chain, 5)
     assert cycle.cycle(sparse).issued == ["persistence 2010-08-26T04:30Z ok"]
 
 
 def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
     land(chain, *range(5))
-    span = {"start": datetime(2010, 8, 26, 4, 0, tzinfo=UTC), "end": datetime(2010, 8, 26, 4, 15, tzinfo=UTC)}
+    span = {"start": datetime(2010, 8, 26, 4, 0, tzinfo=UTC), "end": datetime(2010, 8, 26, 4, 20, tzinfo=UTC)}
     cycle.cycle(chain)
     assert cycle.backfill(chain, dry_run=True, **span).issued == [
-        "2010-08-26T04:00Z",
         "2010-08-26T04:05Z",
         "2010-08-26T04:10Z",
+        "2010-08-26T04:15Z",
     ]
     report = cycle.backfill(chain, **span)
     assert (len(report.issued), report.scored) == (3, 6)

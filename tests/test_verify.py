@@ -58,11 +58,11 @@ def test_scores_pool_before_they_divide(tmp_path: Path) -> None:
     _, sums = score(tmp_path)
     rows = {row["model"]: row for row in table(sums)}
     of = sums.isel(run=sums["model"].values == "persistence").sum(("run", "lead_time")).sel(threshold=1.0)
-    assert rows["persistence"]["CSI >= 1"] == pytest.approx(
+    assert rows["persistence"]["CSI≥1"] == pytest.approx(
         float(of["hits"] / (of["hits"] + of["misses"] + of["false_alarms"]))
     )
     assert rows["persistence"]["frames"] == 6
-    assert rows["extrapolation"]["CSI >= 1"] > rows["persistence"]["CSI >= 1"]
+    assert rows["extrapolation"]["CSI≥1"] > rows["persistence"]["CSI≥1"]
     assert len(table(sums, by_lead=True)) == 4
 
 

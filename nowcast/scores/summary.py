@@ -18,7 +18,7 @@ def table(scores: xr.Dataset, *, by_lead: bool = False) -> list[dict[str, object
         by_lead: Keep the lead times apart.
 
     Returns:
-        Rows with ``model``, ``CSI >= t`` for every threshold, errors, SSIM, the runs and the pixels
+        Rows with ``model``, ``CSI≥t`` for every threshold, errors, SSIM, the runs and the pixels
         compared; NaN where a score is undefined.
     """
     models = per_model(scores)
@@ -38,6 +38,6 @@ def _row(model: str, ratios: xr.Dataset, sums: xr.Dataset, by_lead: bool) -> dic
     if by_lead:
         row["lead min"] = int(ratios["lead_time"].values / np.timedelta64(1, "m"))
     for limit, value in zip(ratios["threshold"].values, ratios["csi"].values, strict=True):
-        row[f"CSI >= {limit:g}"] = float(value)
+        row[f"CSI≥{limit:g}"] = float(value)
     row |= {name.upper(): float(ratios[name].values) for name in COLUMNS}
     return row | {"frames": int(sums["frames"].values), "n": int(sums["n"].values)}

@@ -1,0 +1,109 @@
+"""The command line: every command explains itself; mistakes are one sentence; JSON is JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nowcast import cli, ingest
+from tests import synthetic
+
+SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
+COMMANDS = ("demo", "ingest", "show", "train", "forecast", "verify", "publish", "serve", "cycle", "up", "run", "models",
+            "doctor")  # fmt: skip
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str) -> str:
+    """stderr of the real command, which must end without a traceback."""
+    result = subprocess.run([sys.executable, "-c", "from nowcast.cli import main; main()", *map(str, arguments)],
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def test_the_commands_are_these() -> None:
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    assert f"Example: nowcast {command}" in " ".join(run(command, "--help").split())
+
+
+def test_a_session_from_files_to_page(tmp_path: Path) -> None:
+    (tmp_path / "feed").mkdir()
+    for frame in SAMPLE[:6]:
+        shutil.copy(frame, tmp_path / "feed")
+    store, forecasts, site = tmp_path / "frames", tmp_path / "forecasts", tmp_path / "site"
+    assert json.loads(run("ingest", "knmi", tmp_path / "feed", "--store", store, "--json"))["taken"] == 6
+    facts = json.loads(run("show", store, "--json"))
+    assert (facts["frames"], facts["gaps"]) == (6, [])
+    assert "frames" in run("show", store)
+    time = ("--time", "2010-08-26T04:20:00", "--leads", "2")
+    for model in ("persistence", "extrapolation"):
+        run("forecast", "--store", store, "--model", model, "--out", forecasts, *time)
+    run("forecast", "--store", store, "--model", "extrapolation", "--out", tmp_path / "now.nc")
+    assert (tmp_path / "now.nc").stat().st_size > 10_000
+    report = json.loads(run("verify", "--store", store, "--forecasts", forecasts, "--json"))
+    assert report["scored"] == 4
+    assert {row["model"] for row in report["table"]} == {"persistence", "extrapolation"}
+    assert "CSI≥1" in run("verify", "--store", store, "--forecasts", forecasts)
+    run("publish", "--store", store, "--forecasts", forecasts, "--site", site)
+    assert (site / "latest.json").exists()
+
+
+def test_one_cycle(tmp_path: Path) -> None:
+    (tmp_path / "feed").mkdir()
+    shutil.copy(SAMPLE[0], tmp_path / "feed")
+    paths = [f"{name}={tmp_path / name}" for name in ("store", "forecasts", "scores", "site")]
+    report = json.loads(run("cycle", "operations/knmi.yaml", f"feed.source={tmp_path / 'feed'}", *paths, "--json"))
+    assert (report["taken"], report["idle"]) == (1, False)
+
+
+def test_the_registries_are_tables() -> None:
+    rows = {row["model"]: row for row in json.loads(run("models", "--json"))}
+    assert rows["convlstm:published"]["parameters"] == 9_032_225
+    assert rows["convgru:published"]["parameters"] == 6_880_289
+    assert {row["reader"] for row in json.loads(run("models", "--readers", "--json"))} >= {"knmi", "odim", "hko7"}
+
+
+def test_the_doctor_names_what_to_fix(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["doctor", "operations/knmi.yaml", "--json"])
+    findings = {finding["what"]: finding for finding in json.loads(result.stdout)}
+    assert findings["prefect"]["ok"]
+    assert not findings["feed"]["ok"]
+    assert "feed.source" in findings["feed"]["remedy"]
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("ingest", "foo", "x", "--store", "y"), "Unknown reader 'foo'; known: knmi, fmi-pgm"),
+        (("show", "nowhere"), "there is no store here; make one with `nowcast ingest`"),
+        (("cycle", "operations/knmi.yaml", "leds=3"), "leds: unknown key; known here: title"),
+        (("train", "nowhere.yaml"), "no such file; shipped:"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:
+    assert sentence in refused(*arguments)
+
+
+def test_a_model_that_cannot_run_says_why(tmp_path: Path) -> None:
+    path = synthetic.make_store(tmp_path / "frames", range(3))
+    out = tmp_path / "x.nc"
+    assert "is a network" in refused("forecast", "--store", path, "--model", "convlstm", "--out", out)
+    assert not out.exists()
