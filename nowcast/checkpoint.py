@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -39,11 +39,11 @@ class Card(Frozen):
     """How it becomes [0, 1]."""
     cadence_seconds: int
     """Time between frames; other feeds are refused."""
-    recipe: dict[str, object] = {}
+    recipe: dict[str, object] = Field(default={})
     """Resolved settings of the training."""
     data: tuple[dict[str, object], ...] = ()
     """Stores, versions, spans and licences trained on."""
-    training: dict[str, object] = {}
+    training: dict[str, object] = Field(default={})
     """Epochs, best validation loss, duration, device."""
     code_version: str
     created: str
@@ -124,8 +124,9 @@ def load(path: Path, *, device: str = "cpu") -> Model:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise BadInput(path, f"weights do not fit {card.model}: {str(error).splitlines()[-1].strip()}") from None
-    return Model(card.model.partition(":")[0], network.to(device, memory_format=torch.channels_last).eval(), card.quantity, card.scaling.build(),
-                 card.cadence_seconds, file_digest(path))  # fmt: skip
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    name, scaling = card.model.partition(":")[0], card.scaling.build()
+    return Model(name, network, card.quantity, scaling, card.cadence_seconds, file_digest(path))
 
 
 def reference(name: str, *, in_steps: int, out_steps: int, code_version: str) -> Model:

@@ -229,9 +229,9 @@ def cycle(
     if json:
         _print_json(vars(report) | {"idle": report.idle})
         return
-    _print_report([f"taken {report.taken}, revised {report.revised}, refused {len(report.refused)}; newest {report.newest}",
-                   *report.refused, *report.issued, f"{report.scored} forecast frames scored",
-                   f"page {report.published}", f"{report.seconds:.1f} s"])  # fmt: skip
+    frames = f"newest {report.newest}: taken {report.taken}, revised {report.revised}, refused {len(report.refused)}"
+    done = f"{report.scored} forecast frames scored, page {report.published}, {report.seconds:.1f} s"
+    _print_report([frames, *report.refused, *report.issued, done])
 
 
 @app.command()

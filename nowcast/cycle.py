@@ -103,10 +103,8 @@ def backfill(settings: Operations, *, start: datetime, end: datetime, dry_run: b
     """
     started = perf_counter()
     with _one_at_a_time(settings):
-        if dry_run:
-            summary = Summary()
-        else:
-            summary = ingest(settings.feed.reader, [settings.feed.source], settings.store)
+        feed = settings.feed
+        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], settings.store)
         if not store.exists(settings.store):
             return _report(summary, started)
         stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from models import MODELS
 from nowcast import checkpoint, cycle, store
 from nowcast.config import ConfigError, Operations
 from nowcast.cube import BadInput
 from nowcast.cube import check as check_cube
-from models import MODELS
 
 PACKAGES = (
     "torch",

@@ -24,7 +24,7 @@ from models import MODELS, model_class
 from nowcast import __version__, checkpoint, store
 from nowcast.checkpoint import Model, predict
 from nowcast.config import Product
-from nowcast.cube import channels
+from nowcast.cube import BadInput, channels
 from nowcast.grid import Grid
 from nowcast.units import MARSHALL_PALMER, convert, quantity
 
@@ -101,8 +101,8 @@ def issue(path: str, forecasts: str, products: Sequence[Product], *, fallback: S
                               combine_attrs="override")  # fmt: skip
             note = {"reference_time": str(reference), "models": [product.name for product in missing]}
             store.append(forecasts, batch, along="run", message=f"Forecast from {stamp(reference)}", metadata=note)
-    return [" ".join(filter(None, (str(run["model"].item()), stamp(reference), str(run["state"].item()),
-                                   str(run["reason"].item())))) for run in (run.isel(run=0) for run in runs)]  # fmt: skip
+    words = [[run[name].item() for name in ("model", "state", "reason")] for run in runs]
+    return [f"{model} {stamp(reference)} {state} {reason}".rstrip() for model, state, reason in words]
 
 
 def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, channel: str | None = None) -> Past:
@@ -326,4 +326,5 @@ def _short(name: str) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+    text = error.fault if isinstance(error, BadInput) else str(error)  # the caller names the model itself
+    return (text.strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

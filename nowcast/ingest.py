@@ -7,10 +7,10 @@ history of the store.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from glob import glob, has_magic
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,7 @@ def _age(signature: str) -> tuple[int, str]:
 
 def _find(reader: Reader, sources: Iterable[str | Path], summary: Summary) -> Iterator[Item]:
     for source in sources:
-        matches = sorted(glob(str(source), recursive=True)) if has_magic(str(source)) else [source]
+        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else [source]  # noqa: PTH207
         try:
             found = [item for match in matches for item in reader.find(Path(match))]
         except BadInput as error:

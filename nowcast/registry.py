@@ -14,8 +14,9 @@ def networks() -> list[dict[str, object]]:
         for size in kind.SIZES or ("",):
             full = f"{name}:{size}" if size else name
             weights = sum(weight.numel() for weight in build(full, in_steps=2, out_steps=2).parameters())
-            rows.append({"model": full, "parameters": weights, "trained": "yes" if kind.trainable else "no",
-                         "options": ", ".join(kind.options()), "what": (kind.__doc__ or "").splitlines()[0]})  # fmt: skip
+            what, options = (kind.__doc__ or "").splitlines()[0], ", ".join(kind.options())
+            learns = "yes" if kind.trainable else "no"
+            rows.append({"model": full, "parameters": weights, "trained": learns, "options": options, "what": what})
     return rows
 
 

@@ -28,7 +28,7 @@ import lightning  # noqa: E402
 from lightning.pytorch import callbacks, loggers  # noqa: E402
 
 from models import Nowcaster, build  # noqa: E402
-from nowcast import __version__, checkpoint, store  # noqa: E402
+from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card  # noqa: E402
 from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
 from nowcast.windows import Batch, Windows, check_apart, loader  # noqa: E402

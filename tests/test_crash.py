@@ -36,8 +36,17 @@ def chain(tmp_path: Path) -> Path:
     """Settings of a chain whose every frame is forecast, scored and published."""
     (tmp_path / "feed").mkdir()
     paths = {name: str(tmp_path / name) for name in ("store", "forecasts", "scores", "site")}
-    settings = {"title": "crash", "feed": {"reader": "knmi", "source": str(tmp_path / "feed")}, "leads": 2, "replay": True,
-                "products": [{"name": "persistence", "model": "persistence"}], "map_leads": [], **paths}  # fmt: skip
+    feed = {"reader": "knmi", "source": str(tmp_path / "feed")}
+    products = [{"name": "persistence", "model": "persistence"}]
+    settings = {
+        "title": "crash",
+        "feed": feed,
+        "products": products,
+        "leads": 2,
+        "replay": True,
+        "map_leads": [],
+        **paths,
+    }
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path / "chain.yaml"
 
@@ -69,10 +78,10 @@ def check_site(settings: Operations) -> None:
     if not path.exists():
         return
     manifest = json.loads(path.read_text())
+    models = [model for run in manifest["runs"] for model in run["models"]]
     named = [frame["file"] for frame in manifest["observed"]]
-    named += [
-        f"{run['folder']}/{file}" if "folder" in run else file for run in manifest["runs"] for file in run["files"]
-    ]
+    named += [f"{model['folder']}/{file}" for model in models for file in model["files"]]
+    assert models
     for name in named:
         content = (settings.site / name).read_bytes()
         assert content.endswith(b"IEND\xaeB`\x82"), name

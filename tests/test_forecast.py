@@ -89,8 +89,7 @@ def test_the_same_forecast_twice_is_the_same_bits(tmp_path: Path) -> None:
     assert first["rainfall_rate"].identical(second["rainfall_rate"])
 
 
-def test_a_network_forecasts_beyond_its_length_and_keeps_to_its_coverage(tmp_path: Path,
-                                                                         network: Callable[..., str]) -> None:  # fmt: skip
+def test_a_network_goes_beyond_its_length_but_not_its_coverage(tmp_path: Path, network: Callable[..., str]) -> None:
     run = run_of(tmp_path, network(), leads=6)
     assert run["state"] == "ok"
     assert run["producer"] == "convlstm"

@@ -1,7 +1,5 @@
 """Scores: hand-worked numbers, the reference packages, and what must hold for any field."""
 
-import time
-
 import numpy as np
 import pytest
 import torch

@@ -23,7 +23,8 @@ def recipe(tmp_path: Path, model: str = "convgru", **trainer: object) -> Recipe:
         synthetic.make_store(tmp_path / "frames", range(24))
     return Recipe.model_validate({
         "name": "debug", "model": model, "options": SMALL, "runs": tmp_path / "runs",
-        "train": [{"store": path, "end": "2010-08-26T01:00Z"}], "valid": [{"store": path, "start": "2010-08-26T01:00Z"}],
+        "train": [{"store": path, "end": "2010-08-26T01:00Z"}],
+        "valid": [{"store": path, "start": "2010-08-26T01:00Z"}],
         "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32, "crops_per_window": 2},
         "trainer": {"epochs": 1, "batch_size": 2, "batches_per_epoch": 3, "valid_batches": 2, "workers": 0,
                     "accelerator": "cpu", "learning_rate": 1e-3, "clip_norm": 1.0, **trainer},
@@ -65,8 +66,15 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("extra", [{"ema_decay": 0.9}, {"schedule": "one-cycle"}, {"schedule": "cosine", "clip_norm": None,
-                                   "clip_value": 1.0}, {"precision": "bf16-mixed", "optimiser": "adamw"}], ids=str)  # fmt: skip
+EXTRAS = [
+    {"ema_decay": 0.9},
+    {"schedule": "one-cycle"},
+    {"schedule": "cosine", "clip_norm": None, "clip_value": 1.0},
+    {"precision": "bf16-mixed", "optimiser": "adamw"},
+]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=str)
 def test_options_of_the_trainer_run(tmp_path: Path, extra: dict) -> None:
     assert train.train(recipe(tmp_path, **extra)).exists()
 
