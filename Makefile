@@ -13,6 +13,7 @@ test: $(VENV)/.installed-test check  ## install the test extras, then run the ch
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed-test  ## print the measured figures
 	$(VENV)/bin/python -m pytest -o addopts= tests/benchmarks/bench_*.py --benchmark-columns=min,median,max,rounds -s

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Card(Frozen):
     """What the weights are, what they need and where they come from."""
 
     model: str
-    options: dict[str, object]
+    options: dict[str, Any]
     in_steps: int
     out_steps: int
     channels: int = 1
@@ -124,7 +125,7 @@ def load(path: Path, *, device: str = "cpu") -> Model:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise BadInput(path, f"weights do not fit {card.model}: {str(error).splitlines()[-1].strip()}") from None
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = fast_layout(network.to(device).eval())
     name, scaling = card.model.partition(":")[0], card.scaling.build()
     return Model(name, network, card.quantity, scaling, card.cadence_seconds, file_digest(path))
 
@@ -160,7 +161,8 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)
     device = next(network.parameters(), frames).device
-    frames, made = frames.to(device), []
+    frames = frames.to(device)
+    made: list[torch.Tensor] = []
     with torch.inference_mode():
         while sum(part.shape[1] for part in made) < leads:
             made.append(network(frames))
@@ -168,6 +170,11 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
     future = torch.cat(made, dim=1)[0, :leads, 0].float().cpu().numpy()
     values = scaling.decode(future)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
+
+
+def fast_layout(network: Nowcaster) -> Nowcaster:
+    """Lays weights out channels last: a third faster on CPUs, and what tensor cores want."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def file_digest(path: Path) -> str:

@@ -5,10 +5,10 @@ A field's documentation stands under the field; its value stands in ``configs/``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -221,7 +221,7 @@ class Recipe(Frozen):
     """Names the run and its checkpoint."""
     model: str
     """Name in the model table, with or without a size: ``convlstm:small``."""
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     """Constructor keywords of the network."""
     train: Annotated[tuple[Span, ...], Field(min_length=1)]
     valid: Annotated[tuple[Span, ...], Field(min_length=1)]
@@ -299,7 +299,7 @@ def _set(values: dict, override: str) -> None:
     values[last] = yaml.safe_load(text)
 
 
-def _sentence(file: Path, kind: type[BaseModel], item: dict) -> str:
+def _sentence(file: Path, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "settings"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     name = channels(dataset)[0]
     stamps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
-    encoding = {
+    encoding: dict[str, Any] = {
         name: {"dtype": "int16", "scale_factor": quantity(name).resolution, "_FillValue": np.int16(-32768),
                "grid_mapping": "crs", "zlib": True, "complevel": 2},
         "time": stamps, "forecast_reference_time": stamps, "lead_time": {"dtype": "int64", "units": "seconds"},
@@ -312,7 +313,8 @@ def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:
 
 
 def _utc(time: datetime | np.datetime64) -> np.datetime64:
-    return np.datetime64(time.astimezone(UTC).replace(tzinfo=None) if isinstance(time, datetime) else time, "ns")
+    naive = time.astimezone(UTC).replace(tzinfo=None) if isinstance(time, datetime) else time
+    return np.datetime64(naive).astype("datetime64[ns]")
 
 
 def _step(stamps: np.ndarray) -> int:

@@ -22,7 +22,7 @@ def networks() -> list[dict[str, object]]:
 
 def sources() -> list[dict[str, object]]:
     """One row per reader: title, cadence, licence."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for name in READERS:
         reader = get(name)
         step = f"{reader.CADENCE // 60} min" if reader.CADENCE else "in the files"

@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import icechunk
 import numpy as np
 import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
+from zarr.codecs import ZstdCodec
 
 from nowcast.cube import BadInput, label_runs
 from nowcast.grid import Grid
@@ -34,7 +36,7 @@ LOCK_SECONDS = 120
 LABELS_PER_CHUNK = 4096
 PIXELS_PER_CHUNK = 2**21
 EPOCH = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
-COMPRESSOR = zarr.codecs.ZstdCodec(level=3)
+COMPRESSOR = ZstdCodec(level=3)
 
 icechunk.set_logs_filter("error")  # its warning about local disks is what `writing` locks against
 
@@ -227,7 +229,7 @@ def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = 
             _create(group, dataset, along)
         _check_same(group, dataset, along, path)
         for name in _growing(dataset, along):
-            array = group[name]
+            array = _array(group, name)
             length, extra = array.shape[0], dataset.sizes[along]
             array.resize((length + extra, *array.shape[1:]))
             array[length:] = _pack(dataset[name], array, name)
@@ -252,7 +254,8 @@ def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: 
         group = zarr.open_group(session.store, mode="a")
         _check_same(group, dataset, along, path)
         for name in _growing(dataset, along):
-            group[name][where] = _pack(dataset[name], group[name], name)
+            array = _array(group, name)
+            array[where] = _pack(dataset[name], array, name)
         return _commit(session, message, metadata)
 
 
@@ -260,7 +263,7 @@ def labels(path: str | Path, *names: str) -> dict[str, np.ndarray]:
     """One-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
     session = _repository(path).readonly_session(BRANCH)
     group = zarr.open_group(session.store, mode="r")
-    return {name: np.asarray(group[name][:]) for name in names if name in group}
+    return {name: np.asarray(_array(group, name)[:]) for name in names if name in group}
 
 
 def expire(path: str | Path, *, older_than: timedelta) -> int:
@@ -291,7 +294,7 @@ def _create(group: zarr.Group, dataset: xr.Dataset, along: str) -> None:
             array[...] = _pack(variable, array, str(name))
 
 
-def _encoding(variable: xr.Variable) -> tuple[object, object, dict[str, object]]:
+def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
     """On-disk type, fill value and CF attributes of a variable."""
     kind = variable.dtype.kind
     if kind == "M":
@@ -329,7 +332,7 @@ def _pack(variable: xr.Variable | xr.DataArray, array: zarr.Array, name: str) ->
         return values.astype(unit).astype(np.int64)
     if values.dtype.kind in "OUS":
         return values.astype(np.dtypes.StringDType())
-    scale = array.attrs.get("scale_factor")
+    scale: Any = array.attrs.get("scale_factor")
     if scale is None:
         return values.astype(array.dtype, copy=False)
     limits = np.iinfo(array.dtype)
@@ -345,22 +348,28 @@ def _pack(variable: xr.Variable | xr.DataArray, array: zarr.Array, name: str) ->
 
 def _check_same(group: zarr.Group, dataset: xr.Dataset, along: str, path: object) -> None:
     """Refuses what would not fit: other axes, other projection, unknown or missing variables."""
-    grown = {name for name, array in group.arrays() if along in (array.metadata.dimension_names or ())}
-    given = set(_growing(dataset, along))
-    if extra := sorted(given - grown):
+    shapes = {name: array.shape for name, array in group.arrays()}
+    given = _growing(dataset, along)
+    if extra := sorted(set(given) - set(shapes)):
         raise BadInput(path, f"has no {', '.join(extra)}", "use another store for another kind of data")
-    for name in dataset.variables:
-        if along in dataset[name].dims or name not in group:
+    for name in map(str, dataset.variables):
+        if name in given or name not in shapes:
             continue
-        old, new = np.asarray(group[name][...]), _pack(dataset[name], group[name], str(name))
+        array = _array(group, name)
+        old, new = np.asarray(array[...]), _pack(dataset[name], array, name)
         if old.shape != new.shape or not (old == new).all():
             raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
                            "ingest every grid into a store of its own")  # fmt: skip
     if "crs" in dataset.coords and group["crs"].attrs["crs_wkt"] != dataset["crs"].attrs["crs_wkt"]:
         raise BadInput(path, "is on another projection", "ingest every grid into a store of its own")
     for name in given:
-        if group[name].shape[1:] != dataset[name].shape[1:]:
-            raise BadInput(path, f"{name} has shape {group[name].shape[1:]} per step, not {dataset[name].shape[1:]}")
+        if shapes[name][1:] != dataset[name].shape[1:]:
+            raise BadInput(path, f"{name} has shape {shapes[name][1:]} per step, not {dataset[name].shape[1:]}")
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    """Groups hold groups or arrays; ours only arrays."""
+    return group[name]
 
 
 def _growing(dataset: xr.Dataset, along: str) -> list[str]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -87,7 +88,7 @@ class Learner(lightning.LightningModule):
             loss = ((forecast - future).square() * mask).sum() / mask.sum().clamp(min=1)
             self.log(name, loss, prog_bar=name == "valid_loss", batch_size=len(past), sync_dist=True)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         settings = self.settings
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
         optimiser = kind(self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -140,7 +141,7 @@ def _network(recipe: Recipe) -> Nowcaster:
         raise ConfigError(f"{recipe.model} has nothing to learn; choose a network (`nowcast models`).")
     if recipe.start_from:
         network.load_state_dict(checkpoint.load(recipe.start_from).network.state_dict())
-    return network.to(memory_format=torch.channels_last)  # a third faster on CPUs, and what tensor cores want
+    return checkpoint.fast_layout(network)
 
 
 def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.data.DataLoader:
@@ -175,7 +176,8 @@ def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightni
 def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows,
             seconds: float) -> Path:  # fmt: skip
     """Writes the best and the last weights as checkpoints with their card."""
-    best, score = trainer.checkpoint_callback.best_model_path, trainer.checkpoint_callback.best_model_score
+    kept: Any = trainer.checkpoint_callback
+    best, score = kept.best_model_path, kept.best_model_score
     for name, source in (("last", folder / RESUME), ("best", Path(best))):
         state = torch.load(source, map_location="cpu", weights_only=True)
         facts = {"epochs": int(state["epoch"]) + 1, "steps": int(state["global_step"]), "seconds": round(seconds),
@@ -202,7 +204,7 @@ def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
     return Card(
         model=recipe.model, options=recipe.options, in_steps=recipe.windows.in_steps,
         out_steps=recipe.windows.out_steps, quantity=recipe.windows.quantity,
-        scaling=ScalingSettings(kind=scaling.kind, low=scaling.low, high=scaling.high),
+        scaling=ScalingSettings.model_validate(vars(scaling)),
         cadence_seconds=int(cube.attrs["cadence_seconds"]), recipe=recipe.model_dump(mode="json"), data=spans,
         training=facts, code_version=__version__, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )  # fmt: skip

@@ -70,7 +70,7 @@ def _open_rows(runs: xr.Dataset, scores: str, limits: np.ndarray, since: datetim
 
 def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     shape = (runs.sizes["run"], runs.sizes["lead_time"], limits.size)
-    table = {name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS}
+    table: dict[str, tuple] = {name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS}
     for name in SUMS:
         kind = np.int64 if name in ("n", "frames") else np.float64
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
@@ -120,7 +120,7 @@ def _frames(run: int, pairs: list[tuple[int, int]], forecast: xr.DataArray, obse
             limits: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
     for lead, frame in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
-        yield lead, score.sums(made, seen, thresholds=limits, scaling=quantity(str(forecast.name)).scaling)
+        yield lead, score.sums(made, seen, thresholds=limits.tolist(), scaling=quantity(str(forecast.name)).scaling)
 
 
 def _keys(table: xr.Dataset) -> list[tuple[np.datetime64, str]]:
