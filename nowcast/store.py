@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def open_store(path: str | Path, *, version: str | None = None) -> xr.Dataset:
     """Opens a store lazily.
 
     Args:
-        path: Folder, or ``s3://bucket/prefix``.
+        path: Folder, or ``s3://bucket/prefix`` with the usual AWS variables, ``AWS_ENDPOINT_URL`` too.
         version: Snapshot identifier; None is the newest.
 
     Returns:
@@ -413,7 +414,11 @@ def _storage(path: str | Path) -> icechunk.Storage:
     if scheme != "s3":
         raise StoreError(f"{path}: stores live in a folder or at s3://bucket/prefix.")
     bucket, _, prefix = rest.partition("/")
-    return icechunk.s3_storage(bucket=bucket, prefix=prefix, from_env=True)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    return icechunk.s3_storage(
+        bucket=bucket, prefix=prefix, from_env=True, endpoint_url=endpoint, force_path_style=endpoint is not None,
+        allow_http=bool(endpoint and endpoint.startswith("http://")),
+    )  # fmt: skip
 
 
 def _repository(path: str | Path) -> icechunk.Repository:

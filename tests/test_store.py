@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -129,3 +131,27 @@ def test_any_order_of_arrival_gives_the_same_cube(tmp_path_factory: pytest.TempP
     cube = cubes.check(store.open_store(path))
     assert cube["rainfall_rate"][:, 2, 2].values == pytest.approx(0.12 * np.arange(5), abs=1e-6)
     assert len(set(cube["sequence"].values)) == 1
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket on a local S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "us-east-1",
+                        "AWS_ENDPOINT_URL": endpoint}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with urlopen(Request(f"{endpoint}/radar", method="PUT")):
+        yield "s3://radar/frames"
+    server.stop()
+
+
+def test_an_object_store_is_a_store(bucket: str) -> None:
+    for index in range(2):
+        store.append(bucket, frame(index), message=f"frame {index}")
+    assert cubes.check(store.open_store(bucket)).sizes["time"] == 2
+    assert [commit.message for commit in store.history(bucket, limit=2)] == ["frame 1", "frame 0"]
