@@ -156,7 +156,13 @@ def forecast(
 
 
 @app.command()
-def verify(store: StorePath, forecasts: ForecastPath, scores: ScorePath = None, json: AsJson = False) -> None:
+def verify(
+    store: StorePath,
+    forecasts: ForecastPath,
+    scores: ScorePath = None,
+    lpips: Annotated[bool, typer.Option("--lpips", help="The perceptual distance too; needs its weights.")] = False,
+    json: AsJson = False,
+) -> None:
     """Scores the forecasts whose valid time has been observed; prints them pooled.
 
     Example: [bold]nowcast verify --store var/frames --forecasts var/forecasts[/]
@@ -167,7 +173,7 @@ def verify(store: StorePath, forecasts: ForecastPath, scores: ScorePath = None, 
 
     path = scores or f"{forecasts.rstrip('/')}-scores"
     with _bar() as progress:
-        count = score(store, forecasts, path, progress=progress)
+        count = score(store, forecasts, path, lpips=lpips, progress=progress)
     sums = open_store(path).load()
     if json:
         _print_json({"scored": count, "scores": path, "table": table(sums), "by_lead": table(sums, by_lead=True)})

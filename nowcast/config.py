@@ -92,6 +92,8 @@ class Operations(Frozen):
     """Channel to forecast; None: the store's first."""
     thresholds: tuple[float, ...] | None = None
     """Event limits scored, in the quantity's unit; None: the quantity's own."""
+    lpips: bool = False
+    """Score the perceptual distance too; needs its weights, and a second per frame on a CPU."""
     every_minutes: Annotated[float, Field(gt=0)] = 5
     """How often the cycle looks for a new frame."""
     issue_every_minutes: Annotated[int, Field(ge=1)] | None = None

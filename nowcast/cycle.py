@@ -137,7 +137,7 @@ def _finish(settings: Operations, summary: Summary, issued: list[str], started: 
         return _report(summary, started)
     newest = summary.newest or datetime.now(UTC)
     scored = verify(settings.store, settings.forecasts, settings.scores, thresholds=settings.thresholds,
-                    since=since or newest - timedelta(hours=24))  # fmt: skip
+                    lpips=settings.lpips, since=since or newest - timedelta(hours=24))  # fmt: skip
     published = publish_site(settings)
     return _report(summary, started, issued=issued, scored=scored, published=published)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,11 +20,13 @@ from nowcast.units import quantity
 
 RUNS_PER_COMMIT = 64
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
-SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames")
+SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames", "lpips", "lpips_frames")
+INTEGERS = ("n", "frames", "lpips_frames")
 
 
 def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float] | None = None,
-           since: datetime | None = None, progress: Callable[[int, int, str], None] | None = None) -> int:  # fmt: skip
+           since: datetime | None = None, lpips: bool = False,
+           progress: Callable[[int, int, str], None] | None = None) -> int:  # fmt: skip
     """Scores every forecast frame that can be scored and is not yet.
 
     Args:
@@ -33,6 +36,7 @@ def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float
         thresholds: Event limits in the quantity's unit; None: the quantity's own. A score store
             keeps those it was made with.
         since: Only runs from this reference time on, UTC; None: all.
+        lpips: Compute the perceptual distance too; needs its weights, and a second per frame on a CPU.
         progress: Called with runs done, runs in all, name of the run.
 
     Returns:
@@ -46,7 +50,8 @@ def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float
         rows = _pending(runs, observed, scores)
         total = 0
         for start in range(0, len(rows), RUNS_PER_COMMIT):
-            total += _score_batch(rows[start : start + RUNS_PER_COMMIT], runs[name], observed[name], scores, limits)
+            batch = rows[start : start + RUNS_PER_COMMIT]
+            total += _score_batch(batch, runs[name], observed[name], scores, limits, lpips=lpips)
             if progress:
                 progress(min(start + RUNS_PER_COMMIT, len(rows)), len(rows), scores)
     return total
@@ -72,7 +77,7 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     shape = (runs.sizes["run"], runs.sizes["lead_time"], limits.size)
     table: dict[str, tuple] = {name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS}
     for name in SUMS:
-        kind = np.int64 if name in ("n", "frames") else np.float64
+        kind = np.int64 if name in INTEGERS else np.float64
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
     labels = ("forecast_reference_time", "model", "producer", "state")
     coords = {name: ("run", runs[name].values) for name in labels}
@@ -102,13 +107,14 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[
     return rows
 
 
-def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray) -> int:
+def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray, *,
+                 lpips: bool) -> int:  # fmt: skip
     """Scores some runs and writes them back in one commit."""
     first, last = min(row for row, *_ in rows), max(row for row, *_ in rows)
     table = store.open_store(scores).isel(run=slice(first, last + 1)).load()
     count = 0
     for row, run, pairs in rows:
-        for lead, sums in _frames(run, pairs, forecast, observed, limits):
+        for lead, sums in _frames(run, pairs, forecast, observed, limits, lpips=lpips):
             count += 1
             for name, value in sums.items():
                 table[name].values[row - first, lead] = value
@@ -117,10 +123,16 @@ def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, sco
 
 
 def _frames(run: int, pairs: list[tuple[int, int]], forecast: xr.DataArray, observed: xr.DataArray,
-            limits: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
+            limits: np.ndarray, *, lpips: bool) -> Iterator[tuple[int, dict[str, Any]]]:  # fmt: skip
+    scaling = quantity(str(forecast.name)).scaling
     for lead, frame in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
-        yield lead, score.sums(made, seen, thresholds=limits.tolist(), scaling=quantity(str(forecast.name)).scaling)
+        sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
+        if lpips:
+            from nowcast.scores.perceptual import distance_sums  # torch and a network, only where they are asked for
+
+            sums |= distance_sums(made, seen, scaling=scaling)
+        yield lead, sums
 
 
 def _keys(table: xr.Dataset) -> list[tuple[np.datetime64, str]]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import structural_similarity
 
+from nowcast.config import ConfigError
 from nowcast.scores import SCORES, derive, per_model, perceptual, score, sums, title
 from nowcast.scores.perceptual import SETTING, UNTRAINED, lpips
 from nowcast.scores.structure import similarity
@@ -31,6 +32,7 @@ def store(*runs, model="convlstm", thresholds=THRESHOLDS):
     """A Scores store of runs given as results of ``sums``."""
     lead_times = len(runs[0]["n"])
     stacked = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+    stacked |= {"lpips": np.zeros_like(stacked["ssim"]), "lpips_frames": stacked["frames"]}
     models = [model] * len(runs) if isinstance(model, str) else list(model)
     reference = np.datetime64("2010-08-26T06:00", "ns") + np.arange(len(runs)) * np.timedelta64(5, "m")
     return xr.Dataset(
@@ -212,7 +214,7 @@ def test_every_score_is_nan_where_nothing_was_compared(name):
 def test_every_score_tells_a_perfect_forecast(name):
     field = rain(9)
     value = derive(store(compare(field, field)), [name], over=("run", "lead_time"))[name]
-    best = 0 if name in ("far", "mse", "mae", "mean_error") else 1
+    best = 0 if name in ("far", "mse", "mae", "mean_error", "lpips") else 1
     np.testing.assert_allclose(value, best)
     assert len(title(name).split()) <= 4
 
@@ -293,5 +295,5 @@ def test_lpips_without_weights_says_what_to_do(monkeypatch):
 
     monkeypatch.delenv(SETTING, raising=False)
     monkeypatch.setattr(_api, "load_state_dict_from_url", offline)
-    with pytest.raises(RuntimeError, match="set NOWCAST_LPIPS_WEIGHTS"):
+    with pytest.raises(ConfigError, match="set NOWCAST_LPIPS_WEIGHTS"):
         lpips(np.zeros((1, 64, 64)), np.zeros((1, 64, 64)), limits=(0.0, 1.0))

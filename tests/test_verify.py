@@ -87,3 +87,13 @@ def test_a_store_keeps_the_thresholds_it_was_made_with(tmp_path: Path) -> None:
     score(tmp_path, thresholds=(2.0,))
     issue(tmp_path, 4)
     assert score(tmp_path, thresholds=(1.0, 3.0))[1]["threshold"].values.tolist() == [2.0]
+
+
+def test_the_perceptual_distance_is_scored_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOWCAST_LPIPS_WEIGHTS", "untrained")
+    synthetic.make_store(tmp_path / "frames", range(6))
+    issue(tmp_path, 4)
+    _, sums = score(tmp_path, lpips=True)
+    assert sums["lpips_frames"].sum() == 2
+    rows = {row["model"]: row["LPIPS"] for row in table(sums)}
+    assert 0 < rows["extrapolation"] < rows["persistence"]

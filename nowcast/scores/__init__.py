@@ -32,6 +32,7 @@ SCORES = {
     "mae": "continuous:mae",
     "mean_error": "continuous:mean_error",
     "ssim": "structure:ssim",
+    "lpips": "perceptual:mean_lpips",
 }
 
 __all__ = ["SCORES", "derive", "per_model", "score", "sums", "title"]

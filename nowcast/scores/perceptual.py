@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import xarray as xr
 
+from nowcast.config import ConfigError
 from nowcast.torchvision_cpu import import_torchvision
+from nowcast.units import Scaling
 
 if TYPE_CHECKING:
     from lpips import LPIPS
@@ -43,11 +47,24 @@ def lpips(forecast: np.ndarray, observed: np.ndarray, *, limits: tuple[float, fl
 
     Raises:
         ValueError: If values lie outside ``limits``.
-        RuntimeError: If the backbone cannot be downloaded; the message says what to set.
+        ConfigError: If the backbone cannot be downloaded; the message says what to set.
     """
     network = _network(str(weights or os.environ.get(SETTING, "")), device)
     pairs = zip(forecast, observed, strict=True)
     return np.asarray([_distance(network, *pair, limits, device) for pair in pairs], np.float64)
+
+
+def distance_sums(forecast: np.ndarray, observed: np.ndarray, *, scaling: Scaling) -> dict[str, float]:
+    """What a Scores store keeps of one pair of (y, x) frames: the distance on [0, 1], and 1 if there is one."""
+    scaled = (scaling.encode(field)[None] for field in (forecast, observed))
+    distance = lpips(*scaled, limits=(0.0, 1.0)).item()
+    return {"lpips": 0.0, "lpips_frames": 0} if np.isnan(distance) else {"lpips": distance, "lpips_frames": 1}
+
+
+def mean_lpips(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
+    """Perceptual distance (LPIPS): mean over the frames it was computed for; 0 is perfect."""
+    pooled = scores[["lpips", "lpips_frames"]].sum(over)
+    return pooled["lpips"] / pooled["lpips_frames"].where(pooled["lpips_frames"] > 0)
 
 
 def _distance(network: LPIPS, forecast: np.ndarray, observed: np.ndarray, limits: tuple[float, float],
@@ -91,7 +108,7 @@ def _build(*, untrained: bool) -> LPIPS:
         try:
             return LPIPS(pnet_rand=untrained, verbose=False)
         except OSError as error:
-            raise RuntimeError(
+            raise ConfigError(
                 f"LPIPS needs the AlexNet weights, and they could not be downloaded ({error}); "
                 f"fetch {BACKBONE} where you can and set {SETTING} to the file."
             ) from error

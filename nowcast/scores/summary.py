@@ -8,6 +8,8 @@ import xarray as xr
 from nowcast.scores import derive, per_model
 
 COLUMNS = ("mse", "mae", "ssim")
+PERCEPTUAL = "lpips"
+"""A column only where it was computed."""
 
 
 def table(scores: xr.Dataset, *, by_lead: bool = False) -> list[dict[str, object]]:
@@ -24,7 +26,8 @@ def table(scores: xr.Dataset, *, by_lead: bool = False) -> list[dict[str, object
     models = per_model(scores)
     if not by_lead:
         models = models.sum("lead_time").expand_dims("lead_time")
-    ratios = derive(models, ("csi", *COLUMNS), over=())
+    columns = (*COLUMNS, PERCEPTUAL) if models["lpips_frames"].any() else COLUMNS
+    ratios = derive(models, ("csi", *columns), over=())
     rows = []
     for model in models["model"].values.tolist():
         for step in range(models.sizes["lead_time"]):
@@ -39,5 +42,5 @@ def _row(model: str, ratios: xr.Dataset, sums: xr.Dataset, by_lead: bool) -> dic
         row["lead min"] = int(ratios["lead_time"].values / np.timedelta64(1, "m"))
     for limit, value in zip(ratios["threshold"].values, ratios["csi"].values, strict=True):
         row[f"CSI≥{limit:g}"] = float(value)
-    row |= {name.upper(): float(ratios[name].values) for name in COLUMNS}
+    row |= {name.upper(): float(ratios[name].values) for name in (*COLUMNS, PERCEPTUAL) if name in ratios}
     return row | {"frames": int(sums["frames"].values), "n": int(sums["n"].values)}
