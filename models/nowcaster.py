@@ -50,7 +50,7 @@ class Nowcaster(nn.Module):
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Mean squared error over the pixels that ``mask`` keeps.
+        """Mean squared error, weighted by ``mask``: 0 where nothing was measured.
 
         A network with its own recipe overrides this. ``progress`` runs from 0 to 1 over the training.
         """

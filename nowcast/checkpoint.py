@@ -72,6 +72,7 @@ def save(path: Path, network: Nowcaster, card: Card) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, temporary, metadata={HEADER_KEY: card.model_dump_json()})
+    temporary.chmod(0o644)  # safetensors makes it private
     temporary.replace(path)
     return path
 

@@ -188,6 +188,9 @@ class TrainerSettings(Frozen):
     """Batches of the validation, always the same ones; None: every window once."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Windows per step on one device."""
+    wet_weight: Annotated[float, Field(ge=0)] = 0.0
+    """The error of a pixel counts 1 + wet_weight x its scaled observation: most pixels are dry, and an even mean
+    lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
     optimiser: Literal["adam", "adamw"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

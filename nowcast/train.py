@@ -77,16 +77,19 @@ class Learner(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         total = max(1, int(self.trainer.estimated_stepping_batches))
         progress = min(1.0, self.global_step / total)
-        loss = self.network.training_loss(batch["past"], batch["future"], progress, batch["mask"])
+        loss = self.network.training_loss(batch["past"], batch["future"], progress, self._weight(batch))
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]))
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Masked squared error of the forecast, and of persistence beside it."""
-        past, future, mask = batch["past"], batch["future"], batch["mask"]
+        """Weighted squared error of the forecast, and of persistence beside it."""
+        past, future, weight = batch["past"], batch["future"], self._weight(batch)
         for name, forecast in (("valid_loss", self.network(past)), ("persistence_loss", past[:, -1:])):
-            loss = ((forecast - future).square() * mask).sum() / mask.sum().clamp(min=1)
+            loss = ((forecast - future).square() * weight).sum() / weight.sum().clamp(min=1)
             self.log(name, loss, prog_bar=name == "valid_loss", batch_size=len(past), sync_dist=True)
+
+    def _weight(self, batch: Batch) -> Tensor:
+        return batch["mask"] * (1 + self.settings.wet_weight * batch["future"])
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -154,7 +157,8 @@ def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.d
 def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightning.Trainer:
     settings = recipe.trainer
     extras: list[callbacks.Callback] = [
-        callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", save_last=True, enable_version_counter=False),
+        callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", enable_version_counter=False),
+        callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False),  # every epoch, better or not
         callbacks.EarlyStopping("valid_loss", patience=settings.patience),
         callbacks.LearningRateMonitor(),
         callbacks.TQDMProgressBar(refresh_rate=5),

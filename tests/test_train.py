@@ -61,6 +61,22 @@ def test_the_loss_falls_and_a_run_resumes(tmp_path: Path) -> None:
     assert found[-1] < 0.7 * found[0]
 
 
+def test_the_last_weights_are_kept_even_if_they_are_not_better(tmp_path: Path) -> None:
+    train.train(recipe(tmp_path, epochs=3, learning_rate=3.0))
+    best, last = (
+        checkpoint.read_card(tmp_path / f"runs/debug/{name}.safetensors").training for name in ("best", "last")
+    )
+    assert last["epochs"] == 3
+    assert best["epochs"] < 3
+
+
+def test_rain_can_weigh_more_than_dry_pixels(tmp_path: Path) -> None:
+    even, wet = (train.train(recipe(tmp_path, wet_weight=weight), resume=False) for weight in (0.0, 9.0))
+    assert checkpoint.read_card(wet).recipe["trainer"]["wet_weight"] == 9.0
+    assert losses(tmp_path)[1] > losses(tmp_path)[0], "an error in rain costs more"
+    assert even == wet
+
+
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     first, second = (checkpoint.load(train.train(recipe(tmp_path), resume=False)).network for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
