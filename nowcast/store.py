@@ -226,11 +226,10 @@ def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = 
     with writing(path):
         session = _writable(path)
         group = zarr.open_group(session.store, mode="a")
-        if not list(group.array_keys()):
-            _create(group, dataset, along)
-        _check_same(group, dataset, along, path)
+        arrays = dict(group.arrays()) or _create(group, dataset, along)
+        _check_same(arrays, dataset, along, path)
         for name in _growing(dataset, along):
-            array = _array(group, name)
+            array = arrays[name]
             length, extra = array.shape[0], dataset.sizes[along]
             array.resize((length + extra, *array.shape[1:]))
             array[length:] = _pack(dataset[name], array, name)
@@ -252,19 +251,18 @@ def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: 
     where = slice(at, at + 1) if isinstance(at, int) else at
     with writing(path):
         session = _writable(path)
-        group = zarr.open_group(session.store, mode="a")
-        _check_same(group, dataset, along, path)
+        arrays = dict(zarr.open_group(session.store, mode="a").arrays())
+        _check_same(arrays, dataset, along, path)
         for name in _growing(dataset, along):
-            array = _array(group, name)
-            array[where] = _pack(dataset[name], array, name)
+            arrays[name][where] = _pack(dataset[name], arrays[name], name)
         return _commit(session, message, metadata)
 
 
 def labels(path: str | Path, *names: str) -> dict[str, np.ndarray]:
     """One-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
     session = _repository(path).readonly_session(BRANCH)
-    group = zarr.open_group(session.store, mode="r")
-    return {name: np.asarray(_array(group, name)[:]) for name in names if name in group}
+    arrays = dict(zarr.open_group(session.store, mode="r").arrays())
+    return {name: np.asarray(arrays[name][:]) for name in names if name in arrays}
 
 
 def expire(path: str | Path, *, older_than: timedelta) -> int:
@@ -280,8 +278,9 @@ def expire(path: str | Path, *, older_than: timedelta) -> int:
         return int(repository.garbage_collect(limit).bytes_deleted)
 
 
-def _create(group: zarr.Group, dataset: xr.Dataset, along: str) -> None:
+def _create(group: zarr.Group, dataset: xr.Dataset, along: str) -> dict[str, Any]:
     group.attrs.update(_plain(dataset.attrs))
+    arrays: dict[str, Any] = {}
     for name, variable in dataset.variables.items():
         grows = along in variable.dims
         shape = tuple(0 if dim == along else size for dim, size in zip(variable.dims, variable.shape, strict=True))
@@ -293,6 +292,8 @@ def _create(group: zarr.Group, dataset: xr.Dataset, along: str) -> None:
         )  # fmt: skip
         if not grows:
             array[...] = _pack(variable, array, str(name))
+        arrays[str(name)] = array
+    return arrays
 
 
 def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
@@ -347,30 +348,23 @@ def _pack(variable: xr.Variable | xr.DataArray, array: zarr.Array, name: str) ->
     return steps.astype(array.dtype)
 
 
-def _check_same(group: zarr.Group, dataset: xr.Dataset, along: str, path: object) -> None:
+def _check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object) -> None:
     """Refuses what would not fit: other axes, other projection, unknown or missing variables."""
-    shapes = {name: array.shape for name, array in group.arrays()}
     given = _growing(dataset, along)
-    if extra := sorted(set(given) - set(shapes)):
+    if extra := sorted(set(given) - set(arrays)):
         raise BadInput(path, f"has no {', '.join(extra)}", "use another store for another kind of data")
     for name in map(str, dataset.variables):
-        if name in given or name not in shapes:
+        if name in given or name not in arrays:
             continue
-        array = _array(group, name)
-        old, new = np.asarray(array[...]), _pack(dataset[name], array, name)
+        old, new = np.asarray(arrays[name][...]), _pack(dataset[name], arrays[name], name)
         if old.shape != new.shape or not (old == new).all():
             raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
                            "ingest every grid into a store of its own")  # fmt: skip
-    if "crs" in dataset.coords and group["crs"].attrs["crs_wkt"] != dataset["crs"].attrs["crs_wkt"]:
+    if "crs" in dataset.coords and arrays["crs"].attrs["crs_wkt"] != dataset["crs"].attrs["crs_wkt"]:
         raise BadInput(path, "is on another projection", "ingest every grid into a store of its own")
     for name in given:
-        if shapes[name][1:] != dataset[name].shape[1:]:
-            raise BadInput(path, f"{name} has shape {shapes[name][1:]} per step, not {dataset[name].shape[1:]}")
-
-
-def _array(group: zarr.Group, name: str) -> Any:
-    """Groups hold groups or arrays; ours only arrays."""
-    return group[name]
+        if arrays[name].shape[1:] != dataset[name].shape[1:]:
+            raise BadInput(path, f"{name} has shape {arrays[name].shape[1:]} per step, not {dataset[name].shape[1:]}")
 
 
 def _growing(dataset: xr.Dataset, along: str) -> list[str]:
