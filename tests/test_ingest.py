@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from nowcast import ingest, store
+from nowcast import cube, ingest, store
+from nowcast.readers import READERS, get
+from tests import fixtures
 
 SAMPLE = Path(ingest.__file__).parent / "sample"
 FRAMES = sorted(SAMPLE.glob("*.h5"))
@@ -166,3 +168,21 @@ def test_a_glob_is_a_source(feed: Path) -> None:
 def test_an_unknown_reader_lists_the_known_ones(feed: Path) -> None:
     with pytest.raises(ValueError, match="Unknown reader 'foo'; known: knmi"):
         ingest.ingest("foo", [feed], feed.parent / "frames")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_source_goes_into_a_store_and_comes_out_whole(tmp_path: Path, reader: str) -> None:
+    source = fixtures.SOURCES[reader](tmp_path / "source")
+    first = ingest.ingest(reader, [source], tmp_path / "frames")
+    assert first.taken > 0
+    again = ingest.ingest(reader, [source], tmp_path / "frames")
+    assert (again.taken, again.revised, again.refused) == (0, 0, first.refused)
+    stored = cube.check(store.open_store(tmp_path / "frames"))
+    module, name = get(reader), cube.channels(stored)[0]
+    read = module.read(next(module.find(source)))
+    label = str(read["sequence"].values[0])
+    same = stored.sel(time=read["time"].values[0])
+    if label:
+        same = stored.isel(time=np.flatnonzero(stored["sequence"].values == label)[0])
+    quantum = read[name].encoding.get("quantum", 1e-6)
+    np.testing.assert_allclose(same[name], read[name][0], atol=0.5001 * quantum)
