@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -102,12 +102,7 @@ def _pictures(settings: Operations, folder: Path) -> Path:
 
 
 def _map(painter: maps.MapPainter, frame: xr.DataArray, path: Path) -> None:
-    path.write_bytes(painter.png(frame.values, caption=_caption(frame)))
-
-
-def _caption(frame: xr.DataArray) -> maps.Caption:
-    """Of archived data: when the run was computed says nothing."""
-    return replace(maps.Caption.of(frame), created=None)
+    path.write_bytes(painter.png(frame.values, caption=maps.Caption.of(frame)))
 
 
 def _loop(painter: maps.MapPainter, observed: xr.DataArray, run: xr.DataArray, folder: Path) -> None:
@@ -115,5 +110,5 @@ def _loop(painter: maps.MapPainter, observed: xr.DataArray, run: xr.DataArray, f
     reference = run["forecast_reference_time"].values
     before = observed.sel(time=slice(reference - run["lead_time"].values[-1], reference))
     frames = [*before, *run.transpose("lead_time", ...)]
-    drawn = [painter.png(frame.values, caption=_caption(frame)) for frame in frames]
+    drawn = [painter.png(frame.values, caption=maps.Caption.of(frame)) for frame in frames]
     (folder / "loop.gif").write_bytes(maps.loop(drawn))

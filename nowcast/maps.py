@@ -32,6 +32,9 @@ from nowcast.units import quantity
 
 __all__ = ["Caption", "MapPainter", "boundaries", "loop", "skill_chart", "table_for"]
 
+ARCHIVED = np.timedelta64(1, "D")
+"""A run made later than this is of archived data: how much later says nothing."""
+
 # --- what is burned in ------------------------------------------------------------------------------
 
 
@@ -74,8 +77,9 @@ class Caption:
         """The run, and how old its newest radar frame was when it was made."""
         if self.reference is None:
             return "radar"
-        age = "" if self.created is None else f", made {_duration(self.created - self.reference)} later"
-        return f"{self.model}  ·  run {_stamp(self.reference, '%d %b %H:%M UTC')}{age}  ·  {self.state.upper()}"
+        age = np.timedelta64("NaT") if self.created is None else np.timedelta64(self.created - self.reference)
+        made = f", made {_duration(age)} later" if age < ARCHIVED else ""
+        return f"{self.model}  ·  run {_stamp(self.reference, '%d %b %H:%M UTC')}{made}  ·  {self.state.upper()}"
 
     @property
     def warning(self) -> str:

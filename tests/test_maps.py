@@ -239,8 +239,12 @@ def test_unknown_state_lists_the_known():
 
 
 def test_long_ages_are_readable():
-    late = Caption(NOW, "ok", "convlstm", "convlstm", "", NOW - 150 * MINUTE, NOW + 5000 * 1440 * MINUTE)
-    assert late.badge == "FORECAST  +2.5 h" and "made 5000 d later" in late.origin
+    late = Caption(NOW, "ok", "convlstm", "convlstm", "", NOW - 150 * MINUTE, NOW)
+    assert late.badge == "FORECAST  +2.5 h" and "made 2.5 h later" in late.origin
+
+
+def test_how_late_archived_data_was_computed_says_nothing():
+    assert "later" not in Caption(NOW, "ok", "a", "a", "", NOW, NOW + 5000 * 1440 * MINUTE).origin
 
 
 def test_captions_are_read_from_cubes_and_forecasts():
