@@ -158,7 +158,9 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
         (leads, y, x) float32 in the same unit; NaN where nothing is known.
     """
     scaling = model.scaling or quantity(quantity_name).scaling
-    network, frames = model.network, torch.from_numpy(scaling.encode(past))[None, :, None]
+    network = model.network
+    learned = network.trainable  # what merely moves values must not cut them at the limits of a scale
+    frames = torch.from_numpy(scaling.encode(past, clip=learned))[None, :, None]
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)
     device = next(network.parameters(), frames).device
@@ -169,7 +171,7 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
             made.append(network(frames))
             frames = torch.cat([frames, made[-1]], dim=1)[:, -network.in_steps :]
     future = torch.cat(made, dim=1)[0, :leads, 0].float().cpu().numpy()
-    values = scaling.decode(future)
+    values = scaling.decode(future, clip=learned)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         app()
-    except (ConfigError, BadInput, StoreError, ValueError) as error:
+    except (ConfigError, BadInput, StoreError, ValueError, OSError) as error:
         errors.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
         raise SystemExit(2) from None
 
@@ -132,6 +133,7 @@ def forecast(
     store: StorePath,
     model: Annotated[str, typer.Option(help="Name in the model table, or a checkpoint file.")],
     out: Annotated[str, typer.Option(help="FILE.nc, or a forecast store.")],
+    name: Annotated[str | None, typer.Option(help="Name in the store; the model's, or its run's, by default.")] = None,
     time: Annotated[datetime | None, typer.Option(help="Reference time, UTC; the newest frame by default.")] = None,
     leads: Annotated[int, typer.Option(min=1, help="Frames to forecast.")] = 12,
 ) -> None:
@@ -150,7 +152,7 @@ def forecast(
             f"wrote [bold]{write_netcdf(make(open_store(store), model, time=moment, leads=leads), Path(out))}[/]"
         )
         return
-    product = Product(name=Path(model).stem.lower(), model=model)
+    product = Product(name=name or _product_name(Path(model)), model=model)
     lines = issue(store, out, [product], fallback=(), leads=leads, time=moment)
     _print_report(lines or [f"{product.name}: this forecast is in {out} already"])
 
@@ -319,6 +321,12 @@ def doctor(
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _product_name(model: Path) -> str:
+    """Every training exports ``best`` and ``last``: those are called after their run."""
+    stem = model.parent.name if model.stem in ("best", "last") else model.stem
+    return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_") or "model"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ the promise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import blake2b
 
 import numpy as np
@@ -127,6 +128,19 @@ def label_runs(time: np.ndarray, cadence: int, *, tolerated_gap: int = 0) -> np.
     first = np.searchsorted(starts, np.arange(stamps.size), side="right") - 1
     names = np.asarray([str(stamps[start])[:16] for start in starts], dtype=object)
     return names[first] if stamps.size else np.empty(0, object)
+
+
+def event_labels(cube: xr.Dataset) -> np.ndarray:
+    """The sequence of every frame where sequences are events that may share times; "" in a live feed."""
+    labels = cube["sequence"].values
+    return np.full(labels.shape, "", object) if "cadence_seconds" in cube.attrs else labels
+
+
+def utc(time: datetime | np.datetime64) -> np.datetime64:
+    """Any time as datetime64[ns] in UTC; without a zone it is UTC already."""
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        time = time.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(time).astype("datetime64[ns]")
 
 
 def digest(frame: np.ndarray) -> str:

@@ -24,12 +24,18 @@ import xarray as xr
 from models import MODELS, model_class
 from nowcast import __version__, checkpoint, store
 from nowcast.checkpoint import Model, predict
-from nowcast.config import Product
-from nowcast.cube import BadInput, channels
+from nowcast.config import ConfigError, Product
+from nowcast.cube import BadInput, channels, event_labels, utc
 from nowcast.grid import Grid
 from nowcast.units import MARSHALL_PALMER, convert, quantity
 
 OK, FALLBACK, WITHHELD = "ok", "fallback", "withheld"
+STEP_TOLERANCE = 0.25
+"""Share of the nominal step by which frames may be early or late."""
+CADENCE_TOLERANCE = 0.1
+"""Share by which the step of a feed may differ from the one a network was trained on."""
+STORED_STEPS = 32_767
+"""Largest packed value of stores and files, in steps of the quantity's resolution."""
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +55,8 @@ class Past:
     cadence_seconds: int
     zr: tuple[float, float] | None
     """Z = a R^b of the source, where it states one."""
+    sequence: str
+    """Which event, where a store holds events that may share times; "" in a live feed."""
 
 
 def forecast(cube: xr.Dataset, model: str | Path, *, time: datetime | np.datetime64 | None = None, leads: int = 12,
@@ -94,7 +102,8 @@ def issue(path: str, forecasts: str, products: Sequence[Product], *, fallback: S
     frames = past(cube, time=time, channel=channel)
     reference = frames.time[-1]
     with store.writing(forecasts):
-        done = _issued(forecasts, reference)
+        _check_leads(forecasts, leads)
+        done = _issued(forecasts, reference, frames.sequence)
         missing = [product for product in products if product.name not in done]
         runs = [_product(cube, frames, product, fallback, leads) for product in missing]
         if runs:
@@ -115,15 +124,17 @@ def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, chan
     name = channel or channels(cube)[0]
     if name not in cube:
         raise CannotForecast(f"the store has no {name}; it has {', '.join(channels(cube))}")
-    stamps = cube["time"].values
+    stamps, events = cube["time"].values, event_labels(cube)
     end = stamps.size - 1 if time is None else _position(stamps, time)
-    cadence = int(cube.attrs.get("cadence_seconds", 0)) or _step(stamps[: end + 1])
-    gaps = np.flatnonzero(np.abs(np.diff(stamps[: end + 1]) / np.timedelta64(1, "s") - cadence) > 0.25 * cadence)
-    start = gaps[-1] + 1 if gaps.size else 0
+    first = int(np.flatnonzero(events[: end + 1] == events[end])[0])
+    cadence = int(cube.attrs.get("cadence_seconds", 0)) or _step(stamps[first : end + 1])
+    steps = np.diff(stamps[first : end + 1]) / np.timedelta64(1, "s")
+    gaps = np.flatnonzero(np.abs(steps - cadence) > STEP_TOLERANCE * cadence)
+    start = first + (gaps[-1] + 1 if gaps.size else 0)
     chosen = cube.isel(time=slice(start, end + 1))
     zr = (float(cube.attrs["zr_a"]), float(cube.attrs["zr_b"])) if "zr_a" in cube.attrs else None
     digests = [str(text) for text in chosen["digest"].values] if "digest" in chosen.coords else []
-    return Past(chosen[name], chosen["time"].values, digests, name, cadence, zr)
+    return Past(chosen[name], chosen["time"].values, digests, name, cadence, zr, str(events[end]))
 
 
 def stamp(time: np.datetime64) -> str:
@@ -138,11 +149,11 @@ def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) ->
         CannotForecast: If the store has no such run.
     """
     runs = store.open_store(forecasts)
-    same = (runs["forecast_reference_time"].values == _utc(reference)) & (runs["model"].values == model)
+    same = (runs["forecast_reference_time"].values == utc(reference)) & (runs["model"].values == model)
     if not same.any():
-        raise CannotForecast(f"{forecasts} has no {model} from {stamp(_utc(reference))}")
+        raise CannotForecast(f"{forecasts} has no {model} from {stamp(utc(reference))}")
     run = runs.isel(run=int(np.flatnonzero(same)[-1]))
-    labels = ("model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
+    labels = ("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
     attrs = {name: str(run[name].item()) for name in labels}
     times = run["forecast_reference_time"] + run["lead_time"]
     run = run.assign_coords(time=("lead_time", times.values, {"standard_name": "time"}))
@@ -157,7 +168,7 @@ def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) ->
 def export(forecasts: str, reference: datetime, folder: Path) -> list[Path]:
     """Writes the runs of one reference time as NetCDF, ``YYYY/MM/DD/<quantity>_<model>_<time>.nc``."""
     runs = store.open_store(forecasts)
-    models = runs["model"].values[runs["forecast_reference_time"].values == _utc(reference)]
+    models = runs["model"].values[runs["forecast_reference_time"].values == utc(reference)]
     paths = []
     for model in models.tolist():
         run = read_run(forecasts, reference, model)
@@ -199,9 +210,10 @@ def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequenc
             reasons.append(f"{_short(name)}: {_sentence(error)}")
             continue
         run = _dataset(cube, frames, values, used, leads)
-        return _as_run(run, product.name, used.name, FALLBACK if reasons else OK, "; ".join(reasons))
+        return _as_run(run, frames.sequence, product.name, used.name, FALLBACK if reasons else OK, "; ".join(reasons))
     nothing = np.full((leads, *frames.field.shape[1:]), np.nan, np.float32)
-    return _as_run(_dataset(cube, frames, nothing, None, leads), product.name, "", WITHHELD, "; ".join(reasons))
+    run = _dataset(cube, frames, nothing, None, leads)
+    return _as_run(run, frames.sequence, product.name, "", WITHHELD, "; ".join(reasons))
 
 
 def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
@@ -211,7 +223,8 @@ def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
     if frames.time.size < steps:
         have = frames.time.size
         raise CannotForecast(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
-    if model.cadence_seconds not in (None, frames.cadence_seconds):
+    step = model.cadence_seconds or frames.cadence_seconds
+    if abs(step - frames.cadence_seconds) > CADENCE_TOLERANCE * step:
         raise CannotForecast(
             f"was trained on a step of {model.cadence_seconds} s, the feed has {frames.cadence_seconds} s"
         )
@@ -221,7 +234,9 @@ def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
     known = np.isfinite(values)
     if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
         raise CannotForecast("returned values that are not finite")
-    return np.where(known, convert(values, target, frames.quantity, zr=zr), np.float32(np.nan)), model
+    limit = np.float32(STORED_STEPS * quantity(frames.quantity).resolution)  # beyond it there is no weather
+    made = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
+    return np.where(known, made, np.float32(np.nan)), model
 
 
 def _load(name: str, available: int, leads: int) -> Model:
@@ -275,10 +290,10 @@ def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | 
     return dataset
 
 
-def _as_run(dataset: xr.Dataset, product: str, producer: str, state: str, reason: str) -> xr.Dataset:
+def _as_run(dataset: xr.Dataset, sequence: str, product: str, producer: str, state: str, reason: str) -> xr.Dataset:
     """One row of the forecast store: what differs from run to run becomes a label on ``run``."""
     labels = {
-        "model": product, "producer": producer, "state": state, "reason": reason,
+        "sequence": sequence, "model": product, "producer": producer, "state": state, "reason": reason,
         **{name: dataset.attrs[name] for name in ("checkpoint", "input_frames", "snapshot")},
     }  # fmt: skip
     created = np.datetime64(dataset.attrs["date_created"].rstrip("Z"), "ns")
@@ -295,26 +310,31 @@ def _as_run(dataset: xr.Dataset, product: str, producer: str, state: str, reason
     return row
 
 
-def _issued(forecasts: str, reference: np.datetime64) -> set[str]:
-    """Products that have a forecast from this time already."""
+def _issued(forecasts: str, reference: np.datetime64, sequence: str) -> set[str]:
+    """Products that have a forecast from this time (of this event) already."""
     if not store.exists(forecasts):
         return set()
-    labels = store.labels(forecasts, "model", "forecast_reference_time")
+    labels = store.labels(forecasts, "model", "forecast_reference_time", "sequence")
     same = labels["forecast_reference_time"] == reference.astype("datetime64[s]").astype(np.int64)
-    return set(labels["model"][same].tolist())
+    return set(labels["model"][same & (labels["sequence"] == sequence)].tolist())
+
+
+def _check_leads(forecasts: str, leads: int) -> None:
+    if store.exists(forecasts) and (there := store.open_store(forecasts).sizes["lead_time"]) != leads:
+        raise ConfigError(f"{forecasts} holds forecasts of {there} leads, not {leads}; set leads: {there}, "
+                          "or use another forecast store.")  # fmt: skip
 
 
 def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:
-    wanted = _utc(time)
+    wanted = utc(time)
     found = np.flatnonzero(stamps == wanted)
+    if found.size > 1:
+        raise CannotForecast(
+            f"{found.size} events have a frame at {stamp(wanted)}; put one event into a store of its own"
+        )
     if not found.size:
         raise CannotForecast(f"there is no frame at {stamp(wanted)}; the newest is {stamp(stamps[-1])}")
-    return int(found[-1])
-
-
-def _utc(time: datetime | np.datetime64) -> np.datetime64:
-    naive = time.astimezone(UTC).replace(tzinfo=None) if isinstance(time, datetime) else time
-    return np.datetime64(naive).astype("datetime64[ns]")
+    return int(found[0])
 
 
 def _step(stamps: np.ndarray) -> int:

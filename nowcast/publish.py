@@ -309,13 +309,14 @@ def _remove_unnamed(site: Path, manifest: Mapping, retain: timedelta) -> None:
     """Removes pictures that the manifest does not name and that nobody can be looking at any more."""
     named = {frame["file"] for frame in manifest["observed"]} | {manifest["base"]}
     named |= {entry["folder"] for run in manifest["runs"] for entry in run["models"] if entry["folder"]}
+    named |= {entry["file"].rpartition("/")[0] for entry in (manifest["maps"] or {"files": []})["files"]}
     limit = time.time() - retain.total_seconds()
     for pattern in ("base-*.json", "observed/*", "runs/*/*", "maps/*/*", f"**/{UNFINISHED}*"):
         for path in list(site.glob(pattern)):
             if path.relative_to(site).as_posix() not in named and path.exists() and path.stat().st_mtime < limit:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for folder in site.glob("runs/*"):
-        if not any(folder.iterdir()):
+    for folder in (*site.glob("runs/*"), *site.glob("maps/*")):
+        if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 

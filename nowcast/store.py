@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,14 @@ class Commit:
 
 
 def exists(path: str | Path) -> bool:
-    """True if there is a store at ``path``, with or without frames."""
-    return icechunk.Repository.exists(_storage(path))
+    """True if something was ever committed at ``path``; a writer killed before that leaves nothing."""
+    storage = _storage(path)
+    return icechunk.Repository.exists(storage) and _begun(icechunk.Repository.open(storage))
+
+
+def _begun(repository: icechunk.Repository) -> bool:
+    """A new repository has one snapshot, without content."""
+    return len(list(islice(repository.ancestry(branch=BRANCH), 2))) > 1
 
 
 def snapshot(path: str | Path) -> str:
@@ -416,11 +423,9 @@ def _storage(path: str | Path) -> icechunk.Storage:
 
 
 def _repository(path: str | Path) -> icechunk.Repository:
-    storage = _storage(path)
-    try:
-        return icechunk.Repository.open(storage)
-    except icechunk.IcechunkError:
-        raise StoreError(f"{path}: there is no store here; make one with `nowcast ingest`.") from None
+    if not exists(path):
+        raise StoreError(f"{path}: there is no store here; make one with `nowcast ingest`.")
+    return icechunk.Repository.open(_storage(path))
 
 
 def _writable(path: str | Path) -> icechunk.Session:

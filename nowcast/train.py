@@ -35,6 +35,9 @@ from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings
 from nowcast.windows import Batch, Windows, check_apart, loader  # noqa: E402
 
 RESUME = "last.ckpt"
+STEP_TOLERANCE = 0.25
+FREE = {"epochs", "patience", "workers", "devices", "accelerator", "strategy"}
+"""Settings of the trainer that may change when a run is resumed."""
 Progress = Callable[[int, int, str], None]
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
 
@@ -59,11 +62,14 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
     learner = Learner(_network(recipe), recipe.trainer)
+    last = folder / RESUME
+    resume = resume and last.exists()
+    if resume:
+        _check_unchanged(recipe, folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     trainer = _trainer(recipe, folder, progress)
-    last = folder / RESUME
     trainer.fit(learner, _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False),
-                ckpt_path=last if resume and last.exists() else None)  # fmt: skip
+                ckpt_path=last if resume else None)  # fmt: skip
     return _export(recipe, folder, learner, trainer, fitting, time.perf_counter() - started)
 
 
@@ -130,11 +136,22 @@ def _data(recipe: Recipe) -> tuple[Windows, Windows]:
     fitting = Windows(recipe.train, recipe.windows, augment=True)
     held_out = Windows(recipe.valid, recipe.windows, augment=False)
     check_apart(fitting, held_out)
-    cadences = {windows.cube(index).attrs.get("cadence_seconds") for windows in (fitting, held_out)
-                for index in range(len(windows.spans))}  # fmt: skip
-    if len(cadences) > 1:
-        raise ConfigError(f"The stores have different steps ({', '.join(map(str, cadences))} s); train on one.")
+    steps = fitting.step_seconds, held_out.step_seconds
+    if abs(steps[0] - steps[1]) > STEP_TOLERANCE * steps[0]:
+        raise ConfigError(f"Train and valid have different steps ({steps[0]} and {steps[1]} s); use one.")
     return fitting, held_out
+
+
+def _check_unchanged(recipe: Recipe, folder: Path) -> None:
+    """A resumed run goes on as it began: other data or scales would make the card a lie."""
+    before, now = yaml.safe_load((folder / "recipe.yaml").read_text()), recipe.model_dump(mode="json")
+    for settings in (before, now):
+        settings.pop("runs")
+        settings["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in FREE}
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise ConfigError(f"{folder}: {', '.join(changed)} changed since this run began; "
+                          "use another name, or --no-resume to begin again.")  # fmt: skip
 
 
 def _network(recipe: Recipe) -> Nowcaster:
@@ -198,7 +215,7 @@ def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
-    scaling, cube = fitting.scaling, fitting.cube(0)
+    scaling = fitting.scaling
     spans = tuple(
         {"store": span.store, "start": str(span.start), "end": str(span.end), "snapshot": fitting.versions[index],
          "frames": len(fitting.frames(index)), "title": str(fitting.cube(index).attrs.get("title", "")),
@@ -209,6 +226,6 @@ def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
         model=recipe.model, options=recipe.options, in_steps=recipe.windows.in_steps,
         out_steps=recipe.windows.out_steps, quantity=recipe.windows.quantity,
         scaling=ScalingSettings.model_validate(vars(scaling)),
-        cadence_seconds=int(cube.attrs["cadence_seconds"]), recipe=recipe.model_dump(mode="json"), data=spans,
+        cadence_seconds=fitting.step_seconds, recipe=recipe.model_dump(mode="json"), data=spans,
         training=facts, code_version=__version__, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )  # fmt: skip

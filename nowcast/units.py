@@ -41,24 +41,28 @@ class Scaling:
         if not self.low < self.high or (self.kind == "decibel" and self.low <= 0):
             raise ValueError(f"Scaling {self.kind} needs low < high (and low > 0 for decibel).")
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Physical values -> float32 in [0, 1]; NaN stays NaN."""
+    def encode(self, values: np.ndarray, *, clip: bool = True) -> np.ndarray:
+        """Physical values -> float32 in [0, 1]; NaN stays NaN.
+
+        Without ``clip`` values beyond the limits lie beyond [0, 1] and can be decoded again.
+        """
         values = np.asarray(values, np.float32)
         if self.kind == "decibel":
             safe = np.maximum(values, np.float32(self.low))
             scaled = np.log(safe / np.float32(self.low)) / np.float32(np.log(self.high / self.low))
         else:
             scaled = (values - np.float32(self.low)) / np.float32(self.high - self.low)
-        return np.clip(scaled, 0, 1).astype(np.float32, copy=False)
+        return (np.clip(scaled, 0, 1) if clip else scaled).astype(np.float32, copy=False)
 
-    def decode(self, scaled: np.ndarray) -> np.ndarray:
+    def decode(self, scaled: np.ndarray, *, clip: bool = True) -> np.ndarray:
         """[0, 1] -> physical values, float32; ``decibel`` returns exactly 0 for 0 (dry)."""
-        scaled = np.clip(np.asarray(scaled, np.float32), 0, 1)
+        scaled = np.clip(scaled, 0, 1) if clip else np.asarray(scaled)
+        scaled = scaled.astype(np.float32, copy=False)
         if self.kind == "linear":
             return scaled * np.float32(self.high - self.low) + np.float32(self.low)
         ratio = np.float32(np.log(self.high / self.low))
         values = np.float32(self.low) * np.exp(scaled * ratio)
-        return np.where(scaled == 0, np.float32(0), values)
+        return np.where(scaled <= 0, np.float32(0), values)
 
 
 def _vil_table() -> np.ndarray:

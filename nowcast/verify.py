@@ -15,7 +15,8 @@ import xarray as xr
 
 from nowcast import scores as score
 from nowcast import store
-from nowcast.cube import channels
+from nowcast.config import ConfigError
+from nowcast.cube import channels, event_labels, utc
 from nowcast.units import quantity
 
 RUNS_PER_COMMIT = 64
@@ -47,8 +48,8 @@ def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float
     with store.writing(scores):
         limits = _limits(scores, name, thresholds)
         _open_rows(runs, scores, limits, since)
-        rows = _pending(runs, observed, scores)
         total = 0
+        rows = _pending(runs, observed, scores) if store.exists(scores) else []
         for start in range(0, len(rows), RUNS_PER_COMMIT):
             batch = rows[start : start + RUNS_PER_COMMIT]
             total += _score_batch(batch, runs[name], observed[name], scores, limits, lpips=lpips)
@@ -59,16 +60,22 @@ def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float
 
 def _limits(scores: str, name: str, thresholds: Sequence[float] | None) -> np.ndarray:
     if store.exists(scores):
-        return store.open_store(scores)["threshold"].values
+        there = store.open_store(scores)["threshold"].values
+        if thresholds is not None and not np.array_equal(there, thresholds):
+            raise ConfigError(
+                f"{scores} counts events at {there.tolist()}, not {list(thresholds)}; use another score store."
+            )
+        return there
     return np.asarray(quantity(name).thresholds if thresholds is None else thresholds, np.float64)
 
 
 def _open_rows(runs: xr.Dataset, scores: str, limits: np.ndarray, since: datetime | None) -> None:
     """Adds an empty row for every run that has none; withheld runs have nothing to score."""
     known = set(_keys(store.open_store(scores))) if store.exists(scores) else set()
-    earliest = np.datetime64("1677-09-22") if since is None else np.datetime64(since.replace(tzinfo=None))
-    wanted = [index for index, key in enumerate(_keys(runs))
-              if key not in known and runs["producer"].values[index] and key[0] >= earliest]  # fmt: skip
+    started = runs["forecast_reference_time"].values
+    recent = np.ones(started.size, bool) if since is None else started >= utc(since)
+    made = recent & (runs["producer"].values != "")
+    wanted = [index for index, key in enumerate(_keys(runs)) if key not in known and made[index]]
     if wanted:
         store.append(scores, _empty(runs.isel(run=wanted), limits), along="run", message=f"Expect {len(wanted)} runs")
 
@@ -79,7 +86,8 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     for name in SUMS:
         kind = np.int64 if name in INTEGERS else np.float64
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
-    labels = ("forecast_reference_time", "model", "producer", "state")
+    table["observed_digest"] = (("run", "lead_time"), np.full(shape[:2], "", object))
+    labels = ("forecast_reference_time", "sequence", "model", "producer", "state")
     coords = {name: ("run", runs[name].values) for name in labels}
     unit = quantity(channels(runs)[0]).unit
     return xr.Dataset(
@@ -93,15 +101,19 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
 
 
 def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """(row in scores, row in runs, [(lead, frame observed at its valid time)]) of all that can be scored now."""
+    """(row in scores, row in runs, [(lead, frame observed at its valid time)]) of all that can be scored now.
+
+    A frame that was corrected since is scored again.
+    """
     table = store.open_store(scores)
     place = {key: index for index, key in enumerate(_keys(runs))}
-    frame = {time: index for index, time in enumerate(observed["time"].values)}
-    leads, done = runs["lead_time"].values, table["n"].values > 0
+    frame = {key: index for index, key in enumerate(zip(observed["time"].values, event_labels(observed), strict=True))}
+    leads, scored = runs["lead_time"].values, table["observed_digest"].values
+    seen = observed["digest"].values if "digest" in observed.coords else observed["time"].values.astype(str)
     rows = []
     for row, key in enumerate(_keys(table)):
-        pairs = [(lead, frame[key[0] + step]) for lead, step in enumerate(leads)
-                 if not done[row, lead] and key[0] + step in frame]  # fmt: skip
+        valid = [(lead, frame.get((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
+        pairs = [(lead, index) for lead, index in valid if index is not None and scored[row, lead] != seen[index]]
         if pairs and key in place:
             rows.append((row, place[key], pairs))
     return rows
@@ -125,9 +137,13 @@ def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, sco
 def _frames(run: int, pairs: list[tuple[int, int]], forecast: xr.DataArray, observed: xr.DataArray,
             limits: np.ndarray, *, lpips: bool) -> Iterator[tuple[int, dict[str, Any]]]:  # fmt: skip
     scaling = quantity(str(forecast.name)).scaling
+    digests = observed["digest"].values if "digest" in observed.coords else observed["time"].values.astype(str)
     for lead, frame in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
+        if scaling.kind == "linear":  # how far below the foot of the scale "no echo" lies is a matter of the source
+            made, seen = (np.maximum(field, np.float32(scaling.low)) for field in (made, seen))
         sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
+        sums["observed_digest"] = digests[frame]
         if lpips:
             from nowcast.scores.perceptual import distance_sums  # torch and a network, only where they are asked for
 
@@ -135,5 +151,7 @@ def _frames(run: int, pairs: list[tuple[int, int]], forecast: xr.DataArray, obse
         yield lead, sums
 
 
-def _keys(table: xr.Dataset) -> list[tuple[np.datetime64, str]]:
-    return list(zip(table["forecast_reference_time"].values, table["model"].values.tolist(), strict=True))
+def _keys(table: xr.Dataset) -> list[tuple[np.datetime64, str, str]]:
+    """(reference time, event, model) of every run."""
+    names = ("forecast_reference_time", "sequence", "model")
+    return list(zip(*(table[name].values for name in names), strict=True))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nowcast import store
 from nowcast.config import ConfigError, Span, WindowSettings
-from nowcast.cube import channels
+from nowcast.cube import channels, utc
 from nowcast.units import MARSHALL_PALMER, convert, quantity
 
 MISSING = -1
@@ -84,12 +83,22 @@ class Windows(Dataset):
         used = sorted({frame for window in self.windows if window.span == span for frame in window.frames} - {MISSING})
         return set(self.cube(span)["time"].values[used])
 
+    @property
+    def step_seconds(self) -> int:
+        """Time between the frames that go in: the median over all windows."""
+        steps = [np.diff(self.cube(window.span)["time"].values[list(window.frames[: self.settings.in_steps + 1])])
+                 for window in self.windows if MISSING not in window.frames]  # fmt: skip
+        return int(np.median(np.concatenate(steps)) / np.timedelta64(1, "s"))
+
     def _index(self, span: int) -> Iterator[Window]:
         cube = self.cube(span)
         stamps, labels = cube["time"].values, cube["sequence"].values
-        inside = (stamps >= _utc(self.spans[span].start, stamps[:1])) & (
-            stamps < _utc(self.spans[span].end, stamps[-1:] + np.timedelta64(1, "s"))
-        )
+        start, end = self.spans[span].start, self.spans[span].end
+        inside = np.ones(stamps.size, bool)
+        if start:
+            inside &= stamps >= utc(start)
+        if end:
+            inside &= stamps < utc(end)
         starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
         for first, last in zip(starts, [*starts[1:], labels.size], strict=True):
             frames = np.arange(first, last)[inside[first:last]]
@@ -217,10 +226,6 @@ def _crop_weights(fields: np.ndarray, side: int, rain_weight: float) -> np.ndarr
                   [: extent[0], : extent[1]].astype(np.float64) for part in coarse)  # fmt: skip
     weights = share * (1 + rain_weight * wet / max(wet.mean(), 1e-6)) + 1e-9
     return weights / weights.sum()
-
-
-def _utc(moment: datetime | None, default: np.ndarray) -> np.datetime64:
-    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "ns") if moment else default[0]
 
 
 def _name(span: Span) -> str:

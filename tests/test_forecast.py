@@ -15,7 +15,7 @@ from torch import Tensor
 from models import MODELS, Nowcaster
 from nowcast import checkpoint, forecast, store
 from nowcast.checkpoint import Card
-from nowcast.config import Product, ScalingSettings
+from nowcast.config import ConfigError, Product, ScalingSettings
 from nowcast.forecast import CannotForecast
 from tests import synthetic
 
@@ -160,3 +160,20 @@ def test_a_time_without_a_frame_says_which_is_the_newest(tmp_path: Path) -> None
     cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(3)))
     with pytest.raises(CannotForecast, match="no frame at 2010-08-26T05:00Z; the newest is 2010-08-26T00:10Z"):
         forecast.forecast(cube, "persistence", time=np.datetime64("2010-08-26T05:00"))
+
+
+def test_rain_beyond_what_a_file_can_hold_is_cut_not_wrapped(tmp_path: Path) -> None:
+    frames = synthetic.cube(range(4))
+    frames["rainfall_rate"][:, 20:30, 20:30] = 8646.0
+    store.append(tmp_path / "frames", frames, message="an outlier as OPERA has them")
+    made = forecast.forecast(store.open_store(tmp_path / "frames"), "persistence", leads=1)
+    with xr.open_dataset(forecast.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
+        assert read["rainfall_rate"].max() == pytest.approx(327.67)
+
+
+def test_another_number_of_leads_needs_another_store(tmp_path: Path) -> None:
+    path = synthetic.make_store(tmp_path / "frames", range(6))
+    products = [Product(name="p", model="persistence")]
+    forecast.issue(path, str(tmp_path / "f"), products, fallback=(), leads=2)
+    with pytest.raises(ConfigError, match="holds forecasts of 2 leads, not 3; set leads: 2"):
+        forecast.issue(path, str(tmp_path / "f"), products, fallback=(), leads=3)

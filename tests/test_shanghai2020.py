@@ -10,7 +10,7 @@ from tests import fixtures
 def test_an_example_is_a_sequence_whose_step_doubles(tmp_path):
     cube = shanghai2020.read(Item(fixtures.shanghai(tmp_path, "12345")))
     assert cube.sizes == {"time": 20, "y": 460, "x": 460}
-    assert set(cube["sequence"].values) == {"12345"}
+    assert set(cube["sequence"].values) == {"train/12345"}
     assert cube["time"].values[0] == np.datetime64("2015-06-17T03:11:09")
     seconds = np.diff(cube["time"].values) / np.timedelta64(1, "s")
     np.testing.assert_array_equal(seconds, [345] * 9 + [690] * 10)
@@ -50,7 +50,7 @@ def test_finds_by_published_list(tmp_path):
     listing.write_text("E:\\data\\Shanghai_2020\\train\\examples\\8\r\nE:\\data\\Shanghai_2020\\train\\examples\\7\n")
     items = list(shanghai2020.find(listing))
     assert [item.path for item in items] == folders[::-1]  # in the order of the list
-    assert shanghai2020.read(items[0])["sequence"].values[0] == "8"
+    assert shanghai2020.read(items[0])["sequence"].values[0] == "train/8"
 
 
 @pytest.mark.parametrize(("text", "fault"), [

@@ -105,6 +105,15 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, other: 
     assert store.snapshot(tmp_path / "s") == before
 
 
+def test_a_writer_killed_before_its_first_commit_left_nothing(tmp_path: Path) -> None:
+    store._writable(tmp_path / "s")
+    assert not store.exists(tmp_path / "s")
+    with pytest.raises(store.StoreError, match="no store here"):
+        store.open_store(tmp_path / "s")
+    store.append(tmp_path / "s", frame(0), message="m")
+    assert store.open_store(tmp_path / "s").sizes["time"] == 1
+
+
 def test_no_store_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(store.StoreError, match="no store here; make one with `nowcast ingest`"):
         store.open_store(tmp_path / "nothing")

@@ -95,6 +95,24 @@ def test_options_of_the_trainer_run(tmp_path: Path, extra: dict) -> None:
     assert train.train(recipe(tmp_path, **extra)).exists()
 
 
+def test_a_run_is_not_resumed_with_other_data_or_scales(tmp_path: Path) -> None:
+    settings = recipe(tmp_path)
+    train.train(settings)
+    scaled = settings.windows.model_copy(update={"stride": 2})
+    with pytest.raises(ConfigError, match="windows changed since this run began; use another name, or --no-resume"):
+        train.train(settings.model_copy(update={"windows": scaled}))
+
+
+def test_event_stores_train_too(tmp_path: Path) -> None:
+    for label, first in (("a", 0), ("b", 40)):
+        synthetic.make_store(tmp_path / "frames", range(first, first + 12), sequence=label, cadence=None)
+    settings = recipe(tmp_path)
+    spans = {"train": [{"store": settings.train[0].store, "end": "2010-08-26T02:00Z"}],
+             "valid": [{"store": settings.train[0].store, "start": "2010-08-26T02:00Z"}]}  # fmt: skip
+    path = train.train(Recipe.model_validate(settings.model_dump() | spans))
+    assert checkpoint.read_card(path).cadence_seconds == 300
+
+
 def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path) -> None:
     path = train.train(recipe(tmp_path))
     tuned = recipe(tmp_path, learning_rate=1e-12).model_copy(update={"name": "tuned", "start_from": path})

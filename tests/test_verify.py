@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from nowcast import forecast, store, verify
-from nowcast.config import Product
+from nowcast.config import ConfigError, Product
 from nowcast.scores.summary import table
 from tests import synthetic
 
@@ -81,12 +81,55 @@ def test_only_recent_runs_are_looked_at_on_demand(tmp_path: Path) -> None:
     assert (count, sums.sizes["run"]) == (2, 1)
 
 
-def test_a_store_keeps_the_thresholds_it_was_made_with(tmp_path: Path) -> None:
+def test_other_thresholds_need_another_store(tmp_path: Path) -> None:
     synthetic.make_store(tmp_path / "frames", range(6))
     issue(tmp_path, 3)
     score(tmp_path, thresholds=(2.0,))
     issue(tmp_path, 4)
-    assert score(tmp_path, thresholds=(1.0, 3.0))[1]["threshold"].values.tolist() == [2.0]
+    with pytest.raises(ConfigError, match=r"counts events at \[2\.0\], not \[1\.0, 3\.0\]"):
+        score(tmp_path, thresholds=(1.0, 3.0))
+    assert score(tmp_path)[1]["threshold"].values.tolist() == [2.0]
+
+
+def test_a_corrected_observation_is_scored_again(tmp_path: Path) -> None:
+    path = synthetic.make_store(tmp_path / "frames", range(6))
+    issue(tmp_path, 4, products=PRODUCTS[:1])
+    before = score(tmp_path)[1].isel(run=0, lead_time=0)
+    corrected = synthetic.cube([5])
+    corrected["rainfall_rate"] += 1
+    store.replace(path, corrected.assign_coords(digest=("time", ["other"])), at=5, message="corrected")
+    count, sums = score(tmp_path)
+    assert count == 1
+    assert sums.isel(run=0, lead_time=0)["absolute_error"] > before["absolute_error"]
+    assert score(tmp_path)[0] == 0
+
+
+def test_events_that_share_their_times_are_not_mixed(tmp_path: Path) -> None:
+    path = synthetic.make_store(tmp_path / "frames", range(6), sequence="first", cadence=None)
+    still = synthetic.cube([0] * 6, sequence="still", cadence=None)
+    still = still.assign_coords(time=synthetic.START + np.arange(6) * synthetic.STEP)
+    store.append(path, still, message="another event")
+    forecast.issue(path, str(tmp_path / "f"), PRODUCTS[:1], leads=2, fallback=())
+    assert store.open_store(tmp_path / "f")["sequence"].values.tolist() == ["still"]
+    with pytest.raises(forecast.CannotForecast, match="2 events have a frame at"):
+        issue(tmp_path, 3)
+
+
+def test_withheld_runs_alone_leave_nothing_to_score(tmp_path: Path) -> None:
+    synthetic.make_store(tmp_path / "frames", range(6))
+    issue(tmp_path, 4, products=[Product(name="gone", model="gone.safetensors")])
+    assert verify.verify(str(tmp_path / "frames"), str(tmp_path / "f"), str(tmp_path / "s")) == 0
+
+
+def test_no_echo_costs_nothing_whatever_its_floor(tmp_path: Path) -> None:
+    frames = synthetic.cube(range(3))
+    echo = np.where(frames["rainfall_rate"][:1].values > 0, np.float32(20), np.float32(-32)).repeat(3, axis=0)
+    dbz = frames["rainfall_rate"].copy(data=echo).assign_attrs(units="dBZ")
+    still = frames.drop_vars("rainfall_rate").assign(reflectivity=dbz)
+    store.append(tmp_path / "frames", still, message="dBZ")
+    issue(tmp_path, 1, leads=1, products=PRODUCTS[:1])
+    assert store.open_store(tmp_path / "f")["reflectivity"].min() == -32
+    assert score(tmp_path)[1]["squared_error"].sum() == 0
 
 
 def test_the_perceptual_distance_is_scored_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

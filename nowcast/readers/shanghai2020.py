@@ -57,8 +57,9 @@ def read(item: Item) -> xr.Dataset:
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Z9210 Shanghai Pudong"}
     half_y, half_x = SHAPE[0] * PIXEL / 2, SHAPE[1] * PIXEL / 2
     grid = Grid.regular(PUDONG, SHAPE, upper_left=(-half_x, half_y), pixel=(PIXEL, PIXEL))
+    label = f"{item.path.parents[1].name}/{item.path.name}" if example else ""  # train and test number alike
     cube = make({"reflectivity": values}, [_time(picture) for picture in pictures], grid, quantum=STEP, attrs=attrs,
-                sequence=item.path.name if example else "", cadence=None if example else CADENCE)  # fmt: skip
+                sequence=label, cadence=None if example else CADENCE)  # fmt: skip
     return check(cube, item.path)
 
 

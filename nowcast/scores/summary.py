@@ -23,6 +23,8 @@ def table(scores: xr.Dataset, *, by_lead: bool = False) -> list[dict[str, object
         Rows with ``model``, ``CSI≥t`` for every threshold, errors, SSIM, the runs and the pixels
         compared; NaN where a score is undefined.
     """
+    if not (scores["state"] == "ok").any():
+        return []
     models = per_model(scores)
     if not by_lead:
         models = models.sum("lead_time").expand_dims("lead_time")
