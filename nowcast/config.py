@@ -107,6 +107,8 @@ class Operations(Frozen):
     """Reference times that stay on the page."""
     keep_observed: Annotated[int, Field(ge=1)] = 36
     """Observed frames that stay on the page."""
+    keep_versions_days: Annotated[float, Field(gt=0)] = 14
+    """Versions of the stores older than this are forgotten once a day; their newest content stays."""
     replay: bool = False
     """True for archived data: frames from long ago are not late, and the page says REPLAY."""
 

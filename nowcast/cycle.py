@@ -25,6 +25,9 @@ from nowcast.publish import publish, publish_maps
 from nowcast.verify import verify
 
 Progress = Callable[[int, int, str], None]
+DAY_SECONDS = 86_400
+RECENT_FRAMES = 100
+"""Newest frames looked through for one that is due."""
 
 
 class Busy(store.StoreError):
@@ -86,8 +89,10 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         summary = ingest(settings.feed.reader, [settings.feed.source], settings.store, now=now, progress=progress)
         if summary.newest is None:
             return _report(summary, started)
-        issued = _issue(settings, [summary.newest])
-        return _finish(settings, summary, issued, started)
+        issued = _issue(settings, _recent(settings, summary.newest))
+        report = _finish(settings, summary, issued, started)
+        _forget(settings)
+        return report
 
 
 def backfill(settings: Operations, *, start: datetime, end: datetime, dry_run: bool = False,
@@ -153,6 +158,27 @@ def publish_site(settings: Operations) -> Path:
     if settings.map_leads:
         publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
     return manifest
+
+
+def _recent(settings: Operations, newest: datetime) -> list[datetime]:
+    """The frame to forecast from: the newest, or the newest that is due where several landed at once."""
+    if settings.issue_every_minutes is None:
+        return [newest]
+    stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
+    span = timedelta(minutes=settings.issue_every_minutes)
+    times = [datetime.fromtimestamp(stamp, UTC) for stamp in stamps[-RECENT_FRAMES:]]
+    return [moment for moment in times if newest - moment < span and _due(settings, moment)][-1:]
+
+
+def _forget(settings: Operations) -> None:
+    """Once a day, drops old versions: every commit keeps a list of all chunks, hundreds a day."""
+    marker = settings.site / ".versions"
+    if marker.exists() and datetime.now(UTC).timestamp() - marker.stat().st_mtime < DAY_SECONDS:
+        return
+    for path in (settings.store, settings.forecasts, settings.scores):
+        if store.exists(path):
+            store.expire(path, older_than=timedelta(days=settings.keep_versions_days))
+    marker.touch()
 
 
 def _due(settings: Operations, time: datetime) -> bool:

@@ -78,6 +78,22 @@ def test_forecasts_are_issued_only_when_due(chain: Operations) -> None:
     assert cycle.cycle(sparse).issued == ["persistence 2010-08-26T04:30Z ok"]
 
 
+def test_the_newest_due_frame_is_forecast_if_several_land_at_once(chain: Operations) -> None:
+    land(chain, 4, 5, 6)
+    sparse = chain.model_copy(update={"issue_every_minutes": 30})
+    assert cycle.cycle(sparse).issued == ["persistence 2010-08-26T04:30Z ok"]
+
+
+def test_old_versions_are_forgotten_once_a_day(chain: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr(store, "expire", lambda path, older_than: forgotten.append(path))
+    land(chain, 0)
+    cycle.cycle(chain)
+    cycle.cycle(chain)
+    assert forgotten == [chain.store, chain.forecasts, chain.scores][: len(forgotten)]
+    assert len(forgotten) >= 2
+
+
 def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
     land(chain, *range(5))
     span = {"start": datetime(2010, 8, 26, 4, 0, tzinfo=UTC), "end": datetime(2010, 8, 26, 4, 20, tzinfo=UTC)}
