@@ -37,6 +37,7 @@ BRANCH = "main"
 LOCK_SECONDS = 120
 LABELS_PER_CHUNK = 4096
 PIXELS_PER_CHUNK = 2**21
+STEPS_PER_MANIFEST = 256
 EPOCH = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
 COMPRESSOR = ZstdCodec(level=3)
 
@@ -428,9 +429,16 @@ def _repository(path: str | Path) -> icechunk.Repository:
     return icechunk.Repository.open(_storage(path))
 
 
+def _config() -> icechunk.RepositoryConfig:
+    """A commit rewrites the lists of chunks it touches: short lists, or a year of frames slows every append."""
+    every, first = icechunk.ManifestSplitCondition.AnyArray(), icechunk.ManifestSplitDimCondition.Axis(0)
+    splitting = icechunk.ManifestSplittingConfig.from_dict({every: {first: STEPS_PER_MANIFEST}})
+    return icechunk.RepositoryConfig(manifest=icechunk.ManifestConfig(splitting=splitting))
+
+
 def _writable(path: str | Path) -> icechunk.Session:
     storage = _storage(path)
     try:
-        return icechunk.Repository.open_or_create(storage).writable_session(BRANCH)
+        return icechunk.Repository.open_or_create(storage, config=_config()).writable_session(BRANCH)
     except icechunk.IcechunkError as error:
         raise StoreError(f"{path}: cannot write here: {str(error).splitlines()[0]}.") from None
