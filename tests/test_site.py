@@ -101,7 +101,7 @@ class Browser:
         self.process.wait(10)
 
 
-def _until(condition, complaint: str, seconds: float = 15) -> None:
+def _until(condition, complaint: str, seconds: float = 45) -> None:  # longer than two polls of the page
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, complaint
