@@ -293,9 +293,11 @@ def models(
     if json:
         _print_json(rows)
         return
-    table = Table(*rows[0])
+    table = Table(box=None)
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     console.print(table)
 
 
