@@ -36,11 +36,13 @@ async function poll() {
   try {
     const response = await fetch(`latest.json?${Date.now()}`, { cache: "no-store", signal: AbortSignal.timeout(15000) });
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
-    const fresh = await response.json();
+    const text = await response.text(); // compared whole: two cycles may end in the same second
+    const news = text !== poll.text;
     const date = Date.parse(response.headers.get("date"));
     if (Number.isFinite(date)) skew = date - Date.now();
-    if (fresh.created !== manifest?.created) await accept(fresh);
-    if (manifest.scores && skill.created !== manifest.created) await skill.load(manifest);
+    if (news) await accept(JSON.parse(text));
+    poll.text = text;
+    if (manifest.scores && (news || skill.created !== manifest.created)) await skill.load(manifest);
     $("connection").hidden = true;
     poll.since = null;
   } catch (error) {
