@@ -7,7 +7,7 @@ stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,11 +20,10 @@ from filelock import FileLock, Timeout
 from nowcast import config, readers, store
 from nowcast.config import ConfigError, Operations
 from nowcast.forecast import export, issue
-from nowcast.ingest import Summary, ingest
+from nowcast.ingest import Progress, Summary, ingest
 from nowcast.publish import publish, publish_maps
 from nowcast.verify import verify
 
-Progress = Callable[[int, int, str], None]
 DAY_SECONDS = 86_400
 RECENT_FRAMES = 100
 """Newest frames looked through for one that is due."""

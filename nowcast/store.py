@@ -424,9 +424,13 @@ def _storage(path: str | Path) -> icechunk.Storage:
 
 
 def _repository(path: str | Path) -> icechunk.Repository:
-    if not exists(path):
+    try:
+        repository = icechunk.Repository.open(_storage(path))
+    except icechunk.IcechunkError:
+        repository = None
+    if repository is None or not _begun(repository):
         raise StoreError(f"{path}: there is no store here; make one with `nowcast ingest`.")
-    return icechunk.Repository.open(_storage(path))
+    return repository
 
 
 def _config() -> icechunk.RepositoryConfig:

@@ -20,6 +20,7 @@ from nowcast.cube import channels, event_labels, utc
 from nowcast.units import quantity
 
 RUNS_PER_COMMIT = 64
+Pair = tuple[int, int, str]
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
 SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames", "lpips", "lpips_frames")
 INTEGERS = ("n", "frames", "lpips_frames")
@@ -100,8 +101,8 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     )  # fmt: skip
 
 
-def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """(row in scores, row in runs, [(lead, frame observed at its valid time)]) of all that can be scored now.
+def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[Pair]]]:
+    """(row in scores, row in runs, [(lead, frame observed then, its digest)]) of all that can be scored now.
 
     A frame that was corrected since is scored again.
     """
@@ -113,7 +114,8 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[
     rows = []
     for row, key in enumerate(_keys(table)):
         valid = [(lead, frame.get((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
-        pairs = [(lead, index) for lead, index in valid if index is not None and scored[row, lead] != seen[index]]
+        pairs = [(lead, index, seen[index]) for lead, index in valid
+                 if index is not None and scored[row, lead] != seen[index]]  # fmt: skip
         if pairs and key in place:
             rows.append((row, place[key], pairs))
     return rows
@@ -134,16 +136,15 @@ def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, sco
     return count
 
 
-def _frames(run: int, pairs: list[tuple[int, int]], forecast: xr.DataArray, observed: xr.DataArray,
+def _frames(run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray,
             limits: np.ndarray, *, lpips: bool) -> Iterator[tuple[int, dict[str, Any]]]:  # fmt: skip
     scaling = quantity(str(forecast.name)).scaling
-    digests = observed["digest"].values if "digest" in observed.coords else observed["time"].values.astype(str)
-    for lead, frame in pairs:
+    for lead, frame, fingerprint in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
         if scaling.kind == "linear":  # how far below the foot of the scale "no echo" lies is a matter of the source
             made, seen = (np.maximum(field, np.float32(scaling.low)) for field in (made, seen))
         sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
-        sums["observed_digest"] = digests[frame]
+        sums["observed_digest"] = fingerprint
         if lpips:
             from nowcast.scores.perceptual import distance_sums  # torch and a network, only where they are asked for
 
