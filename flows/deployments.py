@@ -83,6 +83,7 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
         Deployment("cycle", "flows.cycle.cycle", chain, tags, every_minutes=every, limit=1, collision="CANCEL_NEW"),
         Deployment("verify", "flows.verify.verify", chain, tags, limit=1),
         Deployment("backfill", "flows.backfill.backfill", chain, tags, limit=1),
+        Deployment("ingest", "flows.ingest.ingest", {}, ("data",)),
         *(_training(model, recipes.get(model)) for model in trainable()),
     ]
 

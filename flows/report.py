@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -11,6 +12,10 @@ from prefect.states import Completed, State
 
 if TYPE_CHECKING:
     from nowcast.cycle import Report
+    from nowcast.ingest import Summary
+
+PAUSE = 1.0
+"""Seconds between two movements of a progress bar."""
 
 
 def outcome(report: Report, *, key: str) -> State:
@@ -47,6 +52,15 @@ def markdown(report: Report) -> str:
     return "\n".join([*table, *_listed("Forecasts", report.issued), *_listed("Refused", report.refused)])
 
 
+def ingested(summary: Summary) -> str:
+    """What became of the items of an ingest, as a table."""
+    rows = {"Frames taken": summary.taken, "Frames revised": summary.revised, "Frames known before": summary.known,
+            "Newest frame": _time(summary.newest)}  # fmt: skip
+    flags = [f"{name.replace('_', ' ')}: {count} frames" for name, count in summary.flagged.items()]
+    table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join([*table, *_listed("Flagged", flags), *_listed("Refused", summary.refused)])
+
+
 def progress_bar(key: str) -> Callable[[int, int, str], None]:
     """A progress artifact, moved on by calling it with (done, total, what).
 
@@ -54,9 +68,13 @@ def progress_bar(key: str) -> Callable[[int, int, str], None]:
         key: Name of the artifact: lower-case letters, digits and dashes.
     """
     artifact: Any = create_progress_artifact(progress=0.0, key=key)
+    shown = -PAUSE
 
     def advance(done: int, total: int, what: str) -> None:
-        update_progress_artifact(artifact, progress=100 * done / total, description=what)
+        nonlocal shown
+        if done == total or monotonic() - shown >= PAUSE:  # every call is a request to the server
+            shown = monotonic()
+            update_progress_artifact(artifact, progress=100 * done / total, description=what)
 
     return advance
 

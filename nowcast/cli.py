@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -66,28 +67,61 @@ def demo(
 
 @app.command()
 def ingest(
-    reader: Annotated[str, typer.Argument(help="Name of the source format, see nowcast models --readers.")],
+    reader: Annotated[str, typer.Argument(help="Name of the source, see nowcast models --readers; auto finds it.")],
     sources: Annotated[list[str], typer.Argument(help="Files, folders or globs.")],
     store: StorePath,
+    workers: Annotated[int, typer.Option(min=0, help="Processes of a Dask cluster on this machine.")] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="A Dask cluster that runs already: tcp://host:port.")] = None,
+    quality: Annotated[str | None, typer.Option(help="YAML of quality settings.")] = None,
+    clip: Annotated[list[str] | None, typer.Option(help="quantity=value: larger ones are set to it.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Brings radar files into a store; known ones are skipped, bad ones named.
+    """Brings radar files, benchmarks or videos into a store; known ones are skipped, bad ones named.
 
-    Example: [bold]nowcast ingest knmi /data/knmi --store var/frames[/]
+    Example: [bold]nowcast ingest sevir /data/sevir --store var/sevir --workers 8[/]
     """
+    from nowcast.config import QualitySettings, load, override
     from nowcast.ingest import ingest as take
 
+    changes = [f"clip.{change}" for change in clip or ()]
+    settings = load(QualitySettings, quality, changes) if quality else override(QualitySettings, changes)
     with _bar() as progress:
-        summary = take(reader, sources, store, progress=progress)
+        summary = take(reader, sources, store, settings=settings, workers=workers, scheduler=scheduler,
+                       progress=progress)  # fmt: skip
     if json:
         _print_json(vars(summary))
     else:
         console.print(f"taken {summary.taken}, known {summary.known}, revised {summary.revised}, "
                       f"refused {len(summary.refused)}; newest {summary.newest or 'none'}")  # fmt: skip
+        for name, count in summary.flagged.items():
+            console.print(f"  [blue]{name.replace('_', ' ')}[/] {count} frames", highlight=False)
         for sentence in summary.refused:
             console.print(f"  [yellow]refused[/] {sentence}", highlight=False)
     if summary.refused and not (summary.taken or summary.known or summary.revised):
         raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(help="File or folder.")],
+    reader: Annotated[str | None, typer.Option(help="Name of the source; found by default.")] = None,
+    picture: Annotated[Path, typer.Option(help="Where the quick look goes.")] = Path("quicklook.png"),
+    json: AsJson = False,
+) -> None:
+    """What a file is: its reader, what would be stored, what is wrong with it, and a picture.
+
+    Example: [bold]nowcast inspect RAD_NL25_RAP_5min_201008260000.h5[/]
+    """
+    from nowcast.inspection import inspect as look
+    from nowcast.inspection import quick_look
+
+    found = look(source, reader=reader)
+    picture.write_bytes(quick_look(found))
+    if json:
+        _print_json({"reader": found.reader, **found.facts, "picture": picture})
+        return
+    _print_facts(found.facts)
+    console.print(f"Picture: [bold]{picture}[/]; take it in with [bold]nowcast ingest {found.reader} {source}[/]")
 
 
 @app.command()
@@ -102,11 +136,7 @@ def show(store: Annotated[str, typer.Argument(help="Any store.")], json: AsJson 
     if json:
         _print_json(facts)
         return
-    table = Table(show_header=False, box=None)
-    for key, value in facts.items():
-        lines = value if isinstance(value, list) else [value]
-        table.add_row(f"[bold]{key}[/]", "\n".join(str(line) for line in lines) or "none")
-    console.print(table)
+    _print_facts(facts)
 
 
 @app.command()
@@ -334,14 +364,25 @@ def _product_name(model: Path) -> str:
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar; does nothing where nobody watches."""
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as bars:
-        task = bars.add_task("", total=None)
+        task = bars.add_task("", total=None, rate="")
 
         def advance(done: int, total: int, name: str) -> None:
-            bars.update(task, completed=done, total=total, description=name[:34])
+            speed = bars.tasks[0].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            bars.update(task, completed=done, total=total, description=name[:34], rate=rate)
 
         yield advance
+
+
+def _print_facts(facts: Mapping[str, object]) -> None:
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        lines = value if isinstance(value, list) else [value]
+        table.add_row(f"[bold]{key}[/]", "\n".join(escape(str(line)) for line in lines) or "none")
+    console.print(table)
 
 
 def _serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models import MODELS
 from nowcast.units import QUANTITIES, Scaling
@@ -37,13 +37,40 @@ def _known(kind: str, name: str, names: Iterable[str]) -> None:
 # --- operations -----------------------------------------------------------------------------------
 
 
+class QualitySettings(Frozen):
+    """What is noted of a frame at the door, see ``nowcast.quality.FLAGS``."""
+
+    most_missing: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """A frame is mostly missing where a larger share of its pixels is. Masks and rims alone take up to 0.5."""
+    coverage_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Coverage is partial where the missing share is larger than the lowest of the sequence by more than this."""
+    jump: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Change of the share of wet pixels from one frame to the next that is no weather."""
+    speckle: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the wet pixels without a wet neighbour above which a frame is speckled."""
+    limits: dict[str, tuple[float, float]] = {}
+    """Lowest and highest value of a quantity that can be weather, where not the usual ones."""
+    clip: dict[str, float] = {}
+    """Quantity -> value that larger ones are set to. The only change ever made to data, and it is flagged."""
+    clock_slack_minutes: Annotated[float, Field(ge=0)] = 10
+    """How far in the future a frame may be."""
+
+    @model_validator(mode="after")
+    def _quantities_exist(self) -> QualitySettings:
+        for name in {*self.limits, *self.clip}:
+            _known("quantity", name, QUANTITIES)
+        return self
+
+
 class Feed(Frozen):
     """Where frames come from."""
 
     reader: str
-    """Name of a reader, see ``nowcast.readers.READERS``."""
+    """Name of a reader, see ``nowcast.readers.READERS``; ``auto`` finds it."""
     source: Path
     """Folder (or file, or glob) that frames land in."""
+    quality: QualitySettings = QualitySettings()
+    """What is checked at the door."""
 
 
 class Product(Frozen):
@@ -127,22 +154,6 @@ class Operations(Frozen):
 # --- training -------------------------------------------------------------------------------------
 
 
-class Span(Frozen):
-    """Part of a store: all of it, or a stretch of time."""
-
-    store: str
-    start: AwareDatetime | None = None
-    """First time taken; a date needs its zone: 2016-09-28T14:00Z."""
-    end: AwareDatetime | None = None
-    """First time not taken."""
-
-    @model_validator(mode="after")
-    def _forward(self) -> Span:
-        if self.start and self.end and self.start >= self.end:
-            raise ValueError(f"start {self.start} is not before end {self.end}")
-        return self
-
-
 class ScalingSettings(Frozen):
     """How physical values become [0, 1]; see ``nowcast.units.Scaling``."""
 
@@ -154,6 +165,51 @@ class ScalingSettings(Frozen):
         return Scaling(self.kind, self.low, self.high)
 
 
+class Span(Frozen):
+    """Part of a store: all of it, a stretch of time, one of its splits, some of its sequences."""
+
+    store: str
+    start: AwareDatetime | None = None
+    """First time taken; a date needs its zone: 2016-09-28T14:00Z."""
+    end: AwareDatetime | None = None
+    """First time not taken."""
+    split: str | None = None
+    """Only frames that their source counts among these: train, valid or test."""
+    sequences: tuple[str, ...] = ()
+    """Only sequences (events, persons, files) whose labels match one of these patterns: ``train/boxing/person0*``."""
+    quantity: str | None = None
+    """What to take from this store where it is not the quantity of the windows: video beside radar."""
+    scaling: ScalingSettings | None = None
+    """Of that quantity; None: its own."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often this span is drawn, compared with what its size and ``temperature`` give it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Span:
+        if self.start and self.end and self.start >= self.end:
+            raise ValueError(f"start {self.start} is not before end {self.end}")
+        if self.quantity is not None:
+            _known("quantity", self.quantity, QUANTITIES)
+        return self
+
+
+class Moving(Frozen):
+    """Clips made on the fly from images that move and bounce: Moving MNIST, and its like from any images."""
+
+    images: Path
+    """``train-images-idx3-ubyte.gz``, an ``.npy`` of grey images, or a folder of pictures."""
+    objects: Annotated[int, Field(ge=1, le=3)] = 2
+    """Images in a clip."""
+    canvas: Annotated[int, Field(ge=8)] = 64
+    """Side of the frames in pixels."""
+    clips: Annotated[int, Field(ge=1)] = 10_000
+    """Clips in an epoch."""
+    seed: int = 0
+    """Validation needs another one than training."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """See ``Span.weight``."""
+
+
 class WindowSettings(Frozen):
     """Which windows of frames a network learns from."""
 
@@ -163,12 +219,23 @@ class WindowSettings(Frozen):
     out_steps: Annotated[int, Field(ge=1)]
     stride: Annotated[int, Field(ge=1)] = 1
     """Frames between the starts of two windows."""
+    channels: Literal[1, 3] = 1
+    """3: red, green and blue of a colour video; what has one channel is given three times."""
+    resize: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square that whole frames are resized to, before any crop; None: as they are."""
     crop: Annotated[int, Field(ge=8)] | None = None
     """Side of random square crops in pixels; None: whole frames."""
     crops_per_window: Annotated[int, Field(ge=1)] = 1
     """Crops cut from a window once it is decoded."""
     rain_weight: Annotated[float, Field(ge=0)] = 1.0
     """Crops are drawn with probability 1 + rain_weight x (share of wet pixels / its mean)."""
+    event_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Windows are drawn with probability 1 + event_weight x (mean rain / its mean over the span): the floor keeps
+    dry weather in. Drawing all intensities alike is not offered: it makes networks invent storms."""
+    temperature: Annotated[float, Field(ge=1)] = 1.0
+    """Of several spans one is drawn with probability windows^(1 / temperature): 1 by their size, 100 all alike."""
+    most_missing: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """A frame with a larger share of missing pixels is not there: no window crosses it."""
     flips: bool = False
     """Mirror and transpose at random: weather of the other hemisphere, but more of it."""
     scaling: ScalingSettings | None = None
@@ -230,14 +297,22 @@ class Recipe(Frozen):
     """Name in the model table, with or without a size: ``convlstm:small``."""
     options: dict[str, Any] = {}
     """Constructor keywords of the network."""
-    train: Annotated[tuple[Span, ...], Field(min_length=1)]
-    valid: Annotated[tuple[Span, ...], Field(min_length=1)]
+    train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     windows: WindowSettings
     trainer: TrainerSettings = TrainerSettings()
     runs: Path = Path("runs")
     """Folder of run folders: logs, checkpoints, the exported network."""
     start_from: Path | None = None
     """Checkpoint to fine-tune."""
+
+    @field_validator("valid", mode="before")
+    @classmethod
+    def _no_random_split(cls, spans: Any) -> Any:
+        if isinstance(spans, float | int | str):
+            raise ValueError("a share of the windows at random would hold frames that are trained on, since windows "
+                             "overlap; give spans: by start and end, by split, or by sequences")  # fmt: skip
+        return spans
 
     @model_validator(mode="after")
     def _model_exists(self) -> Recipe:
@@ -266,8 +341,21 @@ def load(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) 
         raise ConfigError(f"{file}: not YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected keys and values, found {type(values).__name__}.")
-    for override in overrides:
-        _set(values, override)
+    return _validated(kind, values, overrides, file)
+
+
+def override(kind: type[Settings], overrides: Sequence[str]) -> Settings:
+    """Default settings with ``key=value`` overrides.
+
+    Raises:
+        ConfigError: One sentence per mistake.
+    """
+    return _validated(kind, {}, overrides, "settings")
+
+
+def _validated(kind: type[Settings], values: dict, overrides: Sequence[str], file: object) -> Settings:
+    for change in overrides:
+        _set(values, change)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -306,7 +394,7 @@ def _set(values: dict, override: str) -> None:
     values[last] = yaml.safe_load(text)
 
 
-def _sentence(file: Path, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+def _sentence(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "settings"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":

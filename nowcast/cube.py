@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import blake2b
+from hashlib import sha256
 
 import numpy as np
 import xarray as xr
@@ -31,37 +31,47 @@ class BadInput(ValueError):
 
 
 def make(fields: Mapping[str, np.ndarray], time: Sequence[np.datetime64] | np.ndarray, grid: Grid, *,
-         sequence: str | Sequence[str] = "", cadence: int | None = None, quantum: float | None = None,
+         sequence: str | Sequence[str] = "", split: str | Sequence[str] | None = None, cadence: int | None = None,
+         quantum: float | None = None, floor: float | None = None, levels: np.ndarray | None = None,
          attrs: Mapping[str, object] | None = None) -> xr.Dataset:  # fmt: skip
     """Builds a Cube from arrays.
+
+    How the store packs it follows from the source's own quantisation, so that nothing is lost:
+    ``quantum`` alone packs to 16 bits, with ``floor`` to 8 bits, ``levels`` to 8 bits by a table, none
+    of them keeps float32.
 
     Args:
         fields: Quantity name -> (time, y, x) values in the unit of ``units.QUANTITIES``, NaN = no data.
         time: UTC stamps, one per frame.
         grid: Where the pixels are.
         sequence: Label(s) of unbroken runs; "" for a live feed, whose runs are found from ``cadence``.
+        split: Label(s) ``train``, ``valid`` or ``test`` where the source itself divides its data.
         cadence: Seconds between frames of a live feed.
-        quantum: Step of the source's own quantisation in the variable's unit. The store packs to
-            integers of this step; None keeps float32.
+        quantum: Step of the source's quantisation in the variable's unit.
+        floor: Lowest value of a source of 8 bits: all values are ``floor + n * quantum``, n in 0..254.
+        levels: The values that an uneven source of 8 bits can take, ascending, without NaN. 255 of them
+            at most, or all 256 where nothing is ever missing.
         attrs: Title, source, licence and whatever else the source says about itself.
     """
     stamps = np.asarray(time, "datetime64[ns]")
-    labels = np.broadcast_to(np.asarray(sequence, dtype=object), stamps.shape)
-    variables = {name: _variable(name, values, quantum) for name, values in fields.items()}
-    coords = {"time": ("time", stamps), "sequence": ("time", labels)} | grid.coordinates()
+    labels = {"sequence": sequence} | ({"split": split} if split is not None else {})
+    frames = {key: ("time", np.broadcast_to(np.asarray(value, object), stamps.shape)) for key, value in labels.items()}
+    packing = {"quantum": quantum, "floor": floor, "levels": levels}
+    encoding = {key: value for key, value in packing.items() if value is not None}
+    variables = {name: _variable(name, values, encoding) for name, values in fields.items()}
+    coords = {"time": ("time", stamps)} | frames | grid.coordinates()
     head = dict(attrs or {}) | ({"cadence_seconds": int(cadence)} if cadence else {})
     cube = xr.Dataset(variables, coords=coords, attrs=head)
     cube["time"].attrs.update(standard_name="time", axis="T")
     return cube
 
 
-def _variable(name: str, values: np.ndarray, quantum: float | None) -> xr.Variable:
+def _variable(name: str, values: np.ndarray, encoding: Mapping[str, object]) -> xr.Variable:
     meta = quantity(name)
     attrs = {"units": meta.unit, "long_name": meta.long_name, "grid_mapping": "crs"}
     if meta.standard_name:
         attrs["standard_name"] = meta.standard_name
-    encoding = {"quantum": float(quantum)} if quantum else {}
-    return xr.Variable(("time", "y", "x"), np.asarray(values, np.float32), attrs, encoding)
+    return xr.Variable(("time", "y", "x"), np.asarray(values, np.float32), attrs, dict(encoding))
 
 
 def channels(cube: xr.Dataset) -> list[str]:
@@ -143,6 +153,10 @@ def utc(time: datetime | np.datetime64) -> np.datetime64:
     return np.datetime64(time).astype("datetime64[ns]")
 
 
-def digest(frame: np.ndarray) -> str:
-    """Fingerprint of one frame's values: equal content, equal digest."""
-    return blake2b(np.ascontiguousarray(frame, np.float32).tobytes(), digest_size=8).hexdigest()
+def digest(*channels: np.ndarray) -> str:
+    """Fingerprint of one frame's values, of all its channels in turn: equal content, equal digest."""
+    fingerprint = sha256()
+    for values in channels:
+        plain = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else values.dtype)
+        fingerprint.update(plain.data)
+    return fingerprint.hexdigest()[:16]

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from nowcast import config, readers, store
 from nowcast.config import ConfigError, Operations
 from nowcast.forecast import export, issue
-from nowcast.ingest import Progress, Summary, ingest
+from nowcast.ingest import AUTO, Progress, Summary, ingest
 from nowcast.publish import publish, publish_maps
 from nowcast.verify import verify
 
@@ -65,7 +65,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
     """
     settings = config.load(Operations, path, overrides)
     try:
-        readers.get(settings.feed.reader)
+        if settings.feed.reader != AUTO:
+            readers.get(settings.feed.reader)
     except ValueError as error:
         raise ConfigError(f"{path}: feed.reader: {error}") from None
     return settings
@@ -85,7 +86,8 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
     """
     started = perf_counter()
     with _one_at_a_time(settings):
-        summary = ingest(settings.feed.reader, [settings.feed.source], settings.store, now=now, progress=progress)
+        summary = ingest(settings.feed.reader, [settings.feed.source], settings.store, now=now,
+                         settings=settings.feed.quality, progress=progress)  # fmt: skip
         if summary.newest is None:
             return _report(summary, started)
         issued = _issue(settings, _recent(settings, summary.newest))
@@ -108,7 +110,7 @@ def backfill(settings: Operations, *, start: datetime, end: datetime, dry_run: b
     started = perf_counter()
     with _one_at_a_time(settings):
         feed = settings.feed
-        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], settings.store)
+        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], settings.store, settings=feed.quality)
         if not store.exists(settings.store):
             return _report(summary, started)
         stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()

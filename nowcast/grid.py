@@ -12,6 +12,11 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 NORTH_UP, SOUTH_UP = "north-up", "south-up"
+PICTURE = (
+    'ENGCRS["picture",EDATUM["lower left corner"],CS[Cartesian,2],AXIS["x",east,ORDER[1]],'
+    'AXIS["y",north,ORDER[2]],LENGTHUNIT["pixel",1]]'
+)
+"""Of videos: pixels that lie nowhere on Earth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,11 @@ class Grid:
         return cls(CRS.from_user_input(crs), y, x)
 
     @classmethod
+    def picture(cls, shape: tuple[int, int]) -> Grid:
+        """The grid of a video, in pixels from its lower left corner; row 0 on top."""
+        return cls.regular(PICTURE, shape, upper_left=(0, shape[0]), pixel=(1, 1))
+
+    @classmethod
     def of(cls, dataset: xr.Dataset) -> Grid:
         """Reads the grid of a Cube or Forecast from its CF grid mapping."""
         return cls(CRS.from_wkt(dataset["crs"].attrs["crs_wkt"]), dataset["y"].values, dataset["x"].values)
@@ -51,12 +61,19 @@ class Grid:
         return self.y.size, self.x.size
 
     @property
+    def on_earth(self) -> bool:
+        """False for the pictures of a video."""
+        return not self.crs.is_engineering
+
+    @property
     def orientation(self) -> str:
         return NORTH_UP if self.y[0] > self.y[-1] else SOUTH_UP
 
     def __str__(self) -> str:
         rows, columns = self.shape
         step, unit = abs(self.x[1] - self.x[0]), "degrees" if self.crs.is_geographic else "m"
+        if not self.on_earth:
+            return f"{rows} x {columns} pixels of a picture"
         projection = self.crs.to_cf().get("grid_mapping_name", self.crs.name)
         return f"{rows} x {columns} pixels of {step:g} {unit}, {self.orientation}, {projection}"
 
@@ -69,12 +86,18 @@ class Grid:
 
     def coordinates(self) -> dict[str, xr.DataArray]:
         """CF coordinates ``y``, ``x`` and the grid mapping ``crs``, to be put on a Dataset."""
+        return {name: axis.copy(deep=False) for name, axis in self._axes.items()}
+
+    @cached_property
+    def _axes(self) -> dict[str, xr.DataArray]:
         geographic = self.crs.is_geographic
         axes = {}
         for name, values in (("y", self.y), ("x", self.x)):
             word = {"y": "latitude", "x": "longitude"}[name] if geographic else f"projection_{name}_coordinate"
             unit = {"y": "degrees_north", "x": "degrees_east"}[name] if geographic else "m"
             attrs = {"standard_name": word, "units": unit, "axis": name.upper()}
+            if not self.on_earth:
+                attrs = {"long_name": f"{name} of the pixel centre", "units": "1", "axis": name.upper()}
             axes[name] = xr.DataArray(np.asarray(values, np.float64), dims=name, attrs=attrs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what CF's parameters cannot say, crs_wkt does

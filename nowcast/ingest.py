@@ -2,24 +2,44 @@
 
 Idempotent: a file whose signature is known is not opened again; a frame of a known time and content
 is a no-op; one of a known time and other content becomes a new version, and the old one stays in the
-history of the store.
+history of the store. Items are taken in batches, each of which is one commit: a conversion that was
+cut off goes on where it stopped.
+
+With ``workers`` or a ``scheduler`` the batches are read and written by Dask: the pixels of an item stay
+in the worker that read them and go from there to the store, in whole objects; only labels travel.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from nowcast import quality, store
-from nowcast.cube import BadInput, channels, check, digest
-from nowcast.readers import Item, Reader, get
+from nowcast.config import QualitySettings
+from nowcast.cube import BadInput, channels, digest
+from nowcast.packing import Packing
+from nowcast.quality import Before
+from nowcast.readers import Item, detect, get
 
+AUTO = "auto"
+BATCH_ITEMS, BATCH_BYTES = 32, 2**27
+"""Items, and bytes of pixels, that one process reads before they are committed together."""
+ITEMS_PER_WORKER, READ_AHEAD = 4, 3
+Pixels = dict[str, tuple[np.ndarray, Packing | None]]
+"""Channel -> (frame, row, column), and how it is packed."""
+Inspect = Callable[[Item, str, xr.Dataset | None], "_Prepared"]
 Progress = Callable[[int, int, str], None]
 """Called with: items done, items in all, name of the last one."""
 
@@ -36,44 +56,150 @@ class Summary:
     """Frames whose new content replaced an old one."""
     refused: list[str] = field(default_factory=list)
     """One sentence per item that was not taken."""
+    flagged: dict[str, int] = field(default_factory=dict)
+    """Flag of the quality control -> frames that were taken with it."""
     newest: datetime | None = None
     """Newest time in the store afterwards, UTC."""
 
-    def __iadd__(self, other: Summary) -> Summary:
-        self.taken += other.taken
-        self.known += other.known
-        self.revised += other.revised
-        self.refused += other.refused
-        self.newest = other.newest
-        return self
-
 
 def ingest(reader_name: str, sources: Iterable[str | Path], path: str | Path, *, now: datetime | None = None,
+           settings: QualitySettings | None = None, workers: int = 0, scheduler: str | None = None,
            progress: Progress | None = None) -> Summary:  # fmt: skip
     """Brings files into a store.
 
     Args:
-        reader_name: See ``readers.READERS``.
+        reader_name: See ``readers.READERS``; ``auto`` asks which reader recognises each source.
         sources: Files, folders or glob patterns.
         path: Cube store; made if it does not exist.
         now: Frames later than this are from the future and refused; None: the clock.
+        settings: Quality control.
+        workers: Processes that read and write, on this machine; 0: this process alone.
+        scheduler: Address of a running Dask cluster, ``tcp://host:port``, whose workers see the same
+            files and store; takes the place of ``workers``.
         progress: Called after each item.
 
     Raises:
         ValueError: If the reader is unknown.
         StoreError: If the store cannot be written. What was committed before stays.
     """
-    reader, summary = get(reader_name), Summary()
+    if reader_name != AUTO:
+        get(reader_name)
     with store.writing(path):
-        book = _Book.of(path)
-        items = list(_find(reader, sources, summary))
-        for done, item in enumerate(items, 1):
-            _take(reader, item, path, book, summary, now)
-            if progress:
-                progress(done, len(items), str(item))
-    if book.frames:
-        summary.newest = datetime.fromtimestamp(max(time for _, time in book.frames), UTC)
-    return summary
+        taking = _Taking(path, settings or QualitySettings())
+        items = list(_find(reader_name, sources, taking.summary))
+        fresh = [found for found in items if taking.is_new(found[1])]
+        inspect = partial(_inspect, now=now, settings=taking.settings)
+        report = _reporter(progress, len(items), len(items) - len(fresh))
+        if (workers or scheduler) and fresh:
+            with _cluster(workers, scheduler) as client:
+                _in_parallel(fresh, inspect, taking, client, report)
+        else:
+            _alone(fresh, inspect, taking, report)
+    return taking.finished()
+
+
+# --- one item -------------------------------------------------------------------------------------
+
+
+def _find(reader_name: str, sources: Iterable[str | Path], summary: Summary) -> Iterator[tuple[str, Item]]:
+    for source in sources:
+        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else [source]  # noqa: PTH207
+        try:
+            found = [(name, item) for match in map(Path, matches)
+                     for name in [detect(match) if reader_name == AUTO else reader_name]
+                     for item in get(name).find(match)]  # fmt: skip
+        except (BadInput, ModuleNotFoundError) as error:
+            summary.refused.append(str(error))
+            continue
+        if not found:
+            summary.refused.append(f"{source}: nothing that this reader knows; check the path and the reader.")
+        yield from found
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One item, read, looked at and packed."""
+
+    item: Item
+    signature: str = ""
+    like: xr.Dataset | None = None
+    """A Cube of no frames as these are; None where the item was refused."""
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    """What the store keeps of every frame."""
+    event: int = 1
+    """Frames of its first event."""
+    pixels: Pixels = field(default_factory=dict)
+    """Empty where they stay in a worker."""
+    refused: str = ""
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """(sequence, seconds since 1970) of every frame."""
+        stamps = self.labels["time"].astype("datetime64[s]").astype(np.int64).tolist()
+        return list(zip(map(str, self.labels["sequence"]), stamps, strict=True))
+
+    def part(self, frames: Sequence[int]) -> Pixels:
+        """The pixels of some frames."""
+        whole = len(frames) == len(self.labels["time"])
+        return {name: (values if whole else values[list(frames)], packing)
+                for name, (values, packing) in self.pixels.items()}  # fmt: skip
+
+
+def _read(found: tuple[str, Item]) -> tuple[Item, str, xr.Dataset | None]:
+    """An item, and its signature and Cube; or what is wrong with it in one sentence, and None."""
+    name, item = found
+    try:
+        return item, item.signature, get(name).read(item)
+    except (BadInput, OSError, ModuleNotFoundError) as error:
+        return item, str(error), None
+
+
+def _inspect(item: Item, signature: str, cube: xr.Dataset | None, *, now: datetime | None,
+             settings: QualitySettings) -> _Prepared:  # fmt: skip
+    """Looks at what was read and packs it."""
+    if cube is None:
+        return _Prepared(item, refused=signature)
+    labels = {str(key): variable.values for key, variable in cube.variables.items() if variable.dims == ("time",)}
+    try:
+        labels |= quality.measure(cube, settings, now=now, where=item)
+        pixels = {channel: _packed(cube.variables[channel], channel) for channel in channels(cube)}
+    except BadInput as error:
+        return _Prepared(item, refused=str(error))
+    frames = zip(*(values for values, _ in pixels.values()), strict=True)
+    labels["digest"] = np.asarray([digest(*frame) for frame in frames], object)
+    labels["source"] = np.full(cube.sizes["time"], signature, object)
+    return _Prepared(item, signature, _blank(cube, labels), labels, store.event_length(cube), pixels)
+
+
+def _prepare(found: tuple[str, Item], inspect: Inspect) -> _Prepared:
+    return inspect(*_read(found))
+
+
+_BLANKS: dict[tuple, xr.Dataset] = {}
+"""To make one costs as much as to read a frame, and thousands of files are alike."""
+
+
+def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> xr.Dataset:
+    """A Cube of no frames, with all labels."""
+    kind = (*channels(cube), *labels, cube.variables["crs"].attrs["crs_wkt"], cube.variables["y"].values.tobytes(),
+            cube.variables["x"].values.tobytes())  # fmt: skip
+    if kind not in _BLANKS:
+        _BLANKS.clear()
+        plain = {key: ("time", labels[key]) for key in ("digest", "source")}
+        blank = quality.labelled(cube, labels).assign_coords(plain).isel(time=slice(0))
+        blank.attrs.pop("source", None)  # attributes are the store's: they must hold for every frame
+        _BLANKS[kind] = blank
+    return _BLANKS[kind]
+
+
+def _packed(variable: xr.Variable, name: str) -> tuple[np.ndarray, Packing | None]:
+    packing = Packing.wanted(variable)
+    if packing is None:
+        return variable.values, None
+    return np.stack([packing.pack(frame, name) for frame in variable.values]), packing
+
+
+# --- what the store holds -------------------------------------------------------------------------
 
 
 @dataclass
@@ -86,14 +212,23 @@ class _Book:
     sources: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     """Signatures that need not be opened again."""
+    before: dict[str, Before] = field(default_factory=dict)
+    """Last frame of every sequence, for the quality control of the next."""
 
     @classmethod
-    def of(cls, path: str | Path) -> _Book:
+    def of(cls, path: str | Path, settings: QualitySettings) -> _Book:
         book = cls()
-        if store.exists(path):
-            labels = store.labels(path, "sequence", "time", "digest", "source").values()
-            for sequence, time, fingerprint, source in zip(*(values.tolist() for values in labels), strict=True):
-                book.add((sequence, time), fingerprint, source)
+        if not store.exists(path):
+            return book
+        kept = store.labels(path, "sequence", "time", "digest", "source", *quality.LABELS)
+        keys = ("sequence", "time", "digest", "source")
+        for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
+            book.add((sequence, time), fingerprint, source)
+        if set(quality.LABELS) <= set(kept):
+            order = np.argsort(kept["time"], kind="stable")
+            labels = {key: values[order] for key, values in kept.items()}
+            labels["time"] = labels["time"].astype("datetime64[s]")
+            quality.compare(labels, book.before, settings, cadence=None)
         return book
 
     def add(self, key: tuple[str, int], fingerprint: str, source: str) -> None:
@@ -114,62 +249,268 @@ def _age(signature: str) -> tuple[int, str]:
     return int(modified), name
 
 
-def _find(reader: Reader, sources: Iterable[str | Path], summary: Summary) -> Iterator[Item]:
-    for source in sources:
-        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else [source]  # noqa: PTH207
+# --- taking items in ------------------------------------------------------------------------------
+
+Pieces = list[tuple[_Prepared, list[int]]]
+"""Items and those of their frames that are new."""
+Write = Callable[[store.Growth, Pieces], Sequence[Any]]
+"""Writes pixels to their places; returns the forks of the session that other processes wrote to."""
+
+
+class _Taking:
+    """Sorts what was read into new, known, changed and refused, and has it written."""
+
+    def __init__(self, path: str | Path, settings: QualitySettings) -> None:
+        self.path, self.settings, self.summary = path, settings, Summary()
+        self.book = _Book.of(path, settings)
+
+    def is_new(self, item: Item) -> bool:
+        """False for what was read before; a file that cannot even be looked at is left to the reader."""
         try:
-            found = [item for match in matches for item in reader.find(Path(match))]
+            known = item.signature in self.book.seen
+        except OSError:
+            return True
+        self.summary.known += known
+        return not known
+
+    def batch(self, prepared: Sequence[_Prepared], write: Write) -> list[_Prepared]:
+        """Writes the new frames of a batch; returns the items that hold others too.
+
+        They go in one commit, or where something does not fit in one each, so that only that is refused.
+        """
+        others = []
+        self.summary.refused += [one.refused for one in prepared if one.refused]
+        for group in _without_repeats([one for one in prepared if one.like is not None]):
+            pieces = [(one, [index for index, key in enumerate(one.keys) if key not in self.book.frames])
+                      for one in group]  # fmt: skip
+            others += [one for one, new in pieces if len(new) < len(one.keys)]
+            fresh = [piece for piece in pieces if piece[1]]
+            try:
+                self._commit(fresh, write)
+            except BadInput:
+                for piece in fresh:
+                    self._single(piece, write)
+        for one in others:
+            self.book.seen.add(one.signature)
+        return others
+
+    def _single(self, piece: tuple[_Prepared, list[int]], write: Write) -> None:
+        try:
+            self._commit([piece], write)
         except BadInput as error:
-            summary.refused.append(str(error))
-            continue
-        if not found:
-            summary.refused.append(f"{source}: nothing that this reader knows; check the path and the reader.")
-        yield from found
+            self.summary.refused.append(f"{piece[0].item}: {error}")
 
-
-def _take(reader: Reader, item: Item, path: str | Path, book: _Book, summary: Summary, now: datetime | None) -> None:
-    try:
-        signature = item.signature
-        if signature in book.seen:
-            summary.known += 1
+    def _commit(self, pieces: Pieces, write: Write) -> None:
+        if not pieces:
             return
-        cube = check(reader.read(item), item)
-        flags = quality.inspect_frames(cube, now=now, where=item)
-        cube = _labelled(cube, signature, flags)
-        _store(cube, item, path, book, summary)
-    except (BadInput, OSError) as error:
-        summary.refused.append(str(error))
-    else:
-        book.seen.add(signature)
+        first = pieces[0][0]
+        assert first.like is not None
+        before = dict(self.book.before)
+        labels = {key: np.concatenate([_picked(one, key)[new] for one, new in pieces]) for key in first.labels}
+        labels["status"] = self._judged(labels, before, first.like)
+        growth = store.growing(self.path, first.like, len(labels["time"]), event=first.event)
+        for like in {id(like): like for like in (one.like for one, _ in pieces) if like is not None}.values():
+            growth.check(like)
+        items = [one.item for one, _ in pieces]
+        growth.commit(labels, forks=write(growth, pieces), message=_message(items))
+        self.book.before = before
+        self._note(labels)
+
+    def _judged(self, labels: dict[str, np.ndarray], before: dict[str, Before], like: xr.Dataset) -> np.ndarray:
+        """Completes the status of frames by comparison with those before."""
+        order = np.argsort(labels["time"], kind="stable")
+        status = np.empty(order.size, np.int16)
+        cadence = like.attrs.get("cadence_seconds")
+        status[order] = quality.compare({key: values[order] for key, values in labels.items()}, before, self.settings,
+                                        cadence=cadence)  # fmt: skip
+        return status
+
+    def _note(self, labels: dict[str, np.ndarray]) -> None:
+        stamps = labels["time"].astype("datetime64[s]").astype(np.int64).tolist()
+        for sequence, stamp, *mark in zip(labels["sequence"], stamps, labels["digest"], labels["source"], strict=True):
+            self.book.add((str(sequence), stamp), *mark)
+        self.summary.taken += len(stamps)
+        for name, bit in quality.FLAGS.items():
+            if count := int((labels["status"] & bit > 0).sum()):
+                self.summary.flagged[name] = self.summary.flagged.get(name, 0) + count
+
+    def revise(self, one: _Prepared, pixels: Callable[[], Pixels]) -> None:
+        """Replaces the frames of an item whose content changed; counts those that did not."""
+        for index, key in enumerate(one.keys):
+            place, fingerprint = self.book.frames[key], one.labels["digest"][index]
+            if self.book.sources[place] == one.signature:
+                continue  # taken just now
+            if not self.book.corrects(key, fingerprint, one.signature):
+                self.summary.known += 1
+                continue
+            values = {name: packing.unpack(codes[index]) if packing else codes[index]
+                      for name, (codes, packing) in pixels().items()}  # fmt: skip
+            store.replace(self.path, _frame(one, index, values), at=place, message=f"Revise {one.item}")
+            self.book.digests[place], self.book.sources[place] = fingerprint, one.signature
+            self.summary.revised += 1
+
+    def finished(self) -> Summary:
+        if self.book.frames:
+            self.summary.newest = datetime.fromtimestamp(max(time for _, time in self.book.frames), UTC)
+        return self.summary
 
 
-def _labelled(cube: xr.Dataset, signature: str, flags: xr.DataArray) -> xr.Dataset:
-    """Adds what the store keeps of every frame: digest, source and status."""
-    names = channels(cube)
-    stacked = np.stack([cube[name].values for name in names], axis=1)
-    digests = np.asarray([digest(frame) for frame in stacked], dtype=object)
-    sources = np.full(cube.sizes["time"], signature, dtype=object)
-    cube.attrs.pop("source", None)  # attributes are the store's: they must hold for every frame
-    return cube.assign_coords(digest=("time", digests), source=("time", sources), status=flags)
+def _picked(one: _Prepared, key: str) -> np.ndarray:
+    if key not in one.labels:
+        raise BadInput(one.item, f"has no {key}, which others have", "use another store for another kind of data")
+    return one.labels[key]
 
 
-def _store(cube: xr.Dataset, item: Item, path: str | Path, book: _Book, summary: Summary) -> None:
-    """Appends the new frames of a cube in one commit, and revises the changed ones."""
-    stamps = cube["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
-    keys = list(zip([str(label) for label in cube["sequence"].values], stamps, strict=True))
-    marks = list(zip(keys, cube["digest"].values.tolist(), cube["source"].values.tolist(), strict=True))
-    new = [index for index, (key, *_) in enumerate(marks) if key not in book.frames]
-    changed = [index for index, mark in enumerate(marks) if mark[0] in book.frames and book.corrects(*mark)]
-    note = {"item": str(item)}
-    if new:
-        store.append(path, cube.isel(time=new), message=f"Add {item}", metadata=note)
-    for index in new:
-        book.add(*marks[index])
-    for index in changed:
-        key, book_digest, source = marks[index]
-        place = book.frames[key]
-        store.replace(path, cube.isel(time=[index]), at=place, message=f"Revise {item}", metadata=note)
-        book.digests[place], book.sources[place] = book_digest, source
-    summary.taken += len(new)
-    summary.revised += len(changed)
-    summary.known += len(keys) - len(new) - len(changed)
+def _frame(one: _Prepared, index: int, values: dict[str, np.ndarray]) -> xr.Dataset:
+    """One frame as a Cube."""
+    assert one.like is not None
+    fixed = one.like.drop_dims("time")
+    labels = {key: ("time", column[index : index + 1]) for key, column in one.labels.items()}
+    fields = {name: (("time", "y", "x"), field[None]) for name, field in values.items()}
+    return fixed.assign_coords(labels).assign(fields)
+
+
+def _without_repeats(items: list[_Prepared]) -> Iterator[list[_Prepared]]:
+    """Cuts a batch where a frame comes a second time."""
+    batch: list[_Prepared] = []
+    held: set[tuple[str, int]] = set()
+    for one in items:
+        keys = set(one.keys)
+        if keys & held:
+            yield batch
+            batch, held = [], set()
+        batch.append(one)
+        held |= keys
+    yield batch
+
+
+def _message(items: Sequence[Item]) -> str:
+    return f"Add {items[0]}" if len(items) == 1 else f"Add {items[0]} to {items[-1]}, {len(items)} items"
+
+
+def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Item], None]:
+    def report(item: Item) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total, str(item))
+
+    return report
+
+
+# --- in this process ------------------------------------------------------------------------------
+
+
+def _alone(found: Sequence[tuple[str, Item]], inspect: Inspect, taking: _Taking,
+           report: Callable[[Item], None]) -> None:  # fmt: skip
+    batch: list[_Prepared] = []
+    for item, signature, cube in _ahead(found):
+        batch.append(inspect(item, signature, cube))
+        held = sum(values.nbytes for ready in batch for values, _ in ready.pixels.values())
+        if len(batch) >= BATCH_ITEMS or held >= BATCH_BYTES:
+            _write_here(batch, taking)
+            batch = []
+        report(item)
+    _write_here(batch, taking)
+
+
+def _ahead(found: Sequence[tuple[str, Item]]) -> Iterator[tuple[Item, str, xr.Dataset | None]]:
+    """Reads items in a thread of its own, a few ahead: decoding takes as long as all the rest."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        waiting: deque[Any] = deque()
+        for one in found:
+            waiting.append(reader.submit(_read, one))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write_here(batch: Sequence[_Prepared], taking: _Taking) -> None:
+    for one in taking.batch(batch, _write_alone):
+        taking.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
+
+
+def _write_alone(growth: store.Growth, pieces: Pieces) -> list[Any]:
+    starts = np.cumsum([growth.start, *(len(new) for _, new in pieces)]).tolist()
+    parts = [(at, one.part(new)) for at, (one, new) in zip(starts, pieces, strict=False)]
+    store.fill(growth.session, parts, total=growth.total)
+    return []
+
+
+# --- on a Dask cluster ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
+    import distributed
+
+    if scheduler:
+        with distributed.Client(scheduler, timeout=10) as client:
+            yield client
+        return
+    with (
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None,
+                                 silence_logs="ERROR") as cluster,  # HDF5 takes one thread at a time anyway
+        distributed.Client(cluster) as client,
+    ):  # fmt: skip
+        yield client
+
+
+def _in_parallel(found: list[tuple[str, Item]], inspect: Inspect, taking: _Taking, client: Any,
+                 report: Callable[[Item], None]) -> None:  # fmt: skip
+    """Reads the next batch while one is written."""
+    while found and not taking.book.frames:  # the first good item makes the store, here
+        _write_here([_prepare(found[0], inspect)], taking)
+        report(found[0][1])
+        found = found[1:]
+    size = ITEMS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    waiting: list[Any] = []
+    for start in range(0, len(found) + size, size):
+        reading = [client.submit(_prepare, one, inspect, pure=False) for one in found[start : start + size]]
+        if waiting:
+            _write_there(waiting, taking, client, report)
+        waiting = reading
+
+
+def _write_there(reading: list[Any], taking: _Taking, client: Any, report: Callable[[Item], None]) -> None:
+    """Writes a batch whose pixels lie in the workers."""
+    prepared = client.gather([client.submit(_without_pixels, future, pure=False) for future in reading])
+    where = {one.item: future for one, future in zip(prepared, reading, strict=True)}
+
+    def write(growth: store.Growth, pieces: Pieces) -> list[Any]:
+        frames = [(where[one.item], index) for one, new in pieces for index in new]
+        ends = growth.start + np.cumsum([len(new) for _, new in pieces])
+        jobs = []
+        for first, last in _spans(growth.start, growth.total, growth.steps, ends.tolist()):
+            span = frames[first - growth.start : last - growth.start]
+            parts = [(future, [index for _, index in group]) for future, group in groupby(span, key=lambda one: one[0])]
+            futures, indices = [future for future, _ in parts], [index for _, index in parts]
+            jobs.append(client.submit(_fill, growth.fork(), futures, indices, first, growth.total, pure=False))
+        return client.gather(jobs)
+
+    for one in taking.batch(prepared, write):
+        taking.revise(one, lambda one=one: where[one.item].result().pixels)  # type: ignore[misc]
+    for one in prepared:
+        report(one.item)
+
+
+def _without_pixels(prepared: _Prepared) -> _Prepared:
+    return replace(prepared, pixels={})
+
+
+def _spans(start: int, stop: int, steps: int, ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cuts [start, stop) at the borders of objects that come with or next after the ends of items."""
+    first = start
+    for end in ends:
+        last = min(stop, -(-end // steps) * steps)
+        if last > first:
+            yield first, last
+            first = last
+
+
+def _fill(fork: Any, prepared: Sequence[_Prepared], indices: Sequence[list[int]], at: int, total: int) -> Any:
+    """In a worker: writes one span."""
+    parts = [one.part(index) for one, index in zip(prepared, indices, strict=True)]
+    pixels = {name: (np.concatenate([part[name][0] for part in parts]), parts[0][name][1]) for name in parts[0]}
+    return store.fill(fork, [(at, pixels)], total=total)

@@ -1,21 +1,37 @@
-"""Quality control at the door: what is wrong with a frame, noted beside it; the values are never altered."""
+"""Quality control at the door: what is wrong with a frame, noted beside it.
+
+``measure`` looks at frames by themselves, ``compare`` at what came before them. Values are altered in
+one case only: where the settings name a limit to clip to, and then the frame says so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import cv2
 import numpy as np
 import xarray as xr
 
+from nowcast.config import QualitySettings
 from nowcast.cube import BadInput, channels
 from nowcast.units import quantity
 
-FLAGS = {"mostly_missing": 1, "dry": 2, "out_of_range": 4}
+FLAGS = {
+    "mostly_missing": 1,
+    "dry": 2,
+    "out_of_range": 4,
+    "speckle": 8,
+    "clipped": 16,
+    "partial_coverage": 32,
+    "jump": 64,
+    "off_cadence": 128,
+}
 """Bits of a frame's status. A dry frame is a good frame: the flag lets training thin them out."""
+LABELS = ("missing_share", "wet_share", "mean_value", "status")
+"""What the store keeps of every frame."""
 
-MOST = 0.95
-"""A frame is mostly missing where a larger share of its pixels is. Masks and rims alone take up to 0.5."""
-CLOCK_SLACK = timedelta(minutes=10)
 RANGES = {
     "rainfall_rate": (0.0, 500.0),
     "reflectivity": (-64.0, 80.0),
@@ -26,55 +42,172 @@ RANGES = {
     "lightning_flashes": (0.0, 1e5),
 }
 """Lowest and highest value that can be weather; beyond are clutter, interference and decoding errors."""
+NEIGHBOURS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
+"""Of a pixel, without itself."""
+SPECKS = 20
+"""Lone wet pixels below this number are no speckle."""
+OFF_BEAT = 0.25
+"""Share of a step by which a frame may miss its time."""
 
 
-def inspect_frames(cube: xr.Dataset, *, now: datetime | None = None, where: object = "cube",
-                   most: float = MOST, slack: timedelta = CLOCK_SLACK) -> xr.DataArray:  # fmt: skip
-    """Looks at every frame of a Cube.
+@dataclass(frozen=True)
+class Before:
+    """The frame before, as far as it matters to the next one."""
+
+    time: np.datetime64
+    step: float
+    """Seconds from the one before it; 0 where there is none."""
+    wet: float
+    missing: float
+    """Lowest missing share of the sequence so far."""
+
+
+def measure(cube: xr.Dataset, settings: QualitySettings, *, now: datetime | None = None,
+            where: object = "cube") -> dict[str, np.ndarray]:  # fmt: skip
+    """Looks at every frame of a Cube by itself, and clips where the settings say so.
 
     Args:
         cube: Frames of one item.
+        settings: Limits.
         now: Time of arrival, UTC; None: the clock.
         where: Named in errors.
-        most: Share of missing pixels above which a frame is mostly missing.
-        slack: How far in the future a frame may be.
 
     Returns:
-        ``status(time)``, int8: the sum of its ``FLAGS``, described by CF's flag attributes. Flags of
-        several channels add up; a frame is dry if all its channels are that can be.
+        ``LABELS`` per frame: of all channels the largest share of missing pixels; of the first the
+        share of wet pixels (at or above the lowest event threshold, of those measured) and the mean.
+        ``status`` is the sum of its ``FLAGS``; those of several channels add up; a frame is dry if all
+        its channels are that can be.
 
     Raises:
         BadInput: If not one pixel was measured in the whole item, or a frame is from the future.
     """
-    _refuse_future(cube, now or datetime.now(UTC), slack, where)
-    frames = {name: cube[name].values for name in channels(cube)}
-    missing = np.stack([np.isnan(values).mean(axis=(1, 2)) for values in frames.values()])
+    _refuse_future(cube, now or datetime.now(UTC), settings, where)
+    fields = {name: cube.variables[name].values for name in channels(cube)}
+    clipped = [_clip(values, settings.clip.get(name)) for name, values in fields.items()]
+    views = [[_view(name, frame, settings) for frame in values] for name, values in fields.items()]
+    missing = np.max([[view.missing for view in row] for row in views], axis=0)
     if (missing == 1).all():
         raise BadInput(where, "has no measured pixel", "wait for the next frame or check the radar")
-    wet = np.stack([_wet(name, values) for name, values in frames.items()]).any(axis=0)
-    wild = np.stack([_wild(name, values) for name, values in frames.items()]).any(axis=0)
-    bits = {"mostly_missing": (missing > most).any(axis=0), "dry": ~wet & (missing < 1).all(axis=0),
-            "out_of_range": wild}  # fmt: skip
-    status = sum(bit.astype(np.int8) * np.int8(FLAGS[name]) for name, bit in bits.items())
-    return xr.DataArray(status, dims="time", name="status", attrs={
-        "long_name": "status of the frame", "standard_name": "status_flag",
-        "flag_masks": np.array(list(FLAGS.values()), np.int8), "flag_meanings": " ".join(FLAGS),
-    })  # fmt: skip
+    dry = ~np.any([[view.wet != 0 for view in row] for row in views], axis=0)  # NaN: cannot be dry
+    bits = {
+        "mostly_missing": missing > settings.most_missing,
+        "dry": dry & (missing < 1),
+        "out_of_range": np.any([[view.wild for view in row] for row in views], axis=0),
+        "speckle": np.any([[view.speckled for view in row] for row in views], axis=0),
+        "clipped": np.any(clipped, axis=0),
+    }
+    return {
+        "missing_share": missing.astype(np.float32),
+        "wet_share": np.array([view.wet for view in views[0]], np.float32),
+        "mean_value": np.array([view.mean for view in views[0]], np.float32),
+        "status": sum(bit.astype(np.int16) * np.int16(FLAGS[name]) for name, bit in bits.items()),
+    }
 
 
-def _refuse_future(cube: xr.Dataset, now: datetime, slack: timedelta, where: object) -> None:
-    limit = np.datetime64((now + slack).astimezone(UTC).replace(tzinfo=None), "s")
-    latest = cube["time"].values.max().astype("datetime64[s]")
-    if latest > limit:
-        raise BadInput(where, f"is from the future ({latest} UTC)", "check the clocks of sender and receiver")
+def labelled(cube: xr.Dataset, labels: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """The Cube with ``LABELS`` as coordinates, described by CF's attributes."""
+    words = {
+        "missing_share": "share of the pixels without data",
+        "wet_share": "share of the measured pixels at or above the lowest event threshold",
+        "mean_value": "mean of the measured pixels",
+        "status": "status of the frame",
+    }
+    flags = {"standard_name": "status_flag", "flag_masks": np.array(list(FLAGS.values()), np.int16),
+             "flag_meanings": " ".join(FLAGS)}  # fmt: skip
+    return cube.assign_coords({key: ("time", labels[key], {"long_name": word} | (flags if key == "status" else {}))
+                               for key, word in words.items()})  # fmt: skip
 
 
-def _wet(name: str, values: np.ndarray) -> np.ndarray:
-    """Per frame: any pixel at or above the lowest event threshold; always where the quantity has none."""
+def compare(labels: Mapping[str, np.ndarray], before: dict[str, Before], settings: QualitySettings, *,
+            cadence: float | None) -> np.ndarray:  # fmt: skip
+    """Status of frames, completed by what only their predecessors show.
+
+    Args:
+        labels: ``time``, ``sequence`` and ``LABELS`` of frames in order of time.
+        before: Last frame of every sequence; brought up to date.
+        settings: Limits.
+        cadence: Seconds between the frames of a live feed.
+
+    Returns:
+        int16, the sum of the ``FLAGS``. A frame that comes later than a younger one is not compared.
+    """
+    status = labels["status"].astype(np.int16)
+    for index, (time, sequence) in enumerate(zip(labels["time"], labels["sequence"], strict=True)):
+        wet, missing = float(labels["wet_share"][index]), float(labels["missing_share"][index])
+        last = before.get(sequence)
+        if last is not None and time <= last.time:
+            continue
+        step = 0.0 if last is None else float((time - last.time) / np.timedelta64(1, "s"))
+        if last is not None:
+            status[index] |= _against(last, step, wet, missing, settings, cadence)
+        lowest = missing if last is None else min(missing, last.missing)
+        before[sequence] = Before(time, step, wet, lowest)
+    return status
+
+
+def _against(last: Before, step: float, wet: float, missing: float, settings: QualitySettings,
+             cadence: float | None) -> int:  # fmt: skip
+    beat = cadence or last.step or step
+    missed = abs(step - round(step / beat) * beat) if cadence else abs(step - beat)
+    bits = {
+        "partial_coverage": missing > last.missing + settings.coverage_loss,
+        "jump": abs(wet - last.wet) > settings.jump and step < 1.5 * beat,
+        "off_cadence": missed > OFF_BEAT * beat,
+    }
+    return sum(FLAGS[name] for name, bit in bits.items() if bit)
+
+
+def describe(status: int) -> str:
+    """The names of the flags in a status, or ``good``."""
+    return ", ".join(name.replace("_", " ") for name, bit in FLAGS.items() if status & bit) or "good"
+
+
+@dataclass(frozen=True)
+class _View:
+    missing: float
+    wet: float
+    """NaN where the quantity knows no dry."""
+    mean: float
+    wild: bool
+    speckled: bool
+
+
+def _view(name: str, frame: np.ndarray, settings: QualitySettings) -> _View:
+    known = cv2.compare(frame, frame, cv2.CMP_EQ)  # NaN differs from itself
+    count = cv2.countNonZero(known)
     thresholds = quantity(name).thresholds
-    return np.any(values >= thresholds[0], axis=(1, 2)) if thresholds else np.ones(len(values), bool)
+    if not count:
+        return _View(1.0, 0.0 if thresholds else np.nan, np.nan, False, False)
+    lowest, highest, *_ = cv2.minMaxLoc(frame, mask=known)
+    low, high = settings.limits.get(name) or RANGES.get(name, (-np.inf, np.inf))
+    mean = cv2.sumElems(cv2.copyTo(frame, known))[0] / count  # a mean under a mask takes ten times as long
+    missing, wild = 1 - count / frame.size, lowest < low or highest > high
+    if not thresholds:
+        return _View(missing, np.nan, mean, wild, False)
+    wet = cv2.compare(frame, thresholds[0], cv2.CMP_GE)
+    number = cv2.countNonZero(wet)
+    return _View(missing, number / count, mean, wild, _speckled(wet, number, settings.speckle))
 
 
-def _wild(name: str, values: np.ndarray) -> np.ndarray:
-    low, high = RANGES[name]
-    return np.any((values < low) | (values > high), axis=(1, 2))
+def _speckled(wet: np.ndarray, count: int, most: float) -> bool:
+    """True if too many wet pixels have no wet neighbour."""
+    if count < SPECKS:
+        return False
+    lone = cv2.countNonZero(cv2.subtract(wet, cv2.dilate(wet, NEIGHBOURS)))
+    return lone >= SPECKS and lone > most * count
+
+
+def _clip(values: np.ndarray, highest: float | None) -> np.ndarray:
+    """Sets larger values to ``highest``, in place; per frame whether there were any."""
+    if highest is None:
+        return np.zeros(len(values), bool)
+    beyond = values > highest
+    values[beyond] = highest
+    return beyond.any(axis=(1, 2))
+
+
+def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, where: object) -> None:
+    limit = now + timedelta(minutes=settings.clock_slack_minutes)
+    latest = cube["time"].values.max().astype("datetime64[s]")
+    if latest > np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "s"):
+        raise BadInput(where, f"is from the future ({latest} UTC)", "check the clocks of sender and receiver")

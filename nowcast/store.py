@@ -15,28 +15,36 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import icechunk
 import numpy as np
 import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
+from xarray.backends import BackendArray
+from xarray.core import indexing
 from zarr.codecs import ZstdCodec
 
+from nowcast.chunks import Frames
 from nowcast.cube import BadInput, label_runs
 from nowcast.grid import Grid
+from nowcast.packing import Packing
 
 BRANCH = "main"
 LOCK_SECONDS = 120
 LABELS_PER_CHUNK = 4096
 PIXELS_PER_CHUNK = 2**21
+CHUNK_BYTES, WHOLE_BYTES = 2**16, 2**18
+"""Small frames share a chunk up to the first; an event of up to the second is one chunk."""
+SHARD_BYTES = 2**23
+"""Chunks of events share an object up to this, before compression."""
 STEPS_PER_MANIFEST = 256
 EPOCH = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
 COMPRESSOR = ZstdCodec(level=3)
@@ -98,9 +106,30 @@ def open_store(path: str | Path, *, version: str | None = None) -> xr.Dataset:
         raw = xr.open_zarr(session.store, consolidated=False, chunks=None, zarr_format=3, decode_cf=False)
     except icechunk.IcechunkError as error:
         raise StoreError(f"{path}: cannot read version {version}: {str(error).splitlines()[0]}.") from None
-    dataset = _decode(raw)
+    dataset = _decode(raw, zarr.open_group(session.store, mode="r"))
     dataset.attrs["snapshot"] = version
     return _in_order(dataset) if "time" in dataset.dims else dataset
+
+
+def timeline(path: str | Path, *, version: str | None = None) -> xr.Dataset:
+    """The labels of all frames without their pixels, in the order of ``open_store``.
+
+    ``position(time)`` says where a frame lies on disk; attribute ``channels`` lists the variables.
+    """
+    cube = open_store(path, version=version)
+    names = [str(name) for name, variable in cube.data_vars.items() if variable.dims == ("time", "y", "x")]
+    kept = cube.drop_vars([*names, "y", "x", "crs"], errors="ignore").reset_coords()
+    return kept.assign_attrs(channels=names)
+
+
+def packed(path: str | Path, names: Sequence[str], *,
+           version: str | None = None) -> dict[str, tuple[Frames, Packing | None]]:  # fmt: skip
+    """Variables as they lie on disk, for those who read many frames: see ``chunks.Frames``."""
+    repository = _repository(path)
+    session = repository.readonly_session(snapshot_id=version or repository.lookup_branch(BRANCH))
+    group = zarr.open_group(session.store, mode="r")
+    arrays = {name: cast(zarr.Array, group[name]) for name in names}
+    return {name: (Frames(array), Packing.of(array.dtype, array.attrs)) for name, array in arrays.items()}
 
 
 def history(path: str | Path, *, limit: int | None = None) -> Iterator[Commit]:
@@ -155,15 +184,41 @@ def _gaps(cube: xr.Dataset) -> list[str]:
             for index in np.flatnonzero(step > 1.5)]  # fmt: skip
 
 
-def _decode(raw: xr.Dataset) -> xr.Dataset:
+class _ByTable(BackendArray):
+    """Values of an array that is packed by a table of levels, which CF cannot express; read when asked for."""
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array, self.packing = array, cast(Packing, Packing.of(array.dtype, array.attrs))
+        self.shape, self.dtype = array.shape, np.dtype(np.float32)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        support = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, support, self._values)
+
+    def _values(self, key: tuple) -> np.ndarray:
+        return self.packing.unpack(np.asarray(self.array.oindex[key]))
+
+
+def _by_table(variable: xr.Variable, array: zarr.Array) -> xr.Variable:
+    lazy = _ByTable(array)
+    attrs = {key: value for key, value in variable.attrs.items() if key not in lazy.packing.attrs}
+    mapping = {key: attrs.pop(key) for key in ["grid_mapping"] if key in attrs}  # where decode_cf puts it
+    return xr.Variable(variable.dims, indexing.LazilyIndexedArray(lazy), attrs, mapping)
+
+
+def _decode(raw: xr.Dataset, group: zarr.Group) -> xr.Dataset:
+    tables = {str(name): variable for name, variable in raw.variables.items() if "levels" in variable.attrs}
     for variable in raw.variables.values():
-        if "scale_factor" in variable.attrs:  # JSON has float64 only, which would decode to float64
-            variable.attrs["scale_factor"] = np.float32(variable.attrs["scale_factor"])
-    dataset = xr.decode_cf(raw, decode_timedelta=True, decode_coords="all")
-    for name, variable in dataset.variables.items():
+        for key in {"scale_factor", "add_offset"} & set(variable.attrs):  # float64 would decode to float64
+            variable.attrs[key] = np.float32(variable.attrs[key])
+    dataset = xr.decode_cf(raw.drop_vars(tables), decode_timedelta=True, decode_coords="all")
+    for name, variable in tables.items():
+        dataset[name] = _by_table(variable, cast(zarr.Array, group[name]))
+    for label, variable in dataset.variables.items():
         if variable.dtype.kind == "T":  # numpy's variable-width strings: few libraries take them yet
-            dataset[name] = variable.astype(object)
-    return dataset.set_coords([name for name in dataset.variables if dataset[name].dims in (("time",), ("run",))])
+            dataset[label] = variable.astype(object)
+    labels = [name for name in dataset.variables if dataset[name].dims in (("time",), ("run",)) or name == "crs"]
+    return dataset.set_coords(labels)
 
 
 def _in_order(cube: xr.Dataset) -> xr.Dataset:
@@ -172,6 +227,7 @@ def _in_order(cube: xr.Dataset) -> xr.Dataset:
     order = np.argsort(stamps, kind="stable") if live else _group(labels, stamps)
     if (order[1:] < order[:-1]).any():
         cube = cube.isel(time=order)
+    cube = cube.assign_coords(position=("time", order, {"long_name": "order of arrival"}))
     if live and "cadence_seconds" in cube.attrs:
         gap = int(cube.attrs.get("tolerated_gap", 0))
         runs = label_runs(cube["time"].values, cube.attrs["cadence_seconds"], tolerated_gap=gap)
@@ -234,14 +290,93 @@ def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = 
     with writing(path):
         session = _writable(path)
         group = zarr.open_group(session.store, mode="a")
-        arrays = dict(group.arrays()) or _create(group, dataset, along)
-        _check_same(arrays, dataset, along, path)
-        for name in _growing(dataset, along):
-            array = arrays[name]
-            length, extra = array.shape[0], dataset.sizes[along]
-            array.resize((length + extra, *array.shape[1:]))
-            array[length:] = _pack(dataset[name], array, name)
+        arrays = dict(group.arrays()) or _create(group, dataset, along, event_length(dataset))
+        _check_same(arrays, dataset, along, path, whole=True)
+        names = _growing(dataset, along)
+        length = arrays[names[0]].shape[0]
+        _write(arrays, {name: dataset[name].values for name in names}, slice(length, length + dataset.sizes[along]))
         return _commit(session, message, metadata)
+
+
+class Growth:
+    """Frames that are being added to a store in one commit, by one process or several, see ``growing``."""
+
+    def __init__(self, path: str | Path, session: icechunk.Session, like: xr.Dataset, count: int, event: int) -> None:
+        self.path, self.session = path, session
+        group = zarr.open_group(session.store, mode="a")
+        self.arrays = dict(group.arrays()) or _create(group, like, "time", event)
+        self.start = self.arrays["time"].shape[0]
+        self.total = self.start + count
+
+    @property
+    def steps(self) -> int:
+        """Frames per object: an object is to be written by one process."""
+        return max(Frames(array).steps for array in self.arrays.values() if array.ndim == 3)
+
+    def check(self, like: xr.Dataset) -> None:
+        """Refuses frames that do not fit.
+
+        Raises:
+            BadInput: See ``append``.
+        """
+        _check_same(self.arrays, like, "time", self.path, whole=True)
+
+    def fork(self) -> icechunk.ForkSession:
+        """What another process needs for ``fill``: goes there and comes back, both by pickle."""
+        return self.session.fork()
+
+    def commit(self, labels: Mapping[str, np.ndarray], *, message: str, forks: Sequence[icechunk.ForkSession] = (),
+               metadata: Mapping[str, object] | None = None) -> str:  # fmt: skip
+        """Brings together what the processes wrote, adds the labels of all new frames, commits all at once."""
+        if forks:
+            self.session.merge(*forks)
+        arrays = dict(zarr.open_group(self.session.store, mode="a").arrays())
+        _write(arrays, labels, slice(self.start, self.total))
+        return _commit(self.session, message, metadata)
+
+
+def growing(path: str | Path, like: xr.Dataset, count: int, *, event: int = 1) -> Growth:
+    """Opens a store for ``count`` more frames; makes it if there is none. To be called under ``writing``.
+
+    Args:
+        path: Folder or URL.
+        like: A Cube as the frames will be; it may have none itself.
+        count: Frames.
+        event: Frames of an event, where such come whole: a new store is laid out for them.
+    """
+    return Growth(path, _writable(path), like, count, event)
+
+
+Pixels = Mapping[str, tuple[np.ndarray, Packing | None]]
+"""Channel -> (frame, row, column) values, and how they are packed already."""
+
+
+def fill(session: icechunk.Session, parts: Sequence[tuple[int, Pixels]], *, total: int) -> icechunk.Session:
+    """Writes pixels to their positions in a store that grows to ``total`` frames.
+
+    Args:
+        session: Of a ``Growth``, or a fork of it.
+        parts: Position of the first frame, and frames.
+        total: Frames in the store afterwards.
+
+    Raises:
+        BadInput: If they are packed in another way and do not fit into the store's.
+    """
+    arrays = dict(zarr.open_group(session.store, mode="a").arrays())
+    for name in parts[0][1]:
+        array = arrays[name]
+        if array.shape[0] < total:
+            array.resize((total, *array.shape[1:]))
+        own = Packing.of(array.dtype, array.attrs)
+        Frames(array).write([(at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts])
+    return session
+
+
+def _repacked(values: np.ndarray, packing: Packing | None, own: Packing | None, array: zarr.Array,
+              name: str) -> np.ndarray:  # fmt: skip
+    if packing is not None and own is not None and own.attrs == packing.attrs:
+        return values
+    return _pack(packing.unpack(values) if packing is not None else values, array, name)
 
 
 def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: str, along: str = "time",
@@ -261,8 +396,7 @@ def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: 
         session = _writable(path)
         arrays = dict(zarr.open_group(session.store, mode="a").arrays())
         _check_same(arrays, dataset, along, path)
-        for name in _growing(dataset, along):
-            arrays[name][where] = _pack(dataset[name], arrays[name], name)
+        _write(arrays, {name: dataset[name].values for name in _growing(dataset, along)}, where)
         return _commit(session, message, metadata)
 
 
@@ -286,20 +420,37 @@ def expire(path: str | Path, *, older_than: timedelta) -> int:
         return int(repository.garbage_collect(limit).bytes_deleted)
 
 
-def _create(group: zarr.Group, dataset: xr.Dataset, along: str) -> dict[str, Any]:
+def _write(arrays: Mapping[str, Any], values: Mapping[str, np.ndarray], where: slice) -> None:
+    """Puts values to their place along the first dimension; arrays that are too short grow."""
+    for name, part in values.items():
+        array = arrays[name]
+        if array.shape[0] < where.stop:
+            array.resize((where.stop, *array.shape[1:]))
+        array[where] = _pack(part, array, name)
+
+
+def event_length(cube: xr.Dataset) -> int:
+    """Frames of the first event of a Cube; 1 for a live feed, which grows frame by frame."""
+    if "sequence" not in cube.coords or "cadence_seconds" in cube.attrs:
+        return 1
+    return int((cube["sequence"].values == cube["sequence"].values[0]).sum())
+
+
+def _create(group: zarr.Group, dataset: xr.Dataset, along: str, event: int) -> dict[str, Any]:
     group.attrs.update(_plain(dataset.attrs))
     arrays: dict[str, Any] = {}
     for name, variable in dataset.variables.items():
         grows = along in variable.dims
         shape = tuple(0 if dim == along else size for dim, size in zip(variable.dims, variable.shape, strict=True))
         dtype, fill, attrs = _encoding(variable)
+        chunks, shards = _chunks(variable, along, np.dtype(dtype).itemsize, event)
         array = group.create_array(
-            str(name), shape=shape, chunks=_chunks(variable, along), dtype=dtype, fill_value=fill,
-            dimension_names=[str(dim) for dim in variable.dims], attributes=_plain(variable.attrs) | attrs,
-            compressors=COMPRESSOR,
+            str(name), shape=shape, chunks=chunks, shards=shards, dtype=dtype, fill_value=fill,
+            dimension_names=[str(dim) for dim in variable.dims],
+            attributes=_plain(variable.attrs) | attrs, compressors=COMPRESSOR,
         )  # fmt: skip
         if not grows:
-            array[...] = _pack(variable, array, str(name))
+            array[...] = _pack(variable.values, array, str(name))
         arrays[str(name)] = array
     return arrays
 
@@ -313,58 +464,67 @@ def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
         return "int64", np.iinfo(np.int64).min, {"units": "seconds", "dtype": "timedelta64[ns]"}
     if kind in "OUST":
         return str, "", {}
-    if kind == "f" and "quantum" in variable.encoding:
-        fill = int(np.iinfo(np.int16).min)
-        return "int16", fill, {"scale_factor": variable.encoding["quantum"], "_FillValue": fill}
+    if kind == "f" and (packing := Packing.wanted(variable)):
+        return packing.dtype, packing.missing or 0, packing.attrs
     if kind == "f":
         return variable.dtype, math.nan, {}
     return variable.dtype, np.zeros((), variable.dtype).item(), {}
 
 
-def _chunks(variable: xr.Variable, along: str) -> tuple[int, ...]:
-    """One frame per chunk, cut into bands of rows where a frame is very large; labels by thousands."""
+def _chunks(variable: xr.Variable, along: str, itemsize: int,
+            event: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:  # fmt: skip
+    """Chunks, and the shards (objects) that hold several of them or None.
+
+    One frame per chunk, cut into bands of rows where it is very large; labels by thousands.
+    """
     if variable.ndim == 1:
-        return (LABELS_PER_CHUNK if variable.dims[0] == along else max(variable.size, 1),)
+        return (LABELS_PER_CHUNK if variable.dims[0] == along else max(variable.size, 1),), None
     if along not in variable.dims or variable.ndim < 3:
         return tuple(max(size, 1) if dim != along else LABELS_PER_CHUNK
-                     for dim, size in zip(variable.dims, variable.shape, strict=True))  # fmt: skip
+                     for dim, size in zip(variable.dims, variable.shape, strict=True)), None  # fmt: skip
     if variable.dims[-2:] != ("y", "x"):
-        return (LABELS_PER_CHUNK // 16, *variable.shape[1:])
+        return (LABELS_PER_CHUNK // 16, *variable.shape[1:]), None
     rows, columns = variable.shape[-2:]
-    bands = math.ceil(rows * columns / PIXELS_PER_CHUNK)
-    return (*[1] * (variable.ndim - 2), math.ceil(rows / bands), columns)
+    height = math.ceil(rows / math.ceil(rows * columns / PIXELS_PER_CHUNK))
+    if variable.dims[0] != "time" or event < 2:
+        return (*[1] * (variable.ndim - 2), height, columns), None
+    steps, length = _steps(event, rows * columns * itemsize)
+    return (steps, height, columns), (length, height * math.ceil(rows / height), columns)
 
 
-def _pack(variable: xr.Variable | xr.DataArray, array: zarr.Array, name: str) -> np.ndarray:
-    values = np.asarray(variable.values)
+def _steps(length: int, size: int) -> tuple[int, int]:
+    """Frames of ``size`` bytes per chunk and per shard, where events of ``length`` come whole: a window reads few
+    bytes and starts with a chunk, an event lies in one object, and a small one in an object with others."""
+    most = length if length * size <= WHOLE_BYTES else max(1, CHUNK_BYTES // size)
+    steps = max(part for part in range(1, length + 1) if length % part == 0 and part <= most)
+    if length * size <= SHARD_BYTES:
+        return steps, length * (SHARD_BYTES // (length * size))
+    return steps, steps * max(1, SHARD_BYTES // (steps * size))
+
+
+def _pack(values: np.ndarray, array: zarr.Array, name: str) -> np.ndarray:
     if values.dtype.kind in "Mm":
         unit = "datetime64[s]" if values.dtype.kind == "M" else "timedelta64[s]"
         return values.astype(unit).astype(np.int64)
     if values.dtype.kind in "OUS":
         return values.astype(np.dtypes.StringDType())
-    scale: Any = array.attrs.get("scale_factor")
-    if scale is None:
-        return values.astype(array.dtype, copy=False)
-    limits = np.iinfo(array.dtype)
-    steps = np.rint(values / np.float32(scale))
-    missing = np.isnan(steps)
-    if (steps[~missing] > limits.max).any() or (steps[~missing] <= limits.min).any():
-        largest, room = np.nanmax(np.abs(values)), limits.max * scale
-        raise BadInput(name, f"value {largest:g} is beyond the {room:g} that this store can hold",
-                       "mask it, or make a new store without packing")  # fmt: skip
-    steps[missing] = array.fill_value
-    return steps.astype(array.dtype)
+    packing = Packing.of(array.dtype, array.attrs)
+    return packing.pack(values, name) if packing else values.astype(array.dtype, copy=False)
 
 
-def _check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object) -> None:
-    """Refuses what would not fit: other axes, other projection, unknown or missing variables."""
+def _check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object, *,
+                whole: bool = False) -> None:  # fmt: skip
+    """Refuses what would not fit: other axes, other projection, unknown or (of a whole step) missing variables."""
     given = _growing(dataset, along)
     if extra := sorted(set(given) - set(arrays)):
         raise BadInput(path, f"has no {', '.join(extra)}", "use another store for another kind of data")
+    grown = {name for name, array in arrays.items() if (array.metadata.dimension_names or [""])[0] == along}
+    if whole and (absent := sorted(grown - set(given))):
+        raise BadInput(path, f"holds {', '.join(absent)} too", "use another store for another kind of data")
     for name in map(str, dataset.variables):
         if name in given or name not in arrays:
             continue
-        old, new = np.asarray(arrays[name][...]), _pack(dataset[name], arrays[name], name)
+        old, new = np.asarray(arrays[name][...]), _pack(dataset[name].values, arrays[name], name)
         if old.shape != new.shape or not (old == new).all():
             raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
                            "ingest every grid into a store of its own")  # fmt: skip
@@ -425,7 +585,8 @@ def _storage(path: str | Path) -> icechunk.Storage:
 
 def _repository(path: str | Path) -> icechunk.Repository:
     try:
-        repository = icechunk.Repository.open(_storage(path))
+        config = None if _is_url(path) else icechunk.RepositoryConfig(storage=_requests())
+        repository = icechunk.Repository.open(_storage(path), config=config)
     except icechunk.IcechunkError:
         repository = None
     if repository is None or not _begun(repository):
@@ -437,7 +598,13 @@ def _config() -> icechunk.RepositoryConfig:
     """A commit rewrites the lists of chunks it touches: short lists, or a year of frames slows every append."""
     every, first = icechunk.ManifestSplitCondition.AnyArray(), icechunk.ManifestSplitDimCondition.Axis(0)
     splitting = icechunk.ManifestSplittingConfig.from_dict({every: {first: STEPS_PER_MANIFEST}})
-    return icechunk.RepositoryConfig(manifest=icechunk.ManifestConfig(splitting=splitting))
+    return icechunk.RepositoryConfig(manifest=icechunk.ManifestConfig(splitting=splitting), storage=_requests())
+
+
+def _requests() -> icechunk.StorageSettings:
+    """Reads from a disk are cut in two: a request for a whole object is streamed by 8 KiB, one for a range is not."""
+    pair = icechunk.StorageConcurrencySettings(max_concurrent_requests_for_object=2, ideal_concurrent_request_size=1000)
+    return icechunk.StorageSettings(concurrency=pair)
 
 
 def _writable(path: str | Path) -> icechunk.Session:

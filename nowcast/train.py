@@ -32,7 +32,8 @@ from models import Nowcaster, build  # noqa: E402
 from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card  # noqa: E402
 from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
-from nowcast.windows import Batch, Windows, check_apart, loader  # noqa: E402
+from nowcast.spans import check_apart  # noqa: E402
+from nowcast.windows import Batch, Packed, Unpack, Windows, loader  # noqa: E402
 
 RESUME = "last.ckpt"
 STEP_TOLERANCE = 0.25
@@ -61,7 +62,7 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     folder.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
-    learner = Learner(_network(recipe), recipe.trainer)
+    learner = Learner(_network(recipe), recipe.trainer, train=fitting.unpack, valid=held_out.unpack)
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
@@ -76,9 +77,13 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
 class Learner(lightning.LightningModule):
     """A network and its optimiser; the loss is the network's own affair."""
 
-    def __init__(self, network: Nowcaster, settings: TrainerSettings) -> None:
+    def __init__(self, network: Nowcaster, settings: TrainerSettings, *, train: Unpack, valid: Unpack) -> None:
         super().__init__()
-        self.network, self.settings = network, settings
+        self.network, self.settings, self.unpack, self.unpack_valid = network, settings, train, valid
+
+    def on_after_batch_transfer(self, batch: Packed, index: int) -> Batch:
+        """Batches arrive as the stores keep them and become [0, 1] on the device."""
+        return self.unpack(batch) if self.trainer.training else self.unpack_valid(batch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         total = max(1, int(self.trainer.estimated_stepping_batches))
@@ -135,7 +140,7 @@ class Reporter(callbacks.Callback):
 def _data(recipe: Recipe) -> tuple[Windows, Windows]:
     fitting = Windows(recipe.train, recipe.windows, augment=True)
     held_out = Windows(recipe.valid, recipe.windows, augment=False)
-    check_apart(fitting, held_out)
+    check_apart(fitting.sources, held_out.sources)
     steps = fitting.step_seconds, held_out.step_seconds
     if abs(steps[0] - steps[1]) > STEP_TOLERANCE * steps[0]:
         raise ConfigError(f"Train and valid have different steps ({steps[0]} and {steps[1]} s); use one.")
@@ -168,7 +173,7 @@ def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.d
     settings = recipe.trainer
     batches = settings.batches_per_epoch if shuffle else settings.valid_batches
     return loader(windows, batch_size=settings.batch_size, workers=settings.workers, seed=settings.seed,
-                  shuffle=shuffle, batches=batches)  # fmt: skip
+                  shuffle=shuffle, batches=batches, packed=True)  # fmt: skip
 
 
 def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightning.Trainer:
@@ -216,12 +221,7 @@ def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
     scaling = fitting.scaling
-    spans = tuple(
-        {"store": span.store, "start": str(span.start), "end": str(span.end), "snapshot": fitting.versions[index],
-         "frames": len(fitting.frames(index)), "title": str(fitting.cube(index).attrs.get("title", "")),
-         "licence": str(fitting.cube(index).attrs.get("licence", ""))}
-        for index, span in enumerate(fitting.spans)
-    )  # fmt: skip
+    spans = tuple(source.facts() for source in fitting.sources)
     return Card(
         model=recipe.model, options=recipe.options, in_steps=recipe.windows.in_steps,
         out_steps=recipe.windows.out_steps, quantity=recipe.windows.quantity,

@@ -74,12 +74,17 @@ def _vil_table() -> np.ndarray:
 
 
 _VIL_OF_LEVEL = _vil_table()
+VIL_LEVELS = np.unique(_VIL_OF_LEVEL[:255])
+"""Every value that SEVIR's levels stand for, kg m-2, ascending; the lowest six levels are all 0."""
 
 
 def _vil_of_levels(*levels: int) -> tuple[float, ...]:
     """Thresholds given as SEVIR levels: exactly the float32 that a pixel of that level holds, so that it counts."""
     return tuple(_VIL_OF_LEVEL[list(levels)].tolist())
 
+
+COLOURS = ("red", "green", "blue")
+"""Channels of a colour video."""
 
 QUANTITIES = {
     quantity.name: quantity
@@ -99,6 +104,12 @@ QUANTITIES = {
                  "toa_brightness_temperature", (), Scaling("linear", -90.0, 50.0), 0.01),
         Quantity("lightning_flashes", "1", "lightning flashes per cell and step", None,
                  (1.0,), Scaling("linear", 0.0, 50.0), 0.01),
+        Quantity("intensity", "1", "grey level of a video, black to white", None,
+                 (), Scaling("linear", 0.0, 1.0), 1 / 255),
+        *(Quantity(colour, "1", f"{colour} level of a video", None, (), Scaling("linear", 0.0, 1.0), 1 / 255)
+          for colour in COLOURS),
+        *(Quantity(way, "1", f"crowd {way}, scaled to [-1, 1] by its source", None,
+                   (), Scaling("linear", -1.0, 1.0), 1e-4) for way in ("inflow", "outflow")),
     )
 }  # fmt: skip
 

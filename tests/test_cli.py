@@ -92,7 +92,7 @@ def test_the_doctor_names_what_to_fix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("ingest", "foo", "x", "--store", "y"), "Unknown reader 'foo'; known: knmi, fmi-pgm"),
+        (("ingest", "foo", "x", "--store", "y"), "Unknown reader 'foo'; known: hko7, sevir"),
         (("show", "nowhere"), "there is no store here; make one with `nowcast ingest`"),
         (("cycle", "operations/knmi.yaml", "leds=3"), "leds: unknown key; known here: title"),
         (("train", "nowhere.yaml"), "no such file; shipped:"),

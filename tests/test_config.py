@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast import config, cycle
+from nowcast.readers.weather import Simulator
 
 SHIPPED = sorted(config.shipped_folder().rglob("*.yaml"))
 
 
 def kind_of(path: Path) -> type[config.Frozen]:
-    return {"operations": config.Operations, "training": config.Recipe}[path.parent.name]
+    kinds = {"operations": config.Operations, "training": config.Recipe, "datasets": Simulator}
+    return kinds[path.parent.name]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -44,7 +46,7 @@ def test_a_mistake_is_one_sentence(override: str, sentence: str) -> None:
 
 
 def test_an_unknown_reader_lists_the_known_ones() -> None:
-    with pytest.raises(config.ConfigError, match=r"feed\.reader: Unknown reader 'foo'; known: knmi, fmi-pgm"):
+    with pytest.raises(config.ConfigError, match=r"feed\.reader: Unknown reader 'foo'; known: hko7, sevir"):
         cycle.load("operations/knmi.yaml", ["feed.reader=foo"])
 
 

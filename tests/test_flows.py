@@ -16,10 +16,11 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 import flows
-from flows import backfill, cycle, deployments, plugin, report, train, verify
+from flows import backfill, cycle, deployments, ingest, plugin, report, train, verify
 from nowcast import config
 from nowcast import cycle as chain
 from nowcast.cycle import Report
+from tests import fixtures
 
 RECIPE = """\
 name: tiny
@@ -145,6 +146,19 @@ def test_verify_scores_the_stores_of_the_chain(
     folder = operations.parent
     assert state.name == name
     assert seen == [((f"{folder}/frames", f"{folder}/forecasts", f"{folder}/scores"), (1.0, 5.0))]
+
+
+def test_ingest_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(ingest, "progress_bar", lambda key: None)
+    monkeypatch.setattr(ingest, "create_markdown_artifact", lambda key, markdown: shown.append(markdown))
+    source = fixtures.knmi(tmp_path / "feed" / "RAD_NL25_RAP_5min_201008260105.h5", end="2010-08-26T01:05").parent
+    done = ingest.ingest.fn("auto", [str(source)], str(tmp_path / "frames"), workers=0)
+    assert done.message == "1 frames taken, 0 items refused."
+    assert "| Frames taken | 1 |" in shown[0]
+    assert ingest.ingest.fn("knmi", [str(source)], str(tmp_path / "frames"), workers=0).name == "Skipped"
+    with pytest.raises(ValueError, match="does not exist"):
+        ingest.ingest.fn("knmi", [str(tmp_path / "nowhere")], str(tmp_path / "other"), workers=0)
 
 
 def test_backfill_hands_its_span_on(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:

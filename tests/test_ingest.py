@@ -13,7 +13,7 @@ import pytest
 
 from nowcast import cube, ingest, store
 from nowcast.readers import READERS, get
-from tests import fixtures
+from tests.sources import SOURCES
 
 SAMPLE = Path(ingest.__file__).parent / "sample"
 FRAMES = sorted(SAMPLE.glob("*.h5"))
@@ -166,13 +166,13 @@ def test_a_glob_is_a_source(feed: Path) -> None:
 
 
 def test_an_unknown_reader_lists_the_known_ones(feed: Path) -> None:
-    with pytest.raises(ValueError, match="Unknown reader 'foo'; known: knmi"):
+    with pytest.raises(ValueError, match="Unknown reader 'foo'; known: hko7"):
         ingest.ingest("foo", [feed], feed.parent / "frames")
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_every_source_goes_into_a_store_and_comes_out_whole(tmp_path: Path, reader: str) -> None:
-    source = fixtures.SOURCES[reader](tmp_path / "source")
+    source = SOURCES[reader](tmp_path / "source")
     first = ingest.ingest(reader, [source], tmp_path / "frames")
     assert first.taken > 0
     again = ingest.ingest(reader, [source], tmp_path / "frames")

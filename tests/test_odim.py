@@ -1,9 +1,11 @@
 import h5py
 import numpy as np
 import pytest
+from pyproj import Proj
 
 from nowcast.cube import BadInput
 from nowcast.grid import NORTH_UP, Grid
+from nowcast.packing import Packing
 from nowcast.readers import Item, odim
 from tests import fixtures
 from tests.fixtures import BELGIUM, DE1200, LAEA, LAMBERT_2008, PERIOD, ROOT, SWISS
@@ -43,6 +45,46 @@ def test_cirrus_reflectivity_has_its_quantity_beside_the_data(tmp_path):
     cube = odim.read(Item(path))
     np.testing.assert_array_equal(start(cube, "reflectivity", 4), [np.nan, -32, -32, 12.5])
     assert (cube.attrs["cadence_seconds"], cube.attrs["zr_a"], cube.attrs["zr_b"]) == (300, 200.0, 1.6)
+
+
+def test_cirrus_quality_lies_below_the_data_and_its_codes_are_its_own(tmp_path):
+    what = {"quantity": "DBZH", "gain": 1.0, "offset": 0.0, "nodata": -9999000.0, "undetect": -8888000.0}
+    path = fixtures.odim(tmp_path / "T_PABV21_C_EUOC_20241126010500.hdf",
+                         field((44, 38), 0.5, -8888000.0, -9999000.0), {
+        "what": ROOT | {"version": "H5rad 2.4", "date": "20241126", "time": "010500"}, "where": LAEA,
+        "dataset1/what": PERIOD | {"product": "MAX"}, "dataset1/data1/what": what,
+        # NIMBUS states no nodata here, CIRRUS does
+        "dataset1/data1/quality1/what": {"gain": 0.004, "offset": 0.1, "nodata": 0.5},
+        "dataset1/data1/quality1/how": {"task": "pl.imgw.quality.qi_total"},
+    })  # fmt: skip
+    with h5py.File(path, "a") as file:
+        file["dataset1/data1/quality1/data"] = np.full((44, 38), 0.5)
+    cube = odim.read(Item(path))
+    np.testing.assert_array_equal(start(cube, "reflectivity", 3), [0.5, -32, np.nan])
+    assert list(cube.data_vars) == ["reflectivity"]
+    assert cube["time"].values[0] == np.datetime64("2024-11-26T01:05")
+    grid = Grid.of(cube)
+    assert grid.shape == (44, 38)  # 4400 x 3800 of 1 km in earnest, on the same area as ODYSSEY
+    assert (grid.x[0] - 50_000, grid.y[0] + 50_000) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "quantity", "period", "factor"), [
+    ("T_PAAH22_C_EUOC_20241126010000.hdf", "RATE", ("010000", "010000"), 1),
+    ("T_PASH22_C_EUOC_20241126010000.hdf", "ACRR", ("000000", "010000"), 1),  # an hour
+])  # fmt: skip
+def test_nimbus_rate_and_hourly_accumulation(tmp_path, name, quantity, period, factor):
+    what = {"quantity": quantity, "gain": 1.0, "offset": 0.0, "nodata": -9999000.0, "undetect": -8888000.0}
+    times = {"startdate": "20241126", "starttime": period[0], "enddate": "20241126", "endtime": period[1]}
+    path = fixtures.odim(tmp_path / name, field((44, 38), -9999000.0, -8888000.0, 2.5), {
+        "what": ROOT | {"version": "H5rad 2.4", "date": "20241126", "time": "010000"}, "where": LAEA,
+        "how": {"zr_a": 200.0, "zr_b": 1.6}, "dataset1/what": times | {"product": "COMP"},
+        "dataset1/data1/what": what, "dataset1/data1/quality1/what": {"gain": 1.0, "offset": 0.0},
+    })  # fmt: skip
+    cube = odim.read(Item(path))
+    np.testing.assert_allclose(start(cube, "rainfall_rate", 3), [np.nan, 0, 2.5 * factor], rtol=1e-6)
+    assert cube["time"].values[0] == np.datetime64("2024-11-26T01:00")
+    assert (cube.attrs["cadence_seconds"], cube.attrs["zr_a"], cube.attrs["zr_b"]) == (900, 200.0, 1.6)
+    assert cube.attrs["odim_quantity"] == quantity
 
 
 def test_rmi_keeps_its_grid_in_the_dataset_and_states_no_codes(tmp_path):
@@ -85,6 +127,69 @@ def test_dwd_accumulation_becomes_rate_at_its_end(tmp_path):
     assert cube["rainfall_rate"].encoding["quantum"] == 0.12
     assert cube["time"].values[0] == np.datetime64("2025-09-09T06:35")
     assert cube.attrs["cadence_seconds"] == 300
+
+
+def test_dwd_hourly_sums_of_radolan(tmp_path):
+    """RW, since 2025 in ODIM_H5 too: tenths of a millimetre in an hour, every hour."""
+    what = {"quantity": "ACRR", "gain": 0.1, "offset": 0.0, "nodata": 65535.0, "undetect": 0.0}
+    period = {"startdate": "20250909", "starttime": "055000", "enddate": "20250909", "endtime": "065000"}
+    path = fixtures.odim(tmp_path / "composite_rw_20250909_0650-hd5", field((24, 22), 0, 65535, 25, dtype=np.uint16), {
+        "what": ROOT | {"date": "20250909", "time": "065000"}, "where": DE1200,
+        "dataset1/what": period, "dataset1/data1/what": what,
+    })  # fmt: skip
+    cube = odim.read(Item(path))
+    np.testing.assert_allclose(start(cube, "rainfall_rate", 3), [0, np.nan, 2.5], rtol=1e-6)
+    assert cube["rainfall_rate"].encoding["quantum"] == 0.1
+    grid = Grid.of(cube)
+    corners = [DE1200[f"{corner}_{axis}"] for axis in ("lon", "lat") for corner in ("LL", "UL", "UR", "LR")]
+    assert grid.misfit(*np.reshape(corners, (2, 4))) < 1e-3
+
+
+def test_meteo_france_accumulates_five_minutes(tmp_path):
+    """LAME_D_EAU: hundredths of a millimetre in 16 bits on a polar stereographic grid."""
+    projection = (
+        "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=45 +x_0=619652.074056 +y_0=3526818.337932 +a=6378137 +b=6356752"
+    )
+    grid = Grid.regular(projection, (50, 40), upper_left=(0.0, 0.0), pixel=(20_000.0, 20_000.0))
+    corners = {}
+    for name, x, y in (("LL", 0, -1e6), ("UL", 0, 0), ("UR", 8e5, 0), ("LR", 8e5, -1e6)):
+        corners[f"{name}_lon"], corners[f"{name}_lat"] = map(float, grid.lonlat(np.array(x), np.array(y)))
+    what = {"quantity": "ACRR", "gain": 0.01, "offset": 0.0, "nodata": 65535.0, "undetect": 0.0}
+    path = fixtures.odim(tmp_path / "T_IPRN20_C_LFPW_20240501120000.h5",
+                         field((50, 40), 65535, 0, 1, 100, dtype=np.uint16), {
+        "what": ROOT | {"date": "20240501", "time": "120000", "source": "ORG:85,CMT:Meteo-France"},
+        "where": {"projdef": projection, "xscale": 20_000.0, "yscale": 20_000.0, "xsize": 40, "ysize": 50} | corners,
+        "dataset1/what": {"product": "COMP", "startdate": "20240501", "starttime": "115500",
+                          "enddate": "20240501", "endtime": "120000"},
+        "dataset1/data1/what": what,
+    })  # fmt: skip
+    cube = odim.read(Item(path))
+    np.testing.assert_allclose(start(cube, "rainfall_rate", 4), [np.nan, 0, 0.12, 12], rtol=1e-6)
+    packing = Packing.wanted(cube["rainfall_rate"])
+    assert (packing.dtype, packing.scale) == (np.int16, 0.12)
+    assert (cube.attrs["cadence_seconds"], str(cube["time"].values[0])[:16]) == (300, "2024-05-01T12:00")
+    np.testing.assert_allclose((Grid.of(cube).x[0], Grid.of(cube).y[0]), (10_000, -10_000), atol=0.02)
+
+
+@pytest.mark.parametrize("lacking", ["gain offset", "nodata", "undetect", "gain offset nodata undetect"])
+def test_meteoswiss_may_leave_attributes_out(tmp_path, lacking):
+    what = {"quantity": "RATE", "gain": 1.0, "offset": 0.0, "nodata": np.nan, "undetect": np.inf}
+    data = field((64, 71), np.nan, 0.0, 2.4)
+    path = fixtures.odim(tmp_path / "RZC251001200VL.801.h5", data, {
+        "what": ROOT | {"date": "20250410", "time": "120000", "source": "ORG:215"}, "where": SWISS,
+        "dataset1/what": {"product": "COMP"},
+        "dataset1/data1/what": {key: value for key, value in what.items() if key not in lacking.split()},
+    })  # fmt: skip
+    cube = odim.read(Item(path))
+    np.testing.assert_allclose(start(cube, "rainfall_rate", 3), [np.nan, 0, 2.4], rtol=1e-6)
+    assert (cube.attrs["cadence_seconds"], str(cube["time"].values[0])[:16]) == (300, "2025-04-10T12:00")
+
+
+@pytest.mark.parametrize("quantity", ["POH", "MESHS", "HGHT"])
+def test_meteoswiss_hail_is_no_quantity_of_ours(tmp_path, quantity):
+    path = fixtures.odyssey(tmp_path / "BZC251001200VL.845.h5", quantity=quantity)
+    with pytest.raises(BadInput, match=rf"BZC251001200VL\.845\.h5: holds {quantity}; give one of RATE"):
+        odim.read(Item(path))
 
 
 def test_meteoswiss_states_kilometres_nan_and_infinity(tmp_path):
@@ -142,6 +247,39 @@ def test_half_dbz_steps_are_kept_for_packing(tmp_path):
     np.testing.assert_array_equal(start(cube, "reflectivity", 3), [-32, np.nan, 0])
 
 
+@pytest.mark.parametrize(("change", "dtype", "packed"), [
+    ({}, np.uint8, np.uint8),
+    ({"nodata": 254.0}, np.uint8, np.int16),  # 255 is a value
+    ({"offset": -31.5}, np.uint8, np.int16),  # -32, for no echo, lies below all values
+    ({"gain": 0.3}, np.uint8, None),  # the offset is no multiple
+    ({}, np.uint16, np.int16), ({"nodata": -1.0}, np.int16, np.int16), ({}, np.int32, np.int16), ({}, np.float32, None),
+])  # fmt: skip
+def test_every_code_survives_packing(tmp_path, change, dtype, packed):
+    what = {"quantity": "DBZH", "gain": 0.5, "offset": -32.0, "nodata": 255.0, "undetect": 0.0} | change
+    codes = np.zeros((44, 38), dtype)
+    codes.flat[:256] = np.arange(256)
+    codes.flat[256] = what["nodata"]
+    path = fixtures.odim(tmp_path / "a.h5", codes, {
+        "what": ROOT, "where": LAEA, "dataset1/what": PERIOD, "dataset1/data1/what": what})  # fmt: skip
+    variable = odim.read(Item(path))["reflectivity"]
+    want = np.maximum(codes * what["gain"] + what["offset"], -32.0)
+    want[codes == 0], want[codes == what["nodata"]] = -32.0, np.nan
+    np.testing.assert_allclose(variable.values[0], want, rtol=1e-6)
+    packing = Packing.wanted(variable)
+    assert packing is None if packed is None else packing.dtype == packed
+    if packing:
+        np.testing.assert_array_equal(packing.unpack(packing.pack(variable.values)), variable.values)
+
+
+def test_a_raster_that_no_composite_has_is_refused_unread(tmp_path):
+    path = fixtures.odyssey(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        del file["dataset1/data1/data"]
+        file["dataset1/data1"].create_dataset("data", shape=(2**20, 2**20), dtype=np.float64, chunks=(64, 64))
+    with pytest.raises(BadInput, match=r"holds rainfall_rate of \(1048576, 1048576\)"):
+        odim.read(Item(path))
+
+
 def test_find_leaves_out_dwd_forecasts(tmp_path):
     names = (
         "composite_rv_20250909_0635_000-hd5",
@@ -177,22 +315,50 @@ def _corners(projdef: str, left: float, bottom: float, right: float, top: float)
     return [degree for place in places for degree in grid.lonlat(*place)]
 
 
-@pytest.mark.skipif(not (fixtures.SHARED / "opera").is_dir(), reason="real files are not here")
+real = pytest.mark.skipif(not (fixtures.SHARED / "opera").is_dir(), reason="real files are not here")
+
+
+@real
 def test_real_files():
     items = list(odim.find(fixtures.SHARED / "opera"))
     assert len(items) == 12
-    cube = odim.read(items[1])
-    assert str(cube["time"].values[0])[:16] == "2018-08-24T18:15"
-    rate = cube["rainfall_rate"].values
-    assert np.nanmax(rate) == pytest.approx(_raw(items[1]).max())
-    assert np.isnan(rate).mean() == pytest.approx((_raw(items[1]) == -9999000).mean())
-    grid = Grid.of(cube)
-    assert (grid.x[0], grid.y[0], grid.x[-1], grid.y[-1]) == (1000, -1000, 3_799_000, -4_399_000)
-    names = [f"{corner}_{axis}" for axis in ("lon", "lat") for corner in ("LL", "UL", "UR", "LR")]
-    stated = np.array([LAEA[name] for name in names]).reshape(2, 4)
-    assert grid.misfit(*stated) < 1e-3
+    times = [np.datetime64("2018-08-24T18:00") + np.timedelta64(15 * place, "m") for place in range(12)]
+    for item, time in zip(items, times, strict=True):
+        cube, raw = odim.read(item), _raw(item)
+        rate = cube["rainfall_rate"].values[0]
+        assert cube["time"].values[0] == time
+        assert cube.attrs["cadence_seconds"] == 900
+        assert rate.shape == (2200, 1900)
+        np.testing.assert_array_equal(np.isnan(rate), raw == -9999000)
+        np.testing.assert_array_equal(rate[raw == -8888000], 0)
+        measured = raw >= 0
+        assert (measured | (raw == -9999000) | (raw == -8888000)).all()
+        np.testing.assert_allclose(rate[measured], raw[measured], rtol=1e-6)
+        grid = Grid.of(cube)
+        assert (grid.x[0], grid.y[0], grid.x[-1], grid.y[-1]) == (1000, -1000, 3_799_000, -4_399_000)
+        assert grid.misfit(*_stated_corners(item)) < 1e-3
 
 
 def _raw(item: Item) -> np.ndarray:
     with h5py.File(item.path) as file:
         return file["dataset1/data1/data"][()]
+
+
+def _stated_corners(item: Item) -> np.ndarray:
+    with h5py.File(item.path) as file:
+        where = file["where"].attrs
+        return np.array([[where[f"{corner}_{axis}"] for corner in ("LL", "UL", "UR", "LR")] for axis in ("lon", "lat")])
+
+
+@real
+def test_real_file_lies_where_pyproj_puts_it():
+    """Of a few pixels: projected by hand from the string in the file, from the upper left corner on."""
+    item = next(odim.find(fixtures.SHARED / "opera"))
+    with h5py.File(item.path) as file:
+        where = dict(file["where"].attrs)
+    project = Proj(where["projdef"].decode())
+    left, top = project(where["UL_lon"], where["UL_lat"])
+    grid = Grid.of(odim.read(item))
+    for row, column in ((0, 0), (1234, 567), (2199, 1899)):
+        want = project(left + (column + 0.5) * 2000, top - (row + 0.5) * 2000, inverse=True)
+        assert grid.lonlat(grid.x[column], grid.y[row]) == pytest.approx(want, abs=1e-6)

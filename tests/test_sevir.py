@@ -1,4 +1,5 @@
 import csv
+import os
 import shutil
 
 import h5py
@@ -7,10 +8,12 @@ import pytest
 
 from nowcast.cube import BadInput
 from nowcast.grid import SOUTH_UP, Grid
-from nowcast.readers import Item, sevir
+from nowcast.packing import Packing
+from nowcast.readers import ITEM_BYTES, Item, sevir
 from nowcast.units import level_from_vil, quantity, vil_from_level
 from tests import fixtures
 from tests.fixtures import sevir_catalog, sevir_file, sevir_row
+from tests.sources_benchmarks import sevir_clips
 
 DULUTH = (-92.1005, 46.7867)
 
@@ -49,6 +52,8 @@ def test_event_lies_where_the_catalogue_says(tmp_path):
 def test_origin_of_another_event(tmp_path):
     cube = only(root_with(tmp_path, "vil", images(), llcrnrlat=38.5301158, llcrnrlon=-95.44742733))
     assert (cube["origin_x"][0], cube["origin_y"][0]) == pytest.approx((222_000, 62_000), abs=0.01)
+    right, top = Grid.of(cube).project(np.array(-90.68311036), np.array(41.79258704))  # its upper right corner
+    assert (right - 222_000, top - 62_000) == pytest.approx((384_000, 384_000), abs=0.01)
 
 
 def test_time_is_the_last_axis_and_offsets_start_where_they_do(tmp_path):
@@ -67,16 +72,16 @@ def test_all_levels_survive_reading_packing_and_thresholding(tmp_path):
     stack = images()
     stack[0, :, :, 0] = np.arange(256).reshape(16, 16)
     variable = only(root_with(tmp_path, "vil", stack))["vil"]
-    quantum = np.float32(variable.encoding["quantum"])
-    steps = np.rint(variable.values[0] / quantum)
-    assert np.nanmax(steps) <= 32767
-    unpacked = (steps * quantum).astype(np.float32).ravel()
-    assert np.isnan(unpacked[255]) and not np.isnan(unpacked[:255]).any()
-    level = np.arange(255)
-    np.testing.assert_array_equal(np.rint(level_from_vil(unpacked[:255])), np.where(level <= 5, 0, level))
-    for values in (variable.values[0].ravel()[:255], unpacked[:255]):
-        for threshold, limit in zip(quantity("vil").thresholds, (16, 74, 133, 160, 181, 219), strict=True):
-            np.testing.assert_array_equal(values >= threshold, level >= limit)
+    packing = Packing.wanted(variable)
+    codes = packing.pack(variable.values)
+    assert codes.dtype == np.uint8
+    unpacked = packing.unpack(codes)
+    np.testing.assert_array_equal(unpacked, variable.values)  # bit for bit
+    values, level = unpacked[0].ravel()[:255], np.arange(255)
+    assert np.isnan(unpacked[0, 15, 15]) and not np.isnan(values).any()
+    np.testing.assert_array_equal(np.rint(level_from_vil(values)), np.where(level <= 5, 0, level))
+    for threshold, limit in zip(quantity("vil").thresholds, (16, 74, 133, 160, 181, 219), strict=True):
+        np.testing.assert_array_equal(values >= threshold, level >= limit)
 
 
 @pytest.mark.parametrize(("kind", "name", "raw", "value"), [
@@ -120,13 +125,37 @@ def test_lightning_is_binned_to_the_frame_that_ends_after_it(tmp_path):
 
 
 def test_lower_resolution_release_has_no_ids_and_every_second_frame(tmp_path):
-    root = fixtures.sevir(tmp_path, ids=["S1"])
-    path = next((tmp_path / "data").rglob("*.h5"))
-    with h5py.File(path, "w") as file:
-        file["vil"] = np.zeros((1, 128, 128, 25), np.uint8)
-    cube = only(root)
-    assert (np.diff(cube["time"].values) == np.timedelta64(10, "m")).all()
-    assert np.diff(cube["x"].values)[0] == 3000
+    root = tmp_path / "sevir_lr"
+    name = "vil/2018/SEVIR_VIL_STORMEVENTS_2018_0101_0630.h5"
+    offsets = ":".join(str(minute) for minute in range(-118, 123, 5))
+    days = ("2018-05-01 12:00:00", "2018-05-02 12:00:00")
+    sevir_catalog(root, [sevir_row(f"S{row}", name, row, time_utc=day, minute_offsets=offsets)
+                         for row, day in enumerate(days)])  # fmt: skip
+    stack = np.zeros((2, 128, 128, 25), np.uint8)
+    stack[1, 26, 66, :] = np.arange(20, 45)  # a third of Duluth's pixel
+    (root / "data" / name).parent.mkdir(parents=True)
+    with h5py.File(root / "data" / name, "w") as file:
+        file.create_dataset("vil", data=stack, chunks=(1, 128, 128, 25), compression="gzip")
+    first, second = (sevir.read(item) for item in sevir.find(root))
+    assert first.sizes == {"time": 25, "y": 128, "x": 128}
+    assert second["time"].values[0] == np.datetime64("2018-05-02T10:02")
+    assert (np.diff(second["time"].values) == np.timedelta64(10, "m")).all()
+    assert (np.diff(second["x"].values) == 3000).all() and second["x"].values[0] == 1500
+    np.testing.assert_array_equal(np.rint(level_from_vil(second["vil"].values[:, 26, 66])), np.arange(20, 45))
+    x, y = Grid.of(second).project(*map(np.array, DULUTH))
+    here = second["vil"].sel(x=x - second["origin_x"].values[0], y=y - second["origin_y"].values[0], method="nearest")
+    assert (here > 0).all()
+    assert not first["vil"].values.any()
+
+
+@pytest.mark.parametrize(("time_utc", "split"), [
+    ("2017-06-15 08:00:00", "train"), ("2019-01-01 00:00:00", "train"), ("2019-01-01 00:00:01", "valid"),
+    ("2019-06-01 00:00:00", "valid"), ("2019-06-01 00:01:00", "test"), ("2019-11-30 12:00:00", "test"),
+])  # fmt: skip
+def test_events_carry_the_split_of_the_benchmark(tmp_path, time_utc, split):
+    """Training ends with 2018, validation with May 2019: the first moment belongs to the one before."""
+    cube = only(root_with(tmp_path, "vil", images(), time_utc=time_utc))
+    assert set(cube["split"].values) == {split}
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -168,8 +197,25 @@ def test_events_are_in_order_of_time_and_listed_once(tmp_path):
     assert [item.key for item in sevir.find(root)] == ["R18010112345678", "S1"]  # S2 is there twice
 
 
-def test_share_of_missing_pixels_is_kept(tmp_path):
-    assert set(only(root_with(tmp_path, "vil", images(), pct_missing=0.2))["pct_missing"].values) == {0.2}
+@pytest.mark.parametrize(("text", "share"), [(0.2, 0.2), ("", 0.0), (1.0, 1.0)])
+def test_share_of_missing_pixels_is_kept(tmp_path, text, share):
+    assert set(only(root_with(tmp_path, "vil", images(), pct_missing=text))["pct_missing"].values) == {share}
+
+
+def test_gaps_of_the_catalogue_do_no_harm(tmp_path):
+    """Extremes may be empty, ids of random events are, and offsets of images may be missing too."""
+    row = {"data_min": "", "data_max": "", "episode_id": "", "event_id": "", "event_type": "", "minute_offsets": "nan"}
+    cube = only(root_with(tmp_path, "vil", images(), **row))
+    assert cube["time"].values[0] == np.datetime64("2019-06-01T10:00")
+
+
+@pytest.mark.parametrize("change", [
+    {"file_index": "x"}, {"time_utc": "yesterday"}, {"minute_offsets": "0:x"}, {"height_m": ""},
+    {"proj": "+proj=atlantis"},
+])  # fmt: skip
+def test_refuses_a_row_that_is_none(tmp_path, change):
+    with pytest.raises(BadInput, match=r"SEVIR_VIL_STORMEVENTS_2019_0101_0630\.h5: is damaged or not"):
+        only(root_with(tmp_path, "vil", images(), **change))
 
 
 def test_the_catalogue_is_read_once_for_each_version(tmp_path):
@@ -178,6 +224,157 @@ def test_the_catalogue_is_read_once_for_each_version(tmp_path):
     for item in sevir.find(root):
         sevir.read(item)
     assert sevir._books.cache_info().misses == 1
+
+
+# --- chunks of many events ------------------------------------------------------------------------
+
+
+def banded(tmp_path, chunks: tuple[int, ...] | None, count: int = 7):
+    """A file whose events differ by their level and are not in order of time."""
+    name = "vil/2018/SEVIR_VIL_RANDOMEVENTS_2018_0101_0430.h5"
+    stack = np.broadcast_to(np.arange(20, 20 + count)[:, None, None, None], (count, 16, 16, 49))
+    ids = [f"R{row}" for row in range(count)]
+    sevir_file(tmp_path / "data" / name, "vil", stack, ids, chunks=chunks, compression="gzip" if chunks else None)
+    sevir_catalog(tmp_path, [sevir_row(event, name, row, time_utc=f"2018-01-{28 - row * 5 % 7} 00:00:00")
+                             for row, event in enumerate(ids)])  # fmt: skip
+    return tmp_path
+
+
+def levels_of(root) -> list[int]:
+    return [round(float(level_from_vil(sevir.read(item)["vil"].values[0, 0, 0]))) for item in sevir.find(root)]
+
+
+def test_events_of_one_chunk_come_in_its_order_others_in_order_of_time(tmp_path):
+    rows = [int(item.key[1:]) for item in sevir.find(banded(tmp_path / "a", (7, 16, 16, 1)))]
+    assert rows == list(range(7))
+    rows = [int(item.key[1:]) for item in sevir.find(banded(tmp_path / "b", (1, 16, 16, 49)))]
+    assert rows == sorted(range(7), key=lambda row: 28 - row * 5 % 7)
+    assert [int(item.key[1:]) for item in sevir.find(banded(tmp_path / "c", None))] == rows
+
+
+@pytest.mark.parametrize("held", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("chunks", [(7, 16, 16, 1), (3, 8, 8, 7), (2, 16, 16, 49)])
+def test_events_of_one_chunk_are_read_together(tmp_path, monkeypatch, chunks, held):
+    root = banded(tmp_path, chunks)
+    monkeypatch.setattr(sevir, "BLOCK_BYTES", held * 16 * 16 * 49)
+    sevir._kept.clear()
+    read = []
+    getitem = h5py.Dataset.__getitem__
+
+    def counting(stack, key):
+        if stack.name == "/vil":
+            read.append(key)
+        return getitem(stack, key)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    assert levels_of(root) == list(range(20, 27))
+    assert len(read) == sum(-(-min(chunks[0], 7 - band) // held) for band in range(0, 7, chunks[0]))
+    assert all(key.stop - key.start <= held for key in read)
+    assert sum(block.nbytes for block in sevir._kept.values()) <= sevir.BLOCK_BYTES
+    items = list(sevir.find(root))
+    assert float(level_from_vil(sevir.read(items[0])["vil"].values[0, 0, 0])) == 20  # out of order too
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    root = banded(tmp_path, (7, 16, 16, 1))
+    assert levels_of(root)[0] == 20
+    path = next(root.rglob("*.h5"))
+    with h5py.File(path, "a") as file:
+        file["vil"][0] = 99
+    os.utime(path, ns=(10**18, 10**18))
+    assert levels_of(root)[0] == 99
+
+
+# --- clips without catalogue ----------------------------------------------------------------------
+
+
+def clip_stack(count: int, frames: int, first: int, dtype: type = np.uint8, side: int = 16) -> np.ndarray:
+    """Levels that count clips by tens and frames by ones."""
+    numbers = 20 + 30 * np.arange(count)[:, None] + first + np.arange(frames)
+    return np.broadcast_to(numbers[:, None, None, :], (count, side, side, frames)).astype(dtype)
+
+
+@pytest.mark.parametrize("kind", ["", "vil"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int16])
+def test_clips_are_sequences_named_by_file_and_row(tmp_path, kind, dtype):
+    path = tmp_path / "interim" / "nowcast_testing_003.h5"
+    sevir_clips(path, clip_stack(3, 13, 0, dtype), clip_stack(3, 12, 13, dtype), kind)
+    assert sevir.recognises(path)
+    cube = only(path)
+    assert cube.sizes == {"time": 75, "y": 16, "x": 16}
+    names = [f"nowcast_testing_003/{row}" for row in range(3)]
+    assert cube["sequence"].values.tolist() == [name for name in names for _ in range(25)]
+    assert set(cube["split"].values) == {"test"}
+    levels = np.rint(level_from_vil(cube["vil"].values[:, 3, 4]))
+    np.testing.assert_array_equal(levels, [20 + 30 * clip + frame for clip in range(3) for frame in range(25)])
+    assert (np.diff(cube["time"].values[:25]) == np.timedelta64(5, "m")).all()
+    assert cube["time"].values[25] == cube["time"].values[0]
+    grid = Grid.of(cube)
+    assert (grid.orientation, grid.x[0], grid.x[-1]) == (SOUTH_UP, 12_000, 372_000)
+    packing = Packing.wanted(cube["vil"])
+    np.testing.assert_array_equal(packing.unpack(packing.pack(cube["vil"].values)), cube["vil"].values)
+
+
+def test_clips_are_cut_into_items_by_rows(tmp_path, monkeypatch):
+    path = tmp_path / "nowcast_training.h5"
+    sevir_clips(path, clip_stack(7, 13, 0, side=384), clip_stack(7, 12, 13, side=384), chunks=(5, 96, 96, 3))
+    sevir._kept.clear()
+    items = list(sevir.find(tmp_path))
+    assert [item.key for item in items] == ["0:4", "4:7"]  # a clip is 15 MB of floats
+    cubes = [sevir.read(item) for item in items]
+    assert cubes[1]["sequence"].values[-1] == "nowcast_training/6"
+    assert set(cubes[1]["split"].values) == {"train"}
+    np.testing.assert_array_equal(np.rint(level_from_vil(cubes[1]["vil"].values[:25, 0, 0])), np.arange(140, 165))
+    assert all(cube["vil"].nbytes <= ITEM_BYTES for cube in cubes)
+    assert sum(block.nbytes for block in sevir._kept.values()) <= sevir.BLOCK_BYTES
+
+
+def test_clips_of_other_kinds_where_there_is_no_vil(tmp_path):
+    path = tmp_path / "nowcast_training_000.h5"
+    sevir_clips(path, np.full((2, 8, 8, 13), -3683, np.int16), kind="ir069")
+    cube = only(path)
+    assert cube["brightness_temperature_069"].shape == (26, 8, 8)
+    assert float(cube["brightness_temperature_069"][0, 0, 0]) == pytest.approx(-36.83)
+    sevir_clips(path, clip_stack(2, 13, 0), clip_stack(2, 12, 13), kind="vil")
+    assert "vil" in only(path)
+
+
+def test_clips_are_found_in_their_folder_and_events_in_the_root(tmp_path):
+    root = fixtures.sevir(tmp_path)
+    for name in ("nowcast_training_10.h5", "nowcast_training_9.h5", "nowcast_testing.h5", "synrad_testing.h5"):
+        sevir_clips(root / "data" / "interim" / name, clip_stack(1, 13, 0))
+    (root / "data" / "interim" / "nowcast_testing_META.csv").write_text("id\n")
+    found = [item.path.name for item in sevir.find(root / "data" / "interim")]
+    assert found == ["nowcast_testing.h5", "nowcast_training_9.h5", "nowcast_training_10.h5"]
+    assert {item.path.name for item in sevir.find(root)} == {"SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"}
+
+
+@pytest.mark.parametrize(("past", "future", "fault"), [
+    (np.zeros((2, 16, 16), np.uint8), None, r"has no event in row 0 of \(2, 16, 16\)"),
+    (np.zeros((2, 16, 16, 13), np.uint8), np.zeros((1, 16, 16, 12), np.uint8), "has IN of .* and OUT of"),
+    (np.full((1, 16, 16, 13), 0.5), None, "holds vil that is no level"),
+    (np.full((1, 16, 16, 13), -7.0), None, "holds vil that is no level"),
+    (np.full((1, 16, 16, 13), np.nan), None, "holds vil that is no level"),
+])  # fmt: skip
+def test_refuses_clips(tmp_path, past, future, fault):
+    with pytest.raises(BadInput, match=rf"nowcast_testing\.h5.*{fault}"):
+        only(sevir_clips(tmp_path / "nowcast_testing.h5", past, future))
+
+
+def test_refuses_clips_of_something_else(tmp_path):
+    path = tmp_path / "nowcast_testing.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros(3)
+    assert not sevir.recognises(path)
+    with pytest.raises(BadInput, match="has no IN, IN_vil or the like"):
+        list(sevir.find(path))
+    (item,) = sevir.find(tmp_path)  # one bad file in a folder is told of when it is read
+    with pytest.raises(BadInput, match="has no IN, IN_vil or the like"):
+        sevir.read(item)
+    sevir_clips(path, clip_stack(2, 13, 0))
+    for key, fault in (("5:9", "has no clips 5:9"), ("", "has no part")):
+        with pytest.raises(BadInput, match=fault):
+            sevir.read(Item(path, key))
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import pytest
 
 from nowcast.cube import BadInput
 from nowcast.grid import Grid
+from nowcast.packing import Packing
 from nowcast.readers import Item, shanghai2020
 from tests import fixtures
 
@@ -29,6 +30,15 @@ def test_levels_become_dbz(tmp_path):
     assert grid.lonlat(0, 0) == pytest.approx((121.885, 31.007))
 
 
+def test_every_level_survives_packing(tmp_path):
+    name = fixtures.shanghai_name(np.datetime64("2015-06-17T03:11:09"))
+    path = fixtures.png(tmp_path / name, np.resize(np.arange(256), (460, 460)))
+    variable = shanghai2020.read(Item(path))["reflectivity"]
+    packing = Packing.wanted(variable)
+    assert packing.dtype == np.uint8
+    np.testing.assert_array_equal(packing.unpack(packing.pack(variable.values)), variable.values)
+
+
 def test_finds_by_root_part_example_picture_and_folder_of_pictures(tmp_path):
     folders = [
         fixtures.shanghai(tmp_path, example, start=f"2015-06-17T0{example[-1]}:00:00") for example in ("10", "2")
@@ -51,6 +61,35 @@ def test_finds_by_published_list(tmp_path):
     items = list(shanghai2020.find(listing))
     assert [item.path for item in items] == folders[::-1]  # in the order of the list
     assert shanghai2020.read(items[0])["sequence"].values[0] == "train/8"
+
+
+def test_the_list_that_is_the_source_is_the_split(tmp_path):
+    folders = [fixtures.shanghai(tmp_path, example) for example in ("7", "8")]
+    for split, folder in (("valid", folders[0]), ("test", folders[1])):
+        listing = tmp_path / "lists" / f"Shanghai_2020_{split}_examples.txt"
+        listing.parent.mkdir(exist_ok=True)
+        listing.write_text(f"E:\\Shanghai_2020\\train\\examples\\{folder.name}\n")
+        cube = shanghai2020.read(*shanghai2020.find(listing))
+        assert (set(cube["split"].values), set(cube["sequence"].values)) == ({split}, {f"train/{folder.name}"})
+
+
+@pytest.mark.parametrize("place", ["", ".."])
+def test_lists_beside_the_examples_divide_them(tmp_path, place):
+    root = tmp_path / "Shanghai_2020"
+    folders = {example: fixtures.shanghai(root, example) for example in ("1", "2", "3", "4")}
+    for split, example in (("train", "1"), ("valid", "2"), ("test", "3")):
+        (root / place / f"Shanghai_2020_{split}_examples.txt").write_text(f"D:\\train\\examples\\{example}\r\n")
+    splits = {item.path.name: shanghai2020.read(item)["split"].values.tolist() for item in shanghai2020.find(root)}
+    assert splits == {"1": ["train"] * 20, "2": ["valid"] * 20, "3": ["test"] * 20, "4": [""] * 20}
+    assert {item.key for item in shanghai2020.find(folders["2"])} == {""}
+
+
+def test_without_lists_the_folder_is_the_split(tmp_path):
+    for part in ("train", "test"):
+        cube = shanghai2020.read(Item(fixtures.shanghai(tmp_path, part=part)))
+        assert (set(cube["split"].values), set(cube["sequence"].values)) == ({part}, {f"{part}/7"})
+    (picture, *_) = sorted((tmp_path / "train" / "data").iterdir())
+    assert "split" not in shanghai2020.read(Item(picture)).coords
 
 
 @pytest.mark.parametrize(("text", "fault"), [

@@ -94,7 +94,7 @@ def test_a_chunk_that_was_never_written_is_no_data(tmp_path: Path) -> None:
         (frame(1, grid=Grid(GRID.crs, GRID.y, GRID.x + 500)), "another x"),
         (frame(1, grid=Grid.regular("EPSG:3035", (4, 5), upper_left=(0, 400_000), pixel=(1000, 1000))), "projection"),
         (frame(1).rename(rainfall_rate="reflectivity"), "has no reflectivity"),
-        (frame(1, 5000.0), "beyond the 3932"),
+        (frame(1, 5000.0), "beyond what this store can hold, -3932"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, other: xr.Dataset, fault: str) -> None:

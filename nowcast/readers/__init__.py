@@ -5,23 +5,31 @@ A reader is a module with
 - ``TITLE`` and ``LICENCE``: one line each, carried into every store;
 - ``CADENCE``: seconds between frames of a live feed, or None where sequences are labelled or where
   each cube says it itself (``cadence_seconds``);
-- ``find(source) -> Iterator[Item]``: the readable items of a file or folder, in time order, found
-  from names alone, so that a folder of a year costs no decoding;
+- ``PATTERNS``: globs of the names of its files;
+- ``recognises(path) -> bool``: whether a file of such a name is really its own, from the names of its
+  folders and a look at its head; may raise on a damaged file, which counts as no;
+- ``find(source) -> Iterator[Item]``: the readable items of a file or folder, in time order or in that
+  of the source, from names and headers alone, so that a folder of a year costs no decoding;
 - ``read(item) -> Cube``: one item decoded, checked, in physical units; ``BadInput`` where it is not
-  what it says it is.
+  what it says it is. An item is small (``ITEM_BYTES``): a large file is many items, see ``parts``.
 
 Below the registry: what several readers need to open a file and to say what is wrong with it.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import h5py
@@ -33,13 +41,43 @@ from pyproj import CRS
 from nowcast.cube import BadInput
 
 READERS = {
-    "knmi": "knmi",
-    "fmi-pgm": "fmi_pgm",
-    "odim": "odim",
+    # radar benchmarks
     "hko7": "hko7",
     "sevir": "sevir",
     "shanghai2020": "shanghai2020",
+    "shanghai-radar": "shanghai_radar",
+    "meteonet": "meteonet",
+    "cikm2017": "cikm2017",
+    # composites of the weather services
+    "odim": "odim",
+    "knmi": "knmi",
+    "fmi-pgm": "fmi_pgm",
+    "fmi-geotiff": "fmi_geotiff",
+    "radolan": "radolan",
+    "mch-gif": "mch_gif",
+    "bom": "bom",
+    "mrms": "mrms",
+    # video benchmarks
+    "moving-mnist": "moving_mnist",
+    "kth": "kth",
+    "bair": "bair",
+    "human": "human",
+    "kitticaltech": "kitticaltech",
+    "taxibj": "taxibj",
+    "gs2pm": "gs2pm",
+    # made up
+    "simulator": "simulator",
+    # whatever follows a convention; last, so that ``detect`` asks the others first
+    "netcdf": "netcdf",
+    "zarr": "zarr_cf",
+    "geotiff": "geotiff",
 }
+"""Name -> module."""
+
+ITEM_BYTES = 2**26
+"""An item decodes to about this at most, as float32: what a worker holds in memory."""
+LOOKED_AT = 200
+"""Files of a folder that are looked at to find out what it is."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +103,9 @@ class Reader(Protocol):
     TITLE: str
     LICENCE: str
     CADENCE: int | None
+    PATTERNS: tuple[str, ...]
+
+    def recognises(self, path: Path) -> bool: ...
 
     def find(self, source: Path) -> Iterator[Item]: ...
 
@@ -80,6 +121,80 @@ def get(name: str) -> Reader:
     if name not in READERS:
         raise ValueError(f"Unknown reader {name!r}; known: {', '.join(READERS)}.")
     return import_module(f"nowcast.readers.{READERS[name]}")
+
+
+def detect(source: Path) -> str:
+    """The name of the reader that takes a file, or the first recognised file of a folder.
+
+    Raises:
+        BadInput: If none does; the message says what was looked for.
+    """
+    if not source.exists():
+        raise BadInput(source, "does not exist", "check the path")
+    for path in [source] if source.is_file() else islice(_named_alike(source), LOOKED_AT):
+        for name in READERS:
+            if _recognised(get(name), path):
+                return name
+    raise BadInput(source, "is of no known source", f"name a reader ({', '.join(READERS)}) to see what it misses")
+
+
+def _named_alike(folder: Path) -> Iterator[Path]:
+    """Files whose names some reader knows, folder by folder: the whole of a large archive is never listed."""
+    patterns = {pattern for name in READERS for pattern in get(name).PATTERNS}
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        known = (name for name in sorted(names) if not name.startswith(".") or name in patterns)
+        yield from (Path(place, name) for name in known if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _recognised(reader: Reader, path: Path) -> bool:
+    if not any(fnmatch(path.name, pattern) for pattern in reader.PATTERNS):
+        return False
+    try:
+        return reader.recognises(path)
+    except Exception:  # a damaged file is nobody's, whatever its decoder raises
+        return False
+
+
+# --- parts of large files -------------------------------------------------------------------------
+
+
+def parts(count: int, shape: tuple[int, ...], *, most: int | None = None) -> Iterator[str]:
+    """Keys ``0:32``, ``32:64`` ... that cut ``count`` frames (or clips) into items of bounded size.
+
+    Args:
+        count: Frames in all.
+        shape: Of one of them.
+        most: Frames in an item at most; None: as many as ``ITEM_BYTES`` holds.
+    """
+    step = max(1, ITEM_BYTES // (4 * math.prod(shape)))
+    step = min(step, most or step)
+    for start in range(0, count, step):
+        yield f"{start}:{min(start + step, count)}"
+
+
+def part(item: Item) -> slice:
+    """The frames that the key of an item names.
+
+    Raises:
+        BadInput: If it is not such a key.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", item.key)
+    if not match:
+        raise BadInput(item.path, f"has no part {item.key or '(none named)'}", "take items from find")
+    return slice(int(match[1]), int(match[2]))
+
+
+def optional(module: str, *, extra: str) -> ModuleType:
+    """Imports the library that decodes a format and is not installed with the package.
+
+    Raises:
+        ModuleNotFoundError: With the line that installs it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'nowcast-radar[{extra}]'") from None
 
 
 # --- finding files --------------------------------------------------------------------------------
@@ -125,7 +240,7 @@ def decoding(path: Path, form: str) -> Iterator[None]:
     """
     try:
         yield
-    except BadInput:
+    except (BadInput, ModuleNotFoundError):
         raise
     except FileNotFoundError:
         raise BadInput(path, "does not exist", "check the path") from None
@@ -142,12 +257,18 @@ def open_hdf5(path: Path, form: str) -> Iterator[h5py.File]:
     Raises:
         BadInput: If it is no HDF5 file, is truncated, or anything inside the block fails.
     """
-    with decoding(path, form):
+    with decoding(path, form), _opened(path) as file:
+        yield file
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError:
         path.open("rb").close()  # h5py calls an unreadable file "not HDF5"
         if not h5py.is_hdf5(path):
-            raise BadInput(path, "is not an HDF5 file", "fetch it again or choose another reader")
-        with h5py.File(path, "r") as file:
-            yield file
+            raise BadInput(path, "is not an HDF5 file", "fetch it again or choose another reader") from None
+        raise
 
 
 def member(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:

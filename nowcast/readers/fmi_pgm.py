@@ -23,6 +23,7 @@ from nowcast.readers import Item, decoding, files
 TITLE = "FMI radar composite of Finland, lowest reflectivity"
 LICENCE = "CC BY 4.0, Finnish Meteorological Institute (FMI)"
 CADENCE = 300
+PATTERNS = ("*.pgm", "*.pgm.gz")
 
 FORM = "an FMI radar composite in PGM"
 EARTH_RADIUS = 6_371_288.0
@@ -31,9 +32,14 @@ STEP, FLOOR = 0.5, -32.0
 MISSING = 255
 
 
+def recognises(path: Path) -> bool:
+    notes, _ = _split(path)
+    return {"obstime", "projection_name"} <= set(notes)
+
+
 def find(source: Path) -> Iterator[Item]:
     """The composites of a file or folder, in time order."""
-    yield from map(Item, files(source, "*.pgm", "*.pgm.gz"))
+    yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
@@ -51,7 +57,7 @@ def read(item: Item) -> xr.Dataset:
     values[levels == MISSING] = np.nan
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "FMI",
              "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip()}  # fmt: skip
-    cube = make({"reflectivity": values[None]}, [time], grid, cadence=CADENCE, quantum=STEP, attrs=attrs)
+    cube = make({"reflectivity": values[None]}, [time], grid, cadence=CADENCE, quantum=STEP, floor=FLOOR, attrs=attrs)
     return check(cube, item.path)
 
 

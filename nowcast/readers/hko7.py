@@ -1,7 +1,10 @@
 """HKO-7: reflectivity at 2 km around Hong Kong, 2009 to 2015, one grey PNG every six minutes.
 
-``radarPNG/YYYY/MM/DD/RADyymmddHHMM00.png`` with masks of usable pixels in ``radarPNG_mask``. A source may
-be the root, any folder in it, one picture, or a day list of the benchmark (lines ``YYYYMMDD, rain_mm``).
+``radarPNG/YYYY/MM/DD/RADyymmddHHMM00.png`` with masks of usable pixels in ``radarPNG_mask``. Where those
+are not there but ``mask_dat.npz`` is, the benchmark's rule makes them: neither excluded pixels nor echoes
+weaker than 9.6 dBZ. A source may be the root, any folder in it, one picture, or a day list of the
+benchmark (lines ``YYYYMMDD, rain_mm`` or more numbers). Where the benchmark's three day lists lie in the
+root, above it or in ``hko_data``, frames carry the split of their day.
 
 Two things are not documented. The stamps in the names are taken as UTC. The domain is taken as 512 km
 square around the radar on Tai Mo Shan, equidistant from it: good to a few kilometres on a map, and of
@@ -30,6 +33,7 @@ from nowcast.readers import Item, decoding, files, grey_png
 TITLE = "HKO-7 radar reflectivity around Hong Kong"
 LICENCE = "research use under an undertaking to the Hong Kong Observatory"
 CADENCE = 360
+PATTERNS = ("RAD*.png",)
 
 SHAPE = (480, 480)
 SIDE = 512_000.0
@@ -38,8 +42,17 @@ ZR = (58.53, 1.56)
 """a, b of Z = a R^b, fitted by the Observatory for this data set."""
 QUANTUM = 2 / 51
 """dBZ; divides both the step of a grey level (70/255) and the offset of -10."""
+DBZ = (7 * np.arange(256) - 255).astype(np.float32) * np.float32(QUANTUM)
+"""Of every grey level p: 70 p / 255 - 10."""
+WEAK = 71
+"""The benchmark's masks bar grey levels from 1 to below this: 0.28 of 255."""
+SPLITS = ("train", "valid", "test")
 TOLERATED_GAP = 2
 """Missing frames in a row that the benchmark accepts inside a clip."""
+
+
+def recognises(path: Path) -> bool:
+    return re.fullmatch(r"RAD\d{12}\.png", path.name) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
@@ -47,7 +60,7 @@ def find(source: Path) -> Iterator[Item]:
     if source.suffix == ".txt" and source.is_file():
         yield from map(Item, _listed(source))
     else:
-        yield from map(Item, files(source, "RAD*.png"))
+        yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
@@ -62,23 +75,27 @@ def read(item: Item) -> xr.Dataset:
     with decoding(item.path, "an HKO-7 picture"):
         year, month, day, hour, minute = re.findall("..", stamp[1])
         time = np.datetime64(f"20{year}-{month}-{day}T{hour}:{minute}", "s")
-    values = grey_png(item.path, SHAPE) * np.float32(70 / 255) - np.float32(10)
-    usable, kind = _usable(item.path)
-    values[~usable] = np.nan
+    levels = grey_png(item.path, SHAPE)
+    usable, kind = _usable(item.path, levels)
+    values = np.where(usable, DBZ[levels], np.float32(np.nan))
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Hong Kong Observatory",
              "zr_a": ZR[0], "zr_b": ZR[1], "tolerated_gap": TOLERATED_GAP, "mask": kind}  # fmt: skip
-    grid = Grid.regular(TAI_MO_SHAN, SHAPE, upper_left=(-SIDE / 2, SIDE / 2), pixel=(SIDE / SHAPE[1], SIDE / SHAPE[0]))
-    cube = make({"reflectivity": values[None]}, [time], grid, cadence=CADENCE, quantum=QUANTUM, attrs=attrs)
+    cube = make({"reflectivity": values[None]}, [time], _grid(), split=_split(item.path, f"20{stamp[1][:6]}"),
+                cadence=CADENCE, quantum=QUANTUM, attrs=attrs)  # fmt: skip
     return check(cube, item.path)
+
+
+@lru_cache(maxsize=1)
+def _grid() -> Grid:
+    return Grid.regular(TAI_MO_SHAN, SHAPE, upper_left=(-SIDE / 2, SIDE / 2), pixel=(SIDE / SHAPE[1], SIDE / SHAPE[0]))
+
+
+# --- days -----------------------------------------------------------------------------------------
 
 
 def _listed(path: Path) -> Iterator[Path]:
     """Pictures of the days in a list, which is in no order."""
-    with decoding(path, "a list of days"):
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    days = sorted(line[:8] for line in lines)
-    if not days or not all(re.fullmatch(r"\d{8}", day) for day in days):
-        raise BadInput(path, "is not a list of days", "give lines such as 20150107, 0.1")
+    days = sorted(_days(path, path.stat().st_mtime_ns))
     root = next((parent / "radarPNG" for parent in path.resolve().parents if (parent / "radarPNG").is_dir()), None)
     if root is None:
         raise BadInput(path, "has no folder radarPNG beside or above it", "put it there")
@@ -88,15 +105,40 @@ def _listed(path: Path) -> Iterator[Path]:
     yield from pictures
 
 
-def _usable(path: Path) -> tuple[np.ndarray, str]:
+@lru_cache(maxsize=8)
+def _days(path: Path, modified: int) -> frozenset[str]:
+    with decoding(path, "a list of days"):
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines or not all(re.match(r"\d{8}(\D|$)", line) for line in lines):
+        raise BadInput(path, "is not a list of days", "give lines such as 20150107, 0.1")
+    return frozenset(line[:8] for line in lines)
+
+
+def _split(path: Path, day: str) -> str | None:
+    """The split whose list names the day, "" if none does; None where there are no lists."""
+    for parent in path.absolute().parents:
+        for folder in (parent, parent / "hko_data"):
+            lists = {split: folder / f"hko7_rainy_{split}_days.txt" for split in SPLITS}
+            present = {split: found for split, found in lists.items() if found.is_file()}
+            if present:
+                named = (split for split, found in present.items() if day in _days(found, found.stat().st_mtime_ns))
+                return next(named, "")
+    return None
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def _usable(path: Path, levels: np.ndarray) -> tuple[np.ndarray, str]:
     """(row, column) pixels that may be used, and where that is known from."""
     mask = Path(*("radarPNG_mask" if part == "radarPNG" else part for part in path.parts)).with_suffix(".mask")
     if mask.is_file():
         return _unpacked(mask), "of the frame"
-    for parent in path.resolve().parents:
+    for parent in path.absolute().parents:
         for shared in (parent / "mask_dat.npz", parent / "hko_data" / "mask_dat.npz"):
             if shared.is_file():
-                return ~_excluded(shared), "exclude_mask of mask_dat.npz"
+                weak = (levels > 0) & (levels < WEAK)
+                return ~(_excluded(shared, shared.stat().st_mtime_ns) | weak), "by the rule, with mask_dat.npz"
     return np.ones(SHAPE, bool), "none"
 
 
@@ -107,7 +149,7 @@ def _unpacked(path: Path) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _excluded(path: Path) -> np.ndarray:
+def _excluded(path: Path, modified: int) -> np.ndarray:
     with decoding(path, "HKO-7's mask_dat.npz"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "created on Python 2"
         with np.load(path) as masks:

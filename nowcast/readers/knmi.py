@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -26,6 +27,7 @@ from nowcast.units import MARSHALL_PALMER
 TITLE = "KNMI radar composite of the Netherlands"
 LICENCE = "CC BY 4.0, Royal Netherlands Meteorological Institute (KNMI)"
 CADENCE = 300
+PATTERNS = ("*.h5",)
 
 FORM = "a KNMI radar composite"
 PROJECTION = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
@@ -37,9 +39,14 @@ MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", 
 METRES = {"KM": 1000.0, "M": 1.0}
 
 
+def recognises(path: Path) -> bool:
+    with h5py.File(path, "r") as file:
+        return "overview" in file and "image1/image_data" in file and "geographic" in file
+
+
 def find(source: Path) -> Iterator[Item]:
     """The composites of a file or folder, in time order."""
-    yield from map(Item, files(source, "*.h5"))
+    yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
@@ -54,15 +61,14 @@ def read(item: Item) -> xr.Dataset:
             raise BadInput(item.path, "holds a forecast of several images", "give the observed composite")
         start, end = (_time(attribute(overview, f"product_datetime_{edge}")) for edge in ("start", "end"))
         name, factor = _quantity(image, (end - start) / np.timedelta64(1, "s"))
-        values, gain = _values(image, name)
+        values, step = _values(image, name, factor)
         attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "KNMI",
                  "product": attribute(image, "image_product_name"),
                  "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
         grid = _grid(file, values.shape)
     # KNMI names a reflectivity composite after the start of its lowest scan
     moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
-    cube = make({name: values[None] * np.float32(factor)}, [moment], grid, cadence=period,
-                quantum=round(gain * factor, 9), attrs=attrs)  # fmt: skip
+    cube = make({name: values[None]}, [moment], grid, cadence=period, quantum=round(step, 9), attrs=attrs)
     return check(cube, item.path)
 
 
@@ -78,8 +84,8 @@ def _quantity(image: h5py.Group, seconds: float) -> tuple[str, float]:
     return "rainfall_rate", 3600 / seconds
 
 
-def _values(image: h5py.Group, name: str) -> tuple[np.ndarray, float]:
-    """Decoded (row, column) image in its own unit, NaN = no data, and the step of its quantisation."""
+def _values(image: h5py.Group, name: str, factor: float) -> tuple[np.ndarray, float]:
+    """Decoded (row, column) image, its own unit times ``factor``, NaN = no data, and the step of its quantisation."""
     calibration = member(image, "calibration")
     formula = str(attribute(calibration, "calibration_formulas"))
     match = FORMULA.fullmatch(formula.replace(" ", ""))
@@ -90,9 +96,13 @@ def _values(image: h5py.Group, name: str) -> tuple[np.ndarray, float]:
     if name == "reflectivity":
         absent -= {0}  # there KNMI calls a scanned pixel without echo "missing"
     raw = member(image, "image_data")[()]
-    values = (raw * gain + offset).astype(np.float32)
-    values[np.isin(raw, list(absent))] = np.nan
-    return values, gain
+    values = raw.astype(np.float32)
+    values *= np.float32(gain * factor)
+    if offset:
+        values += np.float32(offset * factor)
+    for code in absent:
+        np.copyto(values, np.nan, where=raw == code)
+    return values, gain * factor
 
 
 def _time(text: object) -> np.datetime64:
@@ -102,32 +112,33 @@ def _time(text: object) -> np.datetime64:
 
 
 def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
-    """The grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in place."""
     where = member(file, "geographic")
-    rows, columns, row, column, width, height = (
+    rows, columns, *numbers = (
         float(attribute(where, f"geo_{name}"))  # type: ignore[arg-type]
         for name in ("number_rows", "number_columns", "row_offset", "column_offset", "pixel_size_x", "pixel_size_y")
     )
-    if shape != (rows, columns) or height >= 0:
+    if shape != (rows, columns) or numbers[3] >= 0:
         raise BadInput(file.filename, f"has an image of {shape} on a grid of {(rows, columns)}", "fetch it again")
     unit = METRES[str(attribute(where, "geo_dim_pixel")).split(",")[0].upper()]
-    width, height = width * unit, height * unit
     own = str(attribute(member(where, "map_projection"), "projection_proj4_params"))
-    grids: list[tuple[float, Grid]] = []
-    for definition in (own, PROJECTION):
-        with suppress(ProjError, ValueError):
-            grid = Grid.regular(metric_crs(definition), (int(rows), int(columns)),
-                                upper_left=(column * width, row * height), pixel=(width, -height))  # fmt: skip
-            grids.append((_misfit(grid, where), grid))
-    misfit, grid = min(grids, key=lambda fit: fit[0])
+    corners = attribute(where, "geo_product_corners") if "geo_product_corners" in where.attrs else ()
+    misfit, grid = _placed(own, shape, tuple(numbers), unit, tuple(corners))  # type: ignore[arg-type]
     if misfit > 1:
         raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
     return grid
 
 
-def _misfit(grid: Grid, where: h5py.Group) -> float:
-    """In pixels; 0 where no corners are stated."""
-    if "geo_product_corners" not in where.attrs:
-        return 0.0
-    lon, lat = np.reshape(attribute(where, "geo_product_corners"), (4, 2)).T
-    return grid.misfit(lon, lat)
+@lru_cache(maxsize=8)
+def _placed(own: str, shape: tuple[int, int], numbers: tuple[float, ...], unit: float,
+            corners: tuple[float, ...]) -> tuple[float, Grid]:  # fmt: skip
+    """The grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in
+    place, and how far it lies from them, in pixels."""
+    row, column, width, height = numbers[0], numbers[1], numbers[2] * unit, numbers[3] * unit
+    grids: list[tuple[float, Grid]] = []
+    for definition in (own, PROJECTION):
+        with suppress(ProjError, ValueError):
+            grid = Grid.regular(metric_crs(definition), shape, upper_left=(column * width, row * height),
+                                pixel=(width, -height))  # fmt: skip
+            lon, lat = np.reshape(corners, (-1, 2)).T
+            grids.append((grid.misfit(lon, lat) if corners else 0.0, grid))
+    return min(grids, key=lambda fit: fit[0])

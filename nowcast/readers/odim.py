@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import xarray as xr
-from pyproj import CRS, Transformer
+from pyproj import CRS
 
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
@@ -26,6 +27,7 @@ from nowcast.readers import Item, attribute, files, metric_crs, natural, open_hd
 
 TITLE = "Radar composite in ODIM_H5"
 LICENCE = "as stated by the producer; see the attribute institution"
+PATTERNS = ("*.h5", "*.hdf", "*.hdf5", "*-hd5", "*.hd5")
 CADENCE = None
 """Differs by product: every cube carries its own, see ``_cadence``."""
 
@@ -33,6 +35,9 @@ FORM = "an ODIM_H5 composite"
 QUANTITIES = {"RATE": "rainfall_rate", "ACRR": "rainfall_rate", "DBZH": "reflectivity", "TH": "reflectivity"}
 FLOOR_DBZ = -32.0
 """Reflectivity of a scanned pixel without echo (undetect); the lowest that most producers can encode."""
+MISSING_8 = 255
+MOST_PIXELS = 2**26
+"""More are a damaged file."""
 HIGHEST = {"rainfall_rate": 1000.0, "reflectivity": 95.0}
 PRODUCT_CADENCE = ((r"T_PABV21_C_EUOC", 300), (r"T_PA[ABS]H2\d_C_EUOC", 900), (r"CPC\d{9}", 600))
 """Seconds between files where the period in the file is not it: CIRRUS, other OPERA, CombiPrecip."""
@@ -43,9 +48,14 @@ Lookup = Callable[[str, str], object]
 """(``what`` | ``where`` | ``how``, attribute) -> value, or None."""
 
 
+def recognises(path: Path) -> bool:
+    with h5py.File(path, "r") as file:
+        return "dataset1" in file and (b"ODIM" in np.bytes_(file.attrs.get("Conventions", "")) or "what" in file)
+
+
 def find(source: Path) -> Iterator[Item]:
     """The composites of a file or folder, in time order; DWD's extrapolations (``_005-hd5`` and later) are left out."""
-    for path in files(source, "*.h5", "*.hdf", "*.hdf5", "*-hd5", "*.hd5"):
+    for path in files(source, *PATTERNS):
         lead = re.search(r"_(\d{3})-hd5$", path.name)
         if path == source or not lead or lead[1] == "000":
             yield Item(path)
@@ -68,12 +78,15 @@ def read(item: Item) -> xr.Dataset:
         if kind == "ACRR" and seconds <= 0:
             raise BadInput(item.path, "is an accumulation over no time", "give one with start and end time")
         factor = 3600 / seconds if kind == "ACRR" else 1.0
-        values, step = _values(data["data"], lookup, QUANTITIES[kind])
+        values, step, floor = _values(data["data"], lookup, QUANTITIES[kind])
         grid = _grid(lookup, values.shape, item.path)
         time, attrs = _time(lookup, kind), _attrs(lookup, kind, item.path)
     name = QUANTITIES[kind]
-    cube = make({name: values[None] * np.float32(factor)}, [time], grid, quantum=_quantum(name, step * factor),
-                cadence=_cadence(item.path.name, kind, seconds), attrs=attrs)  # fmt: skip
+    if factor != 1:
+        values *= np.float32(factor)
+    quantum, floor = _packing(name, step * factor, floor)
+    cube = make({name: values[None]}, [time], grid, cadence=_cadence(item.path.name, kind, seconds), quantum=quantum,
+                floor=floor, attrs=attrs)  # fmt: skip
     return check(cube, item.path)
 
 
@@ -121,23 +134,57 @@ def _number(lookup: Lookup, part: str, name: str, default: float) -> float:
 # --- values ---------------------------------------------------------------------------------------
 
 
-def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, float]:
-    """Decoded (row, column) float32 in the file's unit, and the step of its quantisation; 0 where it is float."""
+@dataclass(frozen=True)
+class _Coding:
+    """How numbers stand for values."""
+
+    gain: float
+    offset: float
+    nodata: float
+    undetect: float
+    floor: float
+    """Value of no echo, and the lowest one."""
+
+    def values(self, raw: np.ndarray) -> np.ndarray:
+        """float32, NaN = no data."""
+        plain = self.gain == 1 and self.offset == 0
+        values = (raw if plain else raw * self.gain + self.offset).astype(np.float32)
+        if self.floor < 0:  # reflectivity: fainter than the floor is as good as no echo
+            np.maximum(values, np.float32(self.floor), out=values)
+        for code, meaning in ((self.undetect, self.floor), (self.nodata, np.nan)):
+            if not np.isnan(code):
+                values[raw == code] = meaning
+        return values
+
+
+def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, float, float | None]:
+    """Decoded (row, column) float32 in the file's unit; the step of its quantisation, 0 where it is float; and the
+    lowest of its values where they fit 8 bits."""
+    if data.ndim != 2 or data.size > MOST_PIXELS:
+        raise BadInput(data.file.filename, f"holds {name} of {data.shape}", "give a composite")
+    floor = FLOOR_DBZ if name == "reflectivity" else 0.0
+    coding = _Coding(_number(lookup, "what", "gain", 1.0), _number(lookup, "what", "offset", 0.0),
+                     _number(lookup, "what", "nodata", np.nan), _number(lookup, "what", "undetect", np.nan),
+                     floor)  # fmt: skip
     raw = data[()]
-    gain, offset = _number(lookup, "what", "gain", 1.0), _number(lookup, "what", "offset", 0.0)
-    nodata, undetect = (_number(lookup, "what", code, np.nan) for code in ("nodata", "undetect"))
-    values = (raw * gain + offset).astype(np.float32)
-    if name == "reflectivity":  # fainter than the floor is as good as no echo
-        values = np.maximum(values, np.float32(FLOOR_DBZ))
-    values[raw == undetect] = FLOOR_DBZ if name == "reflectivity" else 0.0
-    values[raw == nodata] = np.nan
-    aligned = name != "reflectivity" or (FLOOR_DBZ / gain).is_integer()
-    return values, gain if raw.dtype.kind in "iu" and offset % gain == 0 and aligned else 0.0
+    if raw.dtype.kind not in "iu":
+        return coding.values(raw), 0.0, None
+    if raw.dtype.itemsize > 2:
+        values = coding.values(raw)
+    else:  # by a table of all codes: no large floats in between
+        limits = np.iinfo(raw.dtype)
+        table = coding.values(np.arange(limits.min, limits.max + 1))
+        values = table[raw.astype(np.int32) - limits.min if limits.min else raw]
+    if coding.offset % coding.gain or not (floor / coding.gain).is_integer():
+        return values, 0.0, None
+    whole = raw.dtype == np.uint8 and coding.offset == floor and coding.nodata == MISSING_8
+    return values, coding.gain, floor if whole else None
 
 
-def _quantum(name: str, step: float) -> float | None:
-    """Packing step for the store; None where 16 bits of it would not reach the highest value to expect."""
-    return round(step, 9) if step * np.iinfo(np.int16).max >= HIGHEST[name] else None
+def _packing(name: str, step: float, floor: float | None) -> tuple[float | None, float | None]:
+    """``quantum`` and ``floor`` for the store; None where 16 bits would not reach the highest value to expect."""
+    reaches = floor is not None or step * np.iinfo(np.int16).max >= HIGHEST[name]
+    return (round(step, 9), floor) if reaches else (None, None)
 
 
 def _attrs(lookup: Lookup, kind: str, path: Path) -> dict[str, object]:
@@ -211,7 +258,7 @@ def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> Grid:
 def _measure(crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int],
              path: Path) -> tuple[tuple[float, float], tuple[float, float]]:  # fmt: skip
     """Upper left corner, and width and height of a pixel, from the corners in degrees."""
-    x, y = Transformer.from_crs(4326, crs, always_xy=True).transform(lon, lat)
+    x, y = Grid(crs, np.zeros(1), np.zeros(1)).project(lon, lat)
     if not np.isfinite([x, y]).all():
         raise BadInput(path, "does not state all four corners", "ask the producer")
     left, right, bottom, top = x[:2].mean(), x[2:].mean(), y[[0, 3]].mean(), y[1:3].mean()

@@ -5,16 +5,27 @@
 One event and kind is one sequence. Its ``y``, ``x`` are local metres from the lower left corner; on the
 event's projection they lie at ``origin_x + x``, ``origin_y + y``. Rows run north.
 
-Events that the catalogue lists twice for a kind are left out, as in the reference loaders.
+Events that the catalogue lists twice for a kind are left out, as in the reference loaders. Events carry
+the split of the benchmark that Earthformer set up, by their time. SEVIR-LR, of every second frame and the
+largest of 3 x 3 pixels, has the same layout.
 
-Source: Veillette et al. (2020), SEVIR: a storm event imagery dataset, NeurIPS.
+Without catalogue: ``nowcast_training.h5``, ``nowcast_testing.h5`` and the numbered ones of the SEVIR
+challenges, clips of 13 + 12 frames cut from events. A clip is a sequence named by its file and row, its
+frames count from 1970, and its place is not known. Other kinds than ``vil`` are taken where that is not
+in the file.
+
+Source: Veillette et al. (2020), SEVIR: a storm event imagery dataset, NeurIPS; Gao et al. (2022),
+Earthformer, NeurIPS.
 """
 
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -26,28 +37,38 @@ import xarray as xr
 
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
-from nowcast.readers import Item, decoding, member, metric_crs, open_hdf5
-from nowcast.units import quantity, vil_from_level
+from nowcast.readers import Item, decoding, member, metric_crs, natural, open_hdf5, part, parts
+from nowcast.units import VIL_LEVELS, vil_from_level
 
 TITLE = "SEVIR storm events"
 LICENCE = "open data, MIT Lincoln Laboratory (registry.opendata.aws/sevir)"
 CADENCE = None
+PATTERNS = ("CATALOG.csv", "SEVIR_*.h5", "nowcast_training*.h5", "nowcast_testing*.h5")
 
 CATALOG = "CATALOG.csv"
 FORM = "a SEVIR event file"
 KINDS = {
-    "vil": ("vil", quantity("vil").resolution),
+    "vil": ("vil", None),
     "vis": ("visible_reflectance", 1e-4),
     "ir069": ("brightness_temperature_069", 1e-2),
     "ir107": ("brightness_temperature_107", 1e-2),
     "lght": ("lightning_flashes", 1.0),
 }
-"""Kind -> Cube variable, and the step of its quantisation (of vil: one that keeps its uneven levels apart)."""
+"""Kind -> Cube variable and the step of its quantisation; the levels of vil are uneven."""
 MISSING = np.iinfo(np.int16).min
 FLASH_CELLS = 48
 FIVE_MINUTES = 300
 OFFSETS = ":".join(str(minute) for minute in range(-120, 121, 5))
 """Of lightning, for which the catalogue states none."""
+TRAIN_UNTIL, VALID_UNTIL = np.datetime64("2019-01-01"), np.datetime64("2019-06-01")
+"""Last moments of the benchmark's splits, which belong to them."""
+CLIPS = re.compile(r"nowcast_(training|testing)\w*\.h5")
+PROJECTION, SIDE = "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere", 384_000.0
+"""Of all events: their own are local to it."""
+BLOCK_BYTES = 2**28
+"""Events kept at most of a file whose chunks hold many events, which must be unpacked together."""
+MOST_VALUES = 2**26
+"""Of an event; more are a damaged file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +89,19 @@ class Event:
     pct_missing: str
 
 
+def recognises(path: Path) -> bool:
+    if CLIPS.fullmatch(path.name):
+        with h5py.File(path, "r") as file:
+            return _clip_kind(file) is not None
+    return bool(_books(_catalog_of(path), _catalog_of(path).stat().st_mtime_ns))
+
+
 def find(source: Path) -> Iterator[Item]:
-    """The events whose files are there, in order of time."""
+    """The events whose files are there, in order of time; those of a file of large chunks in its order."""
     source = source.absolute()
+    if clips := _clip_files(source):
+        yield from (item for path in clips for item in _clip_items(path, alone=path == source))
+        return
     catalog = _catalog_of(source)
     events = [event for book in _books(catalog, catalog.stat().st_mtime_ns).values() for event in book.values()]
     if source.is_file() and source != catalog:
@@ -81,9 +112,8 @@ def find(source: Path) -> Iterator[Item]:
         places = _present({event.file_name for event in events if event.img_type == kind}, folder, catalog)
     if not places:
         raise BadInput(source, f"holds no event that {CATALOG} lists", "name the root, data/<kind> or a file of SEVIR")
-    for event in sorted(events, key=lambda event: (event.time_utc, event.id)):
-        if event.file_name in places:
-            yield Item(places[event.file_name], event.id)
+    for event in _in_order([event for event in events if event.file_name in places], places):
+        yield Item(places[event.file_name], event.id)
 
 
 def read(item: Item) -> xr.Dataset:
@@ -94,20 +124,30 @@ def read(item: Item) -> xr.Dataset:
     Raises:
         BadInput: If the file does not hold the event as the catalogue says.
     """
+    if CLIPS.fullmatch(item.path.name):
+        return _clips(item)
     event = _event(item)
-    name, step = KINDS[event.img_type]
     with open_hdf5(item.path, FORM) as file:
         minutes = np.array([float(minute) for minute in _offsets(event).split(":")])
         values = _flashes(file, event, minutes) if event.img_type == "lght" else _images(file, event)
         minutes = _thinned(minutes, values.shape[0], item.path)
         grid, origin = _grid(event, values.shape[1:])
-        time = np.datetime64(event.time_utc.replace(" ", "T"), "s") + (minutes * 60).astype("timedelta64[s]")
+        moment = np.datetime64(event.time_utc.replace(" ", "T"), "s")
         missing = float(event.pct_missing or 0)
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "MIT Lincoln Laboratory"}
-    cube = make({name: values}, time, grid, sequence=event.id, quantum=step, attrs=attrs)
+    split = "train" if moment <= TRAIN_UNTIL else "valid" if moment <= VALID_UNTIL else "test"
+    time = moment + (minutes * 60).astype("timedelta64[s]")
+    cube = _cube(event.img_type, values, time, grid, item, sequence=event.id, split=split)
     labels = {"origin_x": origin[0], "origin_y": origin[1], "pct_missing": missing}
     cube = cube.assign_coords({key: ("time", np.full(len(time), value)) for key, value in labels.items()})
     return check(cube, item)
+
+
+def _cube(kind: str, values: np.ndarray, time: np.ndarray, grid: Grid, item: Item, *, sequence: str | list[str],
+          split: str) -> xr.Dataset:  # fmt: skip
+    name, step = KINDS[kind]
+    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "MIT Lincoln Laboratory"}
+    return make({name: values}, time, grid, sequence=sequence, split=split, quantum=step,
+                levels=VIL_LEVELS if step is None else None, attrs=attrs)  # fmt: skip
 
 
 # --- the catalogue --------------------------------------------------------------------------------
@@ -164,22 +204,93 @@ def _base(file_name: str) -> str:
     return PurePosixPath(file_name).name
 
 
+def _in_order(events: list[Event], places: dict[str, Path]) -> list[Event]:
+    """By time; but the events of a file whose chunks hold many of them in its order, from the first one's time."""
+    banded = {name for name, path in places.items() if _is_banded(path)}
+    first: dict[str, str] = {}
+    for event in events:
+        if event.file_name in banded:
+            first[event.file_name] = min(event.time_utc, first.get(event.file_name, event.time_utc))
+
+    def order(event: Event) -> tuple:
+        if event.file_name in banded:
+            return first[event.file_name], event.file_name, natural(event.file_index), event.id
+        return event.time_utc, "", [], event.id
+
+    return sorted(events, key=order)
+
+
+def _is_banded(path: Path) -> bool:
+    with suppress(Exception), h5py.File(path, "r") as file:  # what is wrong with the file, reading tells
+        return any(_band(file[kind]) > 1 for kind in KINDS if kind in file)
+    return False
+
+
 # --- one event ------------------------------------------------------------------------------------
 
 
 def _images(file: h5py.File, event: Event) -> np.ndarray:
     """(time, y, x) float32 in physical units, NaN = missing; one event only is read."""
     stack, row = member(file, event.img_type), int(event.file_index)
-    if stack.ndim != 4 or not 0 <= row < stack.shape[0]:
-        raise BadInput(file.filename, f"has no event in row {row} of {stack.shape}", "download it again")
+    _check_stack(stack, row)
     if "id" in file and (found := file["id"][row].decode().strip()) != event.id:  # SEVIR-LR keeps no ids
         raise BadInput(file.filename, f"holds {found} in row {row}, not {event.id}", "get its own catalogue")
-    raw = np.ascontiguousarray(np.moveaxis(stack[row], -1, 0))
-    if event.img_type == "vil":
+    return _decoded(np.ascontiguousarray(np.moveaxis(_row(stack, row), -1, 0)), event.img_type, file.filename)
+
+
+def _check_stack(stack: h5py.Dataset, row: int) -> None:
+    if stack.ndim != 4 or not 0 <= row < stack.shape[0] or not 0 < math.prod(stack.shape[1:]) <= MOST_VALUES:
+        raise BadInput(stack.file.filename, f"has no event in row {row} of {stack.shape}", "download it again")
+
+
+def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray:
+    """Stored numbers -> float32 in physical units, NaN = missing."""
+    if kind == "vil":
+        if raw.dtype != np.uint8:  # clips are often kept as floats
+            with np.errstate(invalid="ignore"):
+                levels = raw.astype(np.uint8)
+            if (levels != raw).any():
+                raise BadInput(where, "holds vil that is no level from 0 to 255", "give unscaled data")
+            raw = levels
         return vil_from_level(raw)
-    values = raw * np.float32(KINDS[event.img_type][1])
+    values = np.multiply(raw, np.float32(KINDS[kind][1] or 1), dtype=np.float32)
     values[raw == MISSING] = np.nan  # colder than absolute zero: can only stand for no data
     return values
+
+
+_kept: dict[tuple, np.ndarray] = {}
+"""Blocks of events of banded files; see ``_row``."""
+
+
+def _band(stack: h5py.Dataset) -> int:
+    """Events that lie in one chunk together."""
+    return stack.chunks[0] if stack.chunks else 1
+
+
+def _row(stack: h5py.Dataset, row: int, *, shared: int = 1) -> np.ndarray:
+    """One event as stored. Where chunks hold many, as many as memory allows are read and kept for the next calls.
+
+    Args:
+        stack: (event, y, x, time).
+        row: Of the event.
+        shared: Stacks of one file that are read in turn.
+    """
+    band = _band(stack)
+    if band == 1:
+        return stack[row]
+    size = stack.dtype.itemsize * math.prod(stack.shape[1:])
+    most = max(1, BLOCK_BYTES // shared // size)
+    first = row - row % band
+    first += (row - first) // most * most
+    last = min(first + most, row - row % band + band, stack.shape[0])
+    stat = Path(stack.file.filename).stat()
+    key = (stack.file.filename, stat.st_size, stat.st_mtime_ns, stack.name, first)
+    block = _kept.get(key)
+    if block is None:
+        for old in list(_kept)[: max(0, len(_kept) + 1 - shared)]:
+            _kept.pop(old, None)
+        block = _kept[key] = stack[first:last]
+    return block[row - first]
 
 
 def _flashes(file: h5py.File, event: Event, minutes: np.ndarray) -> np.ndarray:
@@ -209,8 +320,75 @@ def _thinned(minutes: np.ndarray, frames: int, path: Path) -> np.ndarray:
 
 def _grid(event: Event, shape: tuple[int, ...]) -> tuple[Grid, tuple[float, float]]:
     """South-up local grid of pixel centres, and its lower left corner on the projection."""
-    height, width = float(event.height_m) / shape[0], float(event.width_m) / shape[1]
-    y, x = (np.arange(shape[0]) + 0.5) * height, (np.arange(shape[1]) + 0.5) * width
-    grid = Grid(metric_crs(event.proj.strip()), y, x)
+    grid = _local(event.proj.strip(), shape, (float(event.height_m), float(event.width_m)))
     left, bottom = grid.project(np.array(float(event.llcrnrlon)), np.array(float(event.llcrnrlat)))
     return grid, (float(left), float(bottom))
+
+
+@lru_cache(maxsize=8)
+def _local(projection: str, shape: tuple[int, ...], extent: tuple[float, float]) -> Grid:
+    y, x = ((np.arange(count) + 0.5) * (length / count) for count, length in zip(shape, extent, strict=True))
+    return Grid(metric_crs(projection), y, x)
+
+
+# --- clips without catalogue ----------------------------------------------------------------------
+
+
+def _clip_files(source: Path) -> list[Path]:
+    """Those of a source that is not the root of SEVIR itself."""
+    if source.is_file():
+        return [source] if CLIPS.fullmatch(source.name) else []
+    if not source.is_dir() or (source / CATALOG).is_file():
+        return []
+    return sorted((path for path in source.rglob("nowcast_*.h5") if CLIPS.fullmatch(path.name)),
+                  key=lambda path: natural(path.name))  # fmt: skip
+
+
+def _clip_kind(file: h5py.File) -> tuple[str, list[str]] | None:
+    """Kind of image, and its datasets in order of time."""
+    for kind, ending in (("vil", ""), *((kind, f"_{kind}") for kind in KINDS)):
+        if f"IN{ending}" in file:
+            return kind, [name for name in (f"IN{ending}", f"OUT{ending}") if name in file]
+    return None
+
+
+def _clip_stacks(file: h5py.File) -> tuple[str, list[h5py.Dataset]]:
+    found = _clip_kind(file)
+    if found is None:
+        raise BadInput(file.filename, "has no IN, IN_vil or the like", "choose the reader for this file")
+    stacks = [file[name] for name in found[1]]
+    for stack in stacks:
+        _check_stack(stack, 0)
+        if stack.shape[:3] != stacks[0].shape[:3]:
+            raise BadInput(file.filename, f"has IN of {stacks[0].shape} and OUT of {stack.shape}", "make it again")
+    return found[0], stacks
+
+
+def _clip_items(path: Path, *, alone: bool) -> list[Item]:
+    try:
+        with open_hdf5(path, FORM) as file:
+            _, stacks = _clip_stacks(file)
+            frames = sum(stack.shape[3] for stack in stacks)
+            return [Item(path, key) for key in parts(stacks[0].shape[0], (frames, *stacks[0].shape[1:3]))]
+    except BadInput:  # of one bad file in a folder its item will tell
+        if alone:
+            raise
+        return [Item(path)]
+
+
+def _clips(item: Item) -> xr.Dataset:
+    with open_hdf5(item.path, FORM) as file:
+        kind, stacks = _clip_stacks(file)
+        rows = range(stacks[0].shape[0])[part(item)]
+        if not rows:
+            raise BadInput(item.path, f"has no clips {item.key}", "take items from find")
+        raw = np.stack([np.concatenate([_row(stack, row, shared=len(stacks)) for stack in stacks], axis=-1)
+                        for row in rows])  # fmt: skip
+        frames = raw.shape[-1]
+        raw = np.moveaxis(raw, -1, 1).reshape(-1, *raw.shape[1:3])
+        values = _decoded(raw, kind, item)
+        grid = _local(PROJECTION, values.shape[1:], (SIDE, SIDE))
+    time = np.tile(np.datetime64(0, "s") + np.arange(frames) * FIVE_MINUTES, len(rows))
+    split = "train" if item.path.name.startswith("nowcast_training") else "test"
+    names = [f"{item.path.stem}/{row}" for row in rows for _ in range(frames)]
+    return check(_cube(kind, values, time, grid, item, sequence=names, split=split), item)

@@ -1,0 +1,36 @@
+"""Converts archives, benchmarks and videos into stores: once, in parallel, and on again where it was cut off."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed, State
+from pydantic import Field
+
+from flows.report import ingested, progress_bar, skipped
+from nowcast.config import QualitySettings
+
+
+@flow(name="ingest")
+def ingest(reader: str, sources: list[str], store: str, workers: int = Field(0, ge=0), scheduler: str | None = None,
+           quality: QualitySettings = QualitySettings()) -> State:  # noqa: B008  # fmt: skip
+    """Brings files into a store; what is there already is not read again.
+
+    Args:
+        reader: Name of the source: knmi, sevir, kth, ...; auto finds it.
+        sources: Files, folders or globs.
+        store: Folder, or s3://bucket/prefix.
+        workers: Processes of a Dask cluster on the machine of the run; 0: none.
+        scheduler: A Dask cluster that runs already, tcp://host:port.
+        quality: What is checked at the door.
+    """
+    from nowcast.ingest import ingest as take
+
+    summary = take(reader, sources, store, settings=quality, workers=workers, scheduler=scheduler,
+                   progress=progress_bar("ingest-progress"))  # fmt: skip
+    create_markdown_artifact(key="ingest", markdown=ingested(summary))
+    if summary.refused and not (summary.taken or summary.known or summary.revised):
+        raise ValueError(summary.refused[0])
+    if not (summary.taken or summary.revised):
+        return skipped(f"Nothing new in {', '.join(sources)}.")
+    return Completed(message=f"{summary.taken} frames taken, {len(summary.refused)} items refused.")

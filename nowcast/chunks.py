@@ -1,0 +1,206 @@
+"""Whole chunks in and out of a store, past zarr's general machinery.
+
+Zarr plans every access anew and hands every chunk to a thread, which costs more than to decompress it.
+Radar is read by whole frames, always alike: here the chunks of a window are asked for together and
+decompressed to their place. Arrays that do not fit the pattern are left to zarr.
+
+Layouts: one frame per chunk (live feeds), or frames in shards, one object for a whole event, of which a
+window is one range of bytes (Zarr's sharding codec).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Sequence
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs.zstd import Zstd
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.codecs import BytesCodec, ShardingCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+ABSENT = 2**64 - 1
+"""Offset and length of an inner chunk that was never written, in the index of a shard."""
+INDEX_ENTRY, CHECKSUM = 16, 4
+INDICES_KEPT = 65_536
+
+
+class Frames:
+    """One variable of (time, y, x), read and written as packed frames."""
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array, self.store = array, array.store
+        codecs = array.metadata.codecs
+        self.sharded = isinstance(codecs[0], ShardingCodec)
+        self.inner = codecs[0].chunk_shape if self.sharded else array.chunks
+        inside = codecs[0].codecs if self.sharded else codecs
+        self.plain = array.ndim == 3 and _is_plain(inside) and self.inner[2] == array.shape[2]
+        if self.plain:
+            self.level, self.codec = inside[1].level, Zstd()
+        self._indices: dict[str, np.ndarray] = {}
+
+    @property
+    def steps(self) -> int:
+        """Frames per object: what one process should write."""
+        return (self.array.shards or self.array.chunks)[0]
+
+    # --- reading
+
+    def read(self, frames: Sequence[int] | np.ndarray, *, rows: slice = slice(None),
+             out: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        """Packed frames.
+
+        Args:
+            frames: Positions, ascending.
+            rows: Only these, decoding no more chunks than they lie in.
+            out: (frame, row, column) to be filled, of the array's type.
+
+        Returns:
+            (frame, row, column) codes.
+        """
+        first, last, _ = rows.indices(self.array.shape[1])
+        places = np.asarray(frames, np.int64)
+        if out is None:
+            out = np.empty((places.size, last - first, self.array.shape[2]), self.array.dtype)
+        if not self.plain:
+            out[...] = self.array.oindex[places, slice(first, last), slice(None)]
+            return out
+        steps, height, _ = self.inner
+        wanted = [(int(step), band) for step in np.unique(places // steps)
+                  for band in range(first // height, -(-last // height))]  # fmt: skip
+        for (step, band), data in zip(wanted, sync(self._fetch(wanted)), strict=True):
+            inside = np.flatnonzero(places // steps == step)
+            top, bottom = max(first, band * height), min(last, (band + 1) * height)
+            target = out[inside[0] : inside[-1] + 1, top - first : bottom - first]
+            self._decode(
+                data, places[inside] - step * steps, slice(top - band * height, bottom - band * height), target
+            )
+        return out
+
+    def _decode(self, data: memoryview | None, inside: np.ndarray, rows: slice, target: np.ndarray) -> None:
+        if data is None:
+            target[...] = self.array.fill_value
+        elif target.flags.c_contiguous and target.shape == self.inner:
+            self.codec.decode(data, target)
+        else:
+            chunk = np.frombuffer(self.codec.decode(data), self.array.dtype).reshape(self.inner)
+            target[...] = chunk[inside, rows]
+
+    async def _fetch(self, wanted: list[tuple[int, int]]) -> list[memoryview | None]:
+        """Compressed inner chunks (step, band), all asked for at once."""
+        if not self.sharded:
+            names = [self._name((*chunk, 0)) for chunk in wanted]
+            return list(await asyncio.gather(*(self._get(name) for name in names)))
+        shard = self.array.shards
+        assert shard is not None
+        per_step, per_band = shard[0] // self.inner[0], shard[1] // self.inner[1]
+        groups = itertools.groupby(wanted, key=lambda chunk: (chunk[0] // per_step, chunk[1] // per_band, 0))
+        jobs = [self._from_shard(key, [(step % per_step, band % per_band) for step, band in group])
+                for key, group in groups]  # fmt: skip
+        return list(itertools.chain.from_iterable(await asyncio.gather(*jobs)))
+
+    async def _from_shard(self, key: tuple[int, ...], inside: list[tuple[int, int]]) -> list[memoryview | None]:
+        """Inner chunks of one shard: the bytes between the first and the last of them in one request."""
+        name = self._name(key)
+        if name not in self._indices:
+            self._remember(name, await self._get(name, SuffixByteRequest(self._index_size + CHECKSUM)))
+        index = self._indices[name]
+        entries = np.stack([index[place] for place in inside])
+        present = entries[:, 0] != ABSENT
+        if not present.any():
+            return [None] * len(inside)
+        begin, end = int(entries[present, 0].min()), int(entries[present].sum(axis=1).max())
+        data = await self._get(name, RangeByteRequest(begin, end))
+        if data is None:
+            return [None] * len(inside)
+        return [data[int(offset) - begin : int(offset) - begin + int(length)] if there else None
+                for (offset, length), there in zip(entries, present, strict=True)]  # fmt: skip
+
+    def _remember(self, name: str, data: memoryview | None) -> None:
+        if len(self._indices) >= INDICES_KEPT:
+            self._indices.clear()
+        entries = np.full((self._per_shard[0] * self._per_shard[1], 2), ABSENT, np.uint64)
+        if data is not None:
+            entries = np.frombuffer(data[: self._index_size], "<u8").reshape(-1, 2)
+        self._indices[name] = entries.reshape(*self._per_shard, 2)
+
+    @property
+    def _per_shard(self) -> tuple[int, int]:
+        """Inner chunks along time and rows."""
+        shard = self.array.shards or self.inner
+        return shard[0] // self.inner[0], shard[1] // self.inner[1]
+
+    @property
+    def _index_size(self) -> int:
+        return INDEX_ENTRY * self._per_shard[0] * self._per_shard[1]
+
+    async def _get(self, name: str, part: RangeByteRequest | SuffixByteRequest | None = None) -> memoryview | None:
+        buffer = await self.store.get(name, default_buffer_prototype(), part)
+        return None if buffer is None else memoryview(buffer.as_numpy_array())
+
+    def _name(self, key: tuple[int, ...]) -> str:
+        return f"{self.array.path}/c/{'/'.join(map(str, key))}".lstrip("/")
+
+    # --- writing
+
+    def write(self, parts: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Puts packed frames to their places: whole objects directly and all at once, a part of one through zarr.
+
+        Args:
+            parts: Position of the first frame, and (frame, row, column) codes of the array's type. The
+                array is long enough already.
+        """
+        objects: list[tuple[str, bytes]] = []
+        for start, codes in parts:
+            stop = start + len(codes)
+            first = min(stop, -(-start // self.steps) * self.steps)  # where the first whole object begins
+            last = stop if stop == self.array.shape[0] else max(first, stop // self.steps * self.steps)
+            if not self.plain:
+                first = last = stop
+            objects += self._objects(first, codes[first - start : last - start])
+            if first > start:
+                self.array[start:first] = codes[: first - start]
+            if stop > last:
+                self.array[last:stop] = codes[last - start :]
+        if objects:
+            sync(self._put(objects))
+
+    async def _put(self, objects: list[tuple[str, bytes]]) -> None:
+        buffer, store = default_buffer_prototype().buffer, self.store
+        await asyncio.gather(*(store.set(name, buffer.from_bytes(data)) for name, data in objects))
+
+    def _objects(self, start: int, codes: np.ndarray) -> Iterator[tuple[str, bytes]]:
+        height = (self.array.shards or self.array.chunks)[1]
+        for begin, top in itertools.product(range(0, len(codes), self.steps), range(0, self.array.shape[1], height)):
+            piece = codes[begin : begin + self.steps, top : top + height]
+            name = self._name(((start + begin) // self.steps, top // height, 0))
+            yield name, self._shard(piece) if self.sharded else self._encode(piece)
+
+    def _shard(self, codes: np.ndarray) -> bytes:
+        """Inner chunks in order, then the index of where they are, then its checksum."""
+        index, parts, offset = np.full((*self._per_shard, 2), ABSENT, "<u8"), [], 0
+        steps, height, _ = self.inner
+        for step, band in itertools.product(range(0, len(codes), steps), range(0, codes.shape[1], height)):
+            data = self._encode(codes[step : step + steps, band : band + height])
+            index[step // steps, band // height] = offset, len(data)
+            parts.append(data)
+            offset += len(data)
+        entries = index.tobytes()
+        return b"".join([*parts, entries, google_crc32c.value(entries).to_bytes(CHECKSUM, "little")])
+
+    def _encode(self, codes: np.ndarray) -> bytes:
+        """One chunk; at an edge it is filled up to its full shape."""
+        if codes.shape != tuple(self.inner):
+            whole = np.full(self.inner, self.array.fill_value, self.array.dtype)
+            whole[: codes.shape[0], : codes.shape[1]] = codes
+            codes = whole
+        return Zstd(self.level).encode(np.ascontiguousarray(codes))
+
+
+def _is_plain(codecs: Sequence[object]) -> bool:
+    """True where chunks are zstd frames of little-endian numbers."""
+    return len(codecs) == 2 and isinstance(codecs[0], BytesCodec) and isinstance(codecs[1], ZstdCodec)

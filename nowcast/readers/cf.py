@@ -1,0 +1,417 @@
+"""CF: from the variables of a file to rain rates or reflectivities on a grid, whatever library opened it.
+
+Taken is the variable with the first known standard name, else one without that goes by a known name
+(``rasters.NAMES``; rates before amounts before reflectivities). It must have a unit that suits it.
+Amounts become rates over their period: their time bounds, else ``accumulation_period``, else the constant
+step of the file; they are dated by the end of it. Dims may come in any order; others than time, y and x
+must have length 1.
+
+x and y are pixel centres, evenly spaced, in m, km or degrees (without a unit: in that of the projection).
+The projection is that of the grid mapping: ``crs_wkt``, ``spatial_ref``, CF's parameters or ``proj4``,
+the first that PROJ takes; longitude and latitude need none. Rows stay in the order of y.
+
+Seconds between frames: ``time_coverage_resolution``, else the median step of the file (from
+``consistent_timestep_start`` on, where stated), else the shortest step between the first files of its
+folder, else the period of its one amount. For one source that is one number.
+
+Source: Eaton et al., NetCDF Climate and Forecast (CF) Metadata Conventions, version 1.11.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from pyproj import CRS
+from pyproj.exceptions import ProjError
+
+from nowcast.cube import BadInput, check, make
+from nowcast.grid import Grid
+from nowcast.readers import ITEM_BYTES, metric_crs, parts, rasters
+from nowcast.readers.rasters import MOST_PIXELS, NAMES, Codes
+
+MOST_TIMES = 2**24
+CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+METRES = {"m": 1.0, "metre": 1.0, "metres": 1.0, "meter": 1.0, "meters": 1.0, "km": 1000.0, "kilometre": 1000.0,
+          "kilometres": 1000.0, "kilometer": 1000.0, "kilometers": 1000.0}  # fmt: skip
+LATITUDES = ("degrees_north", "degree_north", "degrees_n")
+LONGITUDES = ("degrees_east", "degree_east", "degrees_e")
+DEGREES = dict.fromkeys(("degrees", "degree", *LATITUDES, *LONGITUDES), 1.0)
+PROJ_STRINGS = ("proj4", "proj4_params", "proj4text", "proj4string", "proj_params", "proj_string")
+LICENCES = ("license", "licence", "License", "Licence")
+ROLES = {
+    "y": {"projection_y_coordinate", "latitude", "grid_latitude", "y", "lat", "rlat", "yc", "northing"},
+    "x": {"projection_x_coordinate", "longitude", "grid_longitude", "x", "lon", "rlon", "xc", "easting"},
+}
+"""Standard names and names of the variables that place rows and columns."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """A variable as it is on disk; nothing is read or decoded yet."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    attrs: Mapping[str, object]
+    read: Callable[[tuple], np.ndarray]
+    chunks: tuple[int, ...] | None = None
+    """None where it lies in one piece, any part of which can be read."""
+
+    def text(self, name: str) -> str:
+        """An attribute in small letters; empty where there is none."""
+        return str(self.attrs.get(name, "")).strip().lower()
+
+
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A known quantity on a known grid, of which frames can be read."""
+
+    path: Path
+    array: Array
+    places: tuple[int | None, int, int]
+    """Of time, y and x among the dims; time may have none."""
+    codes: Codes
+    grid: Grid
+    time: np.ndarray
+    """datetime64[s] of every frame."""
+    hours: np.ndarray | None
+    """Periods of amounts."""
+    cadence: int
+    attrs: Mapping[str, object]
+
+    @property
+    def bytes(self) -> int:
+        """Of all frames, decoded."""
+        return 4 * self.time.size * math.prod(self.grid.shape)
+
+    def cube(self, frames: slice, *, title: str, licence: str) -> xr.Dataset:
+        """The Cube of some frames.
+
+        Raises:
+            BadInput: If there are no such frames.
+        """
+        if not 0 <= frames.start < frames.stop <= self.time.size:
+            raise BadInput(self.path, f"has {self.time.size} frames, not {frames.start} to {frames.stop}",
+                           "take items from find")  # fmt: skip
+        key: list[slice | int] = [0] * len(self.array.dims)
+        time, *space = self.places
+        for place in space:
+            key[place] = slice(None)
+        if time is not None:
+            key[time] = frames
+        raw = self.array.read(tuple(key))
+        left = [place for place in range(len(key)) if not isinstance(key[place], int)]
+        raw = raw.transpose([left.index(place) for place in self.places if place is not None])
+        values = self.codes.decode(raw if time is not None else raw[None])
+        packing = self.codes.packing
+        if self.hours is not None and np.ptp(self.hours):  # of all frames, for all to be packed alike
+            values, packing = values / self.hours[frames, None, None].astype(np.float32), {}
+        attrs = {"title": title, "licence": licence} | dict(self.attrs)
+        cube = make({self.codes.name: values}, self.time[frames], self.grid, cadence=self.cadence, attrs=attrs,
+                    quantum=packing.get("quantum"), floor=packing.get("floor"))  # fmt: skip
+        return check(cube, self.path)
+
+
+def items(path: Path, arrays: Arrays, *, count: int | None = None) -> Iterator[str]:
+    """Keys that cut a file into items along its chunks; one empty key if it holds a single frame.
+
+    Args:
+        path: The file.
+        arrays: What is in it.
+        count: Frames to take at most; None: all.
+
+    Raises:
+        BadInput: If it holds nothing known.
+    """
+    _, array, places = _choose(path, arrays)
+    frames = 1 if places[0] is None else array.shape[places[0]]
+    if places[0] is None or frames == 1:
+        yield ""
+        return
+    shape = array.shape[places[1]], array.shape[places[2]]
+    most = max(1, ITEM_BYTES // (4 * math.prod(shape)))
+    chunk = array.chunks[places[0]] if array.chunks else 1
+    most -= most % chunk if chunk <= most else 0
+    yield from parts(frames if count is None else min(frames, count), shape, most=most)
+
+
+def knows(arrays: Arrays) -> bool:
+    """Whether there is a known quantity among the variables."""
+    return any(True for _ in _named(arrays))
+
+
+def times(path: Path, arrays: Arrays) -> np.ndarray:
+    """Times of the frames as they are stated, datetime64[s].
+
+    Raises:
+        BadInput: If there are none.
+    """
+    _, array, places = _choose(path, arrays)
+    return _times(path, arrays, array, places[0])[0]
+
+
+def field(path: Path, arrays: Arrays, attrs: Mapping[str, object], *, source: str,
+          when: Callable[[Path], np.datetime64] | None = None) -> Field:  # fmt: skip
+    """Finds out what a file holds.
+
+    Args:
+        path: The file, for sentences, its stamp and its neighbours.
+        arrays: What is in it.
+        attrs: Its global attributes.
+        source: What to call it.
+        when: Time of a neighbour of a single frame; None: it has no neighbours.
+
+    Raises:
+        BadInput: If that is nothing known, or it is not said clearly enough.
+    """
+    label, array, places = _choose(path, arrays)
+    name = NAMES[array.text("standard_name").replace(" ", "_") or label.lower()]
+    kind, factor = rasters.measured(path, label, name, array.attrs.get("units"))
+    time, bounds = _times(path, arrays, array, places[0])
+    hours = None
+    if kind == "amount":
+        seconds, time = _periods(path, label, array, time, bounds)
+        hours = seconds / 3600
+        factor = factor if np.ptp(hours) else factor / float(hours[0])
+    about = {"source": source, "product": array.attrs.get("long_name"),
+             "institution": attrs.get("institution") or attrs.get("institute"),
+             "licence": next((attrs[key] for key in LICENCES if key in attrs), None)}  # fmt: skip
+    return Field(
+        path=path, array=array, places=places, codes=rasters.codes(array.attrs, array.dtype, name, factor),
+        grid=_grid(path, arrays, array, places), time=time, hours=hours,
+        cadence=_cadence(path, attrs, time, hours, when),
+        attrs={key: str(value) for key, value in about.items() if value is not None},
+    )  # fmt: skip
+
+
+# --- the variable ---------------------------------------------------------------------------------
+
+
+def _named(arrays: Arrays) -> Iterator[str]:
+    """Variables with at least two dims that go by a known name, the preferred one first."""
+    fit = {label: array for label, array in arrays.items() if len(array.dims) > 1 and array.dtype.kind in "iuf"}
+    words = {label: array.text("standard_name").replace(" ", "_") for label, array in fit.items()}
+    for known in NAMES:
+        yield from (label for label, word in words.items() if word == known)
+    for known in NAMES:
+        yield from (label for label, word in words.items() if not word and label.lower() == known)
+
+
+def _choose(path: Path, arrays: Arrays) -> tuple[str, Array, tuple[int | None, int, int]]:
+    """The variable to read: its name, itself, and the places of time, y and x among its dims."""
+    label = next(_named(arrays), None)
+    if label is None:
+        raise BadInput(path, f"holds no rain or reflectivity on a grid ({', '.join(arrays) or 'no variable'})",
+                       "give its variable a standard_name such as rainfall_rate")  # fmt: skip
+    array = arrays[label]
+    roles = {dim: _axis(arrays, dim)[0] for dim in array.dims}
+    found = {role: place for place, role in enumerate(roles.values()) if role}
+    if not {"y", "x"} <= set(found):
+        _refuse_curved(path, arrays, array)
+        raise BadInput(path, f"has no coordinates of {label} along {' and '.join(array.dims)}",
+                       "add 1-D x and y")  # fmt: skip
+    for dim, size in zip(array.dims, array.shape, strict=True):
+        role = roles[dim]
+        if size != 1 and (role is None or array.dims[found[role]] != dim):
+            raise BadInput(path, f"has {size} {dim} of {label}", "give one of them only")
+    places = found.get("time"), found["y"], found["x"]
+    _bounded(path, label, array, places)
+    return label, array, places
+
+
+def _axis(arrays: Arrays, dim: str) -> tuple[str | None, str]:
+    """``time``, ``y`` or ``x``, and the variable that makes a dim that: its own, or another along it alone."""
+    along = sorted((name for name, array in arrays.items() if array.dims == (dim,)), key=lambda name: name != dim)
+    for name in along:
+        if _is_time(arrays[name]):
+            return "time", name
+        for role, words in ROLES.items():
+            if arrays[name].text("standard_name") in words or arrays[name].text("axis") == role:
+                return role, name
+    return next(((role, name) for name in along for role, words in ROLES.items() if name.lower() in words), (None, ""))
+
+
+def _is_time(array: Array) -> bool:
+    word = array.text("standard_name")
+    stated = array.dtype.kind == "M" or " since " in array.text("units")
+    return stated and word in ("time", "")
+
+
+def _refuse_curved(path: Path, arrays: Arrays, array: Array) -> None:
+    for name, other in arrays.items():
+        flat = len(other.dims) == 2 and set(other.dims) <= set(array.dims)
+        if flat and (other.text("standard_name") or name.lower()) in ("latitude", "longitude", "lat", "lon"):
+            raise BadInput(path, f"places its pixels by the 2-D {name} only",
+                           "regrid it, or add the 1-D x and y of its projection and a grid_mapping")  # fmt: skip
+
+
+def _bounded(path: Path, label: str, array: Array, places: tuple[int | None, int, int]) -> None:
+    """Refuses what a damaged file may state, before anything of that size is made."""
+    time, y, x = places
+    rows, columns, frames = array.shape[y], array.shape[x], 1 if time is None else array.shape[time]
+    if min(rows, columns) < 2 or rows * columns > MOST_PIXELS or not 0 < frames <= MOST_TIMES:
+        raise BadInput(path, f"states {frames} frames of {rows}x{columns} pixels", "fetch it again")
+    if array.chunks and math.prod(array.chunks) > MOST_PIXELS:
+        raise BadInput(path, f"keeps {label} in pieces of {'x'.join(map(str, array.chunks))}", "rechunk it to frames")
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def _times(path: Path, arrays: Arrays, array: Array, place: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Times of the frames, and the two bounds of each where stated: datetime64[s]."""
+    dims = () if place is None else (array.dims[place],)
+    named = [name for name, other in arrays.items() if _is_time(other) and math.prod(other.shape) == 1]
+    if place is not None:
+        named = [name for name, other in arrays.items() if other.dims == dims and _is_time(other)]
+    if not named:
+        moment = rasters.stamp(path.name)
+        if moment is None or place is not None:
+            raise BadInput(path, "does not say when it was measured", "add a time, or yyyymmddHHMM to its name")
+        return np.array([moment], "datetime64[s]"), None
+    order = ("time", *dims, "valid_time")
+    label = min(named, key=lambda name: order.index(name) if name in order else len(order))
+    time = arrays[label]
+    stamps = _dates(path, label, time.read((slice(None),) * len(time.dims)), time.attrs, time.dtype)
+    edges = arrays.get(str(time.attrs.get("bounds")))
+    if edges is None or math.prod(edges.shape) != 2 * stamps.size:
+        return stamps, None
+    raw = edges.read((slice(None),) * len(edges.dims))
+    return stamps, _dates(path, label, raw, {**time.attrs, **edges.attrs}, edges.dtype).reshape(-1, 2)
+
+
+def _dates(path: Path, label: str, raw: np.ndarray, attrs: Mapping[str, object], dtype: np.dtype) -> np.ndarray:
+    calendar = str(attrs.get("calendar", CALENDARS[0])).lower()
+    if calendar not in CALENDARS:
+        raise BadInput(path, f"counts {label} in the calendar {calendar!r}", f"convert it to {CALENDARS[0]!r}")
+    if dtype.kind == "M":
+        return np.ravel(raw).astype("datetime64[s]")
+    kept = ("units", "calendar", "_FillValue", "scale_factor", "add_offset")
+    stated = {key: attrs[key] for key in kept if key in attrs}
+    variable = xr.Variable("time", np.ravel(raw).astype(raw.dtype.newbyteorder("=")), stated)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        coder = xr.coders.CFDatetimeCoder(use_cftime=False)
+        dates = xr.decode_cf(xr.Dataset({"moment": variable}), decode_times=coder)["moment"].values
+    half = np.timedelta64(500, "ms")  # days as floats miss the second by a little
+    return (dates.astype("datetime64[ms]") + half).astype("datetime64[s]")
+
+
+def _periods(path: Path, label: str, array: Array, time: np.ndarray,
+             bounds: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Seconds that each amount fell in, and the ends of them."""
+    if bounds is not None:
+        seconds, time = (bounds[:, 1] - bounds[:, 0]) / np.timedelta64(1, "s"), bounds[:, 1]
+    elif stated := rasters.duration(array.attrs.get("accumulation_period")):
+        seconds = np.full(time.size, float(stated))
+    else:
+        steps = np.diff(time).astype(int)
+        usual = steps.min(initial=rasters.LONGEST)
+        even = steps.size and usual > 0 and not (steps % usual).any()
+        seconds = np.full(time.size, float(usual if even else 0))
+    if not (seconds > 0).all():
+        raise BadInput(path, f"does not say how long {label} fell", "add time bounds to it")
+    return seconds, time
+
+
+def _cadence(path: Path, attrs: Mapping[str, object], time: np.ndarray, hours: np.ndarray | None,
+             when: Callable[[Path], np.datetime64] | None) -> int:  # fmt: skip
+    if stated := rasters.duration(attrs.get("time_coverage_resolution")):
+        return stated
+    if regular := rasters.stamp(str(attrs.get("consistent_timestep_start", ""))):
+        time = time[time >= regular] if (time >= regular).sum() > 1 else time
+    if time.size > 1:
+        usual = int(np.median(np.diff(time).astype(int)))
+        if usual <= 0:
+            raise BadInput(path, "has times that do not increase", "sort its frames")
+        return usual
+    try:
+        return rasters.step(path, when)
+    except BadInput:
+        if hours is None:
+            raise
+        return round(float(hours[0]) * 3600)
+
+
+# --- grid -----------------------------------------------------------------------------------------
+
+
+def _grid(path: Path, arrays: Arrays, array: Array, places: tuple[int | None, int, int]) -> Grid:
+    names = [_axis(arrays, array.dims[place])[1] for place in places[1:]]
+    crs, natural = rasters.in_metres(_projection(path, arrays, array, names))
+    units = DEGREES if crs.is_geographic else METRES
+    axes = []
+    for name in names:
+        line = arrays[name]
+        stated = line.text("units")
+        if stated and stated not in units:
+            _refuse_curved(path, arrays, array)
+            wanted = "degrees" if crs.is_geographic else "m or km"
+            raise BadInput(path, f"gives {name} in {stated!r}", f"give it in {wanted}, as its projection is")
+        axes.append(rasters.axis(_numbers(line), units.get(stated, natural), path, name))
+    y, x = axes
+    if x[0] > x[-1]:
+        raise BadInput(path, "has columns that run westward", "reverse its x")
+    return Grid(crs, y, rasters.longitudes(path, x) if crs.is_geographic else x)
+
+
+def _numbers(line: Array) -> np.ndarray:
+    """The numbers of a coordinate, in single precision where they are written so."""
+    raw = line.read((slice(None),))
+    if not {"scale_factor", "add_offset"} & set(line.attrs):
+        return raw if raw.dtype == np.float32 else raw.astype(np.float64)
+    scale, offset = (rasters.number(line.attrs.get(key, 1 - place)) for place, key in
+                     enumerate(("scale_factor", "add_offset")))  # fmt: skip
+    return np.round(raw * scale + offset, 9)
+
+
+def _projection(path: Path, arrays: Arrays, array: Array, names: list[str]) -> CRS:
+    """That of the grid mapping; longitude and latitude need none."""
+    label = str(array.attrs.get("grid_mapping", "")).partition(":")[0].strip()
+    others = (name for name, other in arrays.items() if "grid_mapping_name" in other.attrs or name == "spatial_ref")
+    label = label if label in arrays else next(others, label)
+    if label in arrays:
+        crs = projection(tuple((key, _plain(value)) for key, value in sorted(arrays[label].attrs.items())))
+        if crs is None or not (crs.is_projected or crs.is_geographic) or (crs.is_geographic and crs.is_derived):
+            raise BadInput(path, f"has a grid mapping, {label}, that cannot be used", "add its crs_wkt in m or degrees")
+        return crs
+    if all(_is_angle(name, arrays[name]) for name in names):
+        return CRS.from_epsg(4326)
+    raise BadInput(path, "names no projection", "add a grid_mapping to its variable")
+
+
+def _is_angle(name: str, line: Array) -> bool:
+    """Whether a coordinate is latitude or longitude, as its unit says or its name."""
+    units, word = line.text("units"), line.text("standard_name") or name.lower()
+    return units in (*LATITUDES, *LONGITUDES) or (units in DEGREES and word in ("latitude", "longitude", "lat", "lon"))
+
+
+def _plain(value: object) -> str | float | tuple:
+    values = np.ravel(np.asarray(value)).tolist()
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+@lru_cache(maxsize=16)
+def projection(mapping: tuple[tuple[str, str | float | tuple], ...]) -> CRS | None:
+    """The projection that the attributes of a grid mapping describe; None if PROJ takes none of them."""
+    attrs = {key: list(value) if isinstance(value, tuple) else value for key, value in mapping}
+    parameters = {key: value for key, value in attrs.items() if key not in ("crs_wkt", "spatial_ref")}
+    ways: list[Callable[[], CRS]] = [partial(CRS.from_wkt, str(attrs[key])) for key in ("crs_wkt", "spatial_ref")
+                                     if key in attrs]  # fmt: skip
+    ways.append(partial(CRS.from_cf, parameters))
+    ways += [partial(metric_crs, str(attrs[key])) for key in PROJ_STRINGS if key in attrs]
+    for way in ways:
+        with suppress(ProjError, KeyError, ValueError):
+            return way()
+    return None

@@ -1,0 +1,387 @@
+"""What gridded files of no particular producer have in common: names, units, time stamps, axes and integer codes.
+
+NetCDF, Zarr and GeoTIFF all say what a raster measures by a name and a unit, and how its integers
+become values by scale, offset and codes for no data; single frames say when by a stamp in their name.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pyproj import CRS
+
+from nowcast.cube import BadInput
+from nowcast.readers import natural
+
+RAIN, ECHO = "rainfall_rate", "reflectivity"
+FLOOR = {RAIN: 0.0, ECHO: -32.0}
+"""Value of a pixel that was scanned without echo, where a file has a code for it."""
+HIGHEST = {RAIN: 1000.0, ECHO: 95.0}
+"""To be reached by a packing."""
+MOST_PIXELS = 2**27
+"""Of a frame, and of the piece that a file is compressed in; more is a damaged file."""
+BLOCK = 2**18
+"""Pixels decoded at a time, so that what is needed in between stays small."""
+
+
+# --- what it measures -----------------------------------------------------------------------------
+
+STANDARD_NAMES = {
+    "rainfall_rate": RAIN, "lwe_precipitation_rate": RAIN, "precipitation_flux": RAIN, "rainfall_flux": RAIN,
+    "precipitation_rate": RAIN, "tprate": RAIN,
+    "precipitation_amount": RAIN, "rainfall_amount": RAIN, "lwe_thickness_of_precipitation_amount": RAIN,
+    "thickness_of_rainfall_amount": RAIN,
+    "equivalent_reflectivity_factor": ECHO, "radar_reflectivity": ECHO,
+}  # fmt: skip
+"""Standard names of CF, and some that are none but are in use; what comes first is preferred."""
+NAMES = STANDARD_NAMES | dict.fromkeys((
+    "rain_rate", "rainrate", "rainfall_intensity", "precipitation_intensity", "rain_intensity", "precip_intensity",
+    "precip_rate", "preciprate", "prate", "rate", "rr", "mmh", "sri", "rainfall", "rain", "precipitation", "precip",
+    "prcp", "acrr", "precip_accum",
+), RAIN) | dict.fromkeys(("dbz", "dbzh", "reflectivity", "refl", "vmi", "rare", "th"), ECHO)  # fmt: skip
+"""Names of variables, in small letters, some of which are used as standard names, too."""
+
+LENGTHS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "in": 25.4}
+HOURS = {"s": 1 / 3600, "min": 1 / 60, "h": 1.0, "d": 24.0}
+WORDS = {
+    "millimeter": "mm", "millimeters": "mm", "millimetre": "mm", "millimetres": "mm", "meter": "m", "meters": "m",
+    "metre": "m", "metres": "m", "inch": "in", "inches": "in", "hr": "h", "hrs": "h", "hour": "h", "hours": "h",
+    "sec": "s", "second": "s", "seconds": "s", "minute": "min", "minutes": "min", "day": "d", "days": "d",
+}  # fmt: skip
+KNOWN_UNITS = "mm h-1, mm/h, mm s-1, m s-1, kg m-2 s-1, kg m-2 h-1, mm, m, kg m-2 or dBZ"
+TOKEN = re.compile(r"([a-z]+)(?:\^|\*\*)?([-+]?\d+)?")
+
+
+def unit(text: str) -> tuple[str, float] | None:
+    """What a unit measures, ``rate``, ``amount`` or ``dBZ``, and its factor to mm/h, mm or dBZ; None if unknown.
+
+    Takes the spellings of UDUNITS: ``kg m-2 s-1``, ``kg/m^2/s``, ``mm.hr**-1``, ``0.1 mm``.
+    """
+    if text.strip().lower() in ("dbz", "db(z)"):
+        return "dBZ", 1.0
+    number = re.match(r"\s*(\d*\.?\d+(?:e[-+]?\d+)?)\s+", text.lower())
+    powers: dict[str, int] = {}
+    rest = text.lower()[number.end() if number else 0 :]
+    for place, part in enumerate(re.sub(r"[()]", "", rest).replace(" per ", "/").split("/")):
+        for token in re.split(r"(?<!\*)\*(?!\*)|[\s.·]+", part.strip()):
+            match = TOKEN.fullmatch(token)
+            if not match:
+                return None
+            name = WORDS.get(match[1], match[1])
+            powers[name] = powers.get(name, 0) + int(match[2] or 1) * (1 if place == 0 else -1)
+    scale = float(number[1]) if number else 1.0
+    depth = _depth(powers)
+    if depth is None:
+        return None
+    if not powers:
+        return "amount", scale * depth
+    if len(powers) == 1 and (time := next(iter(powers))) in HOURS and powers[time] == -1:
+        return "rate", scale * depth / HOURS[time]
+    return None
+
+
+def _depth(powers: dict[str, int]) -> float | None:
+    """Takes the depth of water out of a product of powers; mm of it."""
+    if powers.get("kg") == 1 and powers.get("m") == -2:
+        del powers["kg"], powers["m"]
+        return 1.0
+    for name, length in LENGTHS.items():
+        if powers.get(name) == 1:
+            del powers[name]
+            return length
+    return None
+
+
+def measured(where: object, label: str, name: str, units: object) -> tuple[str, float]:
+    """``rate``, ``amount`` or ``dBZ``, and the factor of a unit that must suit what ``name`` is.
+
+    Raises:
+        BadInput: If the unit is not known, or belongs to something else.
+    """
+    known = unit(str(units)) if units is not None else None
+    if known is None:
+        stated = "no unit" if units is None else f"the unit {units!r}"
+        raise BadInput(where, f"states {stated} for {label}", f"give it one of {KNOWN_UNITS}")
+    if (known[0] == "dBZ") != (name == ECHO):
+        raise BadInput(where, f"calls {label} a {name} in {units!r}", "correct its name or its unit")
+    return known
+
+
+# --- when -----------------------------------------------------------------------------------------
+
+STAMP = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)([-_.:]?)([01]\d)\2([0-3]\d)[-_.T ]?([0-2]\d)([-_.:]?)([0-5]\d)(?:\6([0-5]\d))?(?!\d)"
+)
+PERIOD = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
+NEIGHBOURS = 12
+"""Files of a folder that tell the step of its source."""
+LONGEST = 86400
+
+
+def stamp(text: str) -> np.datetime64 | None:
+    """The first time written as yyyymmddHHMM[SS] in a text, with or without separators; None if there is none."""
+    for match in STAMP.finditer(text):
+        year, _, month, day, hour, _, minute, second = match.groups(default="00")
+        try:
+            return np.datetime64(f"{year}-{month}-{day}T{hour}:{minute}:{second}", "s")
+        except ValueError:
+            continue
+    return None
+
+
+def duration(text: object) -> int:
+    """Seconds of an ISO 8601 duration such as ``PT5M``; 0 for anything else."""
+    match = PERIOD.fullmatch(str(text).strip())
+    if not match:
+        return 0
+    days, hours, minutes, seconds = (float(number or 0) for number in match.groups())
+    return round(days * 86400 + hours * 3600 + minutes * 60 + seconds)
+
+
+def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
+    """Seconds between the files of the source that one file of a single frame belongs to.
+
+    The shortest time between the first files of its folder, so that it is one for all of them and a
+    missing file does not make it longer. Looked up once for a folder.
+
+    Args:
+        path: The file.
+        when: Time of a file; None: there are no neighbours.
+
+    Raises:
+        BadInput: If no neighbour tells.
+    """
+    try:
+        if when:
+            return _step(path.parent, path.suffix, when)
+        raise LookupError
+    except LookupError:
+        raise BadInput(path, "does not say how far apart frames are, nor does another file beside it",
+                       "put two of them in one folder, or state time_coverage_resolution") from None  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _step(folder: Path, suffix: str, when: Callable[[Path], np.datetime64]) -> int:
+    names = (path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
+    times = set()
+    for path in heapq.nsmallest(NEIGHBOURS, names, key=lambda path: natural(path.name)):
+        try:
+            times.add(when(path))
+        except BadInput:
+            continue
+    steps = np.diff(np.array(sorted(times), "datetime64[s]")).astype(int)
+    if not steps.size or steps.min() > LONGEST:
+        raise LookupError  # not kept: the next file may be on its way
+    return int(steps.min())
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+
+def in_metres(crs: CRS) -> tuple[CRS, float]:
+    """A projection in metres, and the factor that makes its former coordinates metres; degrees stay degrees."""
+    if crs.is_geographic:
+        return crs, 1.0
+    factor = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    if factor == 1.0 and not _in_km(crs):
+        return crs, 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a PROJ string keeps no names
+        terms = crs.to_dict()
+    if not _in_km(crs):
+        return CRS.from_dict(terms | {"units": "m"}), factor
+    lengths = {name: terms[name] * 1000 for name in ("a", "b", "R", "x_0", "y_0") if name in terms}
+    return CRS.from_dict(terms | lengths | {"units": "m"}), 1000.0
+
+
+def _in_km(crs: CRS) -> bool:
+    """Whether the radii of the Earth are in km, as some services write them."""
+    return crs.ellipsoid is not None and crs.ellipsoid.semi_major_metre < 1e4
+
+
+def axis(values: np.ndarray, factor: float, where: object, label: str) -> np.ndarray:
+    """Pixel centres, free of the noise of single precision, checked to be evenly spaced.
+
+    Raises:
+        BadInput: If they are not.
+    """
+    single = values.dtype == np.float32
+    first, last = (float(str(value)) if single else float(value) for value in (values[0], values[-1]))
+    even = np.linspace(first, last, values.size)
+    pixel = abs(even[1] - even[0])
+    if not (pixel > 0 and np.abs(values - even).max() <= 0.01 * pixel):
+        raise BadInput(where, f"has {label} that are not evenly spaced", "regrid it to a regular grid")
+    return (even if single else np.asarray(values, np.float64)) * factor
+
+
+def longitudes(where: object, x: np.ndarray) -> np.ndarray:
+    """In -180..180.
+
+    Raises:
+        BadInput: If they lie on both sides of 180.
+    """
+    if x[-1] <= 180:
+        return x
+    if x[0] < 180:
+        raise BadInput(where, "crosses the 180th meridian", "give one side of it")
+    return np.round(x - 360, 9)
+
+
+# --- integers on disk -----------------------------------------------------------------------------
+
+
+def number(value: object) -> float:
+    """A stated number, as it was meant: single precision is read to its own digits."""
+    exact = float(np.ravel(np.asarray(value))[0])
+    with np.errstate(over="ignore"):
+        single = np.float32(exact)
+    return float(str(single)) if float(single) == exact else exact
+
+
+def short(value: float) -> bool:
+    """Whether a number has few digits: one that was chosen, not one that fits the range of one file's values."""
+    return float(f"{value:.6g}") == value
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How what is on disk becomes values: ``(scale * code + offset) * factor``."""
+
+    dtype: np.dtype
+    name: str
+    """Quantity."""
+    scale: float = 1.0
+    offset: float = 0.0
+    factor: float = 1.0
+    """From the file's unit to the quantity's."""
+    missing: frozenset[float] = frozenset()
+    """Codes of no data."""
+    lowest: float = -np.inf
+    highest: float = np.inf
+    """Codes beyond them are no data."""
+    undetect: float | None = None
+    """Code of a pixel without echo."""
+
+    def decode(self, raw: np.ndarray) -> np.ndarray:
+        """float32 values of (time, y, x) codes, NaN = no data."""
+        if raw.dtype == np.float32 and self._plain:
+            return self._echoing(raw)
+        values = np.empty(raw.shape, np.float32)
+        rows = max(1, BLOCK // max(1, raw.shape[-1]))
+        for frame, target in zip(raw, values, strict=True):
+            for first in range(0, frame.shape[0], rows):
+                target[first : first + rows] = self._block(frame[first : first + rows])
+        return self._echoing(values)
+
+    @property
+    def _plain(self) -> bool:
+        limits = self.lowest == -np.inf and self.highest == np.inf and self.undetect is None
+        return limits and not self.missing and self.scale * self.factor == 1 and self.offset == 0
+
+    def _block(self, raw: np.ndarray) -> np.ndarray:
+        if self.dtype.kind in "iu" and self.dtype.itemsize == 1:
+            return cv2.LUT(np.ascontiguousarray(raw).view(np.uint8), self.table)
+        if self.dtype.kind == "u":  # where the type on disk has no unsigned numbers
+            raw = raw.view(raw.dtype.str.replace("i", "u"))
+        exact = self.dtype.itemsize <= (4 if self.dtype.kind == "f" else 2)
+        return self.values(raw.astype(np.float32 if exact else np.float64))
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """Values of codes, both as floats."""
+        values = codes * codes.dtype.type(self.scale * self.factor)
+        if self.offset:
+            values += codes.dtype.type(self.offset * self.factor)
+        if self.undetect is not None:
+            values[codes == self.undetect] = FLOOR[self.name]
+        for code in self.missing:
+            values[codes == code] = np.nan
+        if self.lowest > -np.inf:
+            values[codes < self.lowest] = np.nan
+        if self.highest < np.inf:
+            values[codes > self.highest] = np.nan
+        return values
+
+    def _echoing(self, values: np.ndarray) -> np.ndarray:
+        """Some producers write the decibels of nothing, -inf, where nothing echoed."""
+        if self.name == ECHO and self.dtype.kind == "f" and np.fmin.reduce(values, axis=None) == -np.inf:
+            return np.where(np.isneginf(values), np.float32(FLOOR[ECHO]), values)
+        return values
+
+    @property
+    def table(self) -> np.ndarray:
+        """float32 value of every code of 8 bits, in the order of its bits as an unsigned number."""
+        return _table(self)
+
+    @property
+    def packing(self) -> dict[str, float]:
+        """``quantum`` and ``floor`` for ``cube.make``; empty where floats must be kept.
+
+        Only for steps of a few digits: others fit one file's range of values, and the next file has its own.
+        """
+        return _packing(self)
+
+
+@lru_cache(maxsize=16)
+def _table(codes: Codes) -> np.ndarray:
+    return _all(codes).astype(np.float32)
+
+
+def _all(codes: Codes) -> np.ndarray:
+    unsigned = np.arange(256**codes.dtype.itemsize, dtype=f"u{codes.dtype.itemsize}")
+    return codes.values(unsigned.view(codes.dtype.newbyteorder("=")).astype(np.float64))
+
+
+@lru_cache(maxsize=16)
+def _packing(codes: Codes) -> dict[str, float]:
+    quantum = round(codes.scale * codes.factor, 9)
+    if codes.dtype.kind not in "iu" or quantum <= 0 or not (short(codes.scale) and short(codes.offset)):
+        return {}
+    values = np.array([codes.offset * codes.factor])
+    if codes.dtype.itemsize <= 2:
+        values = np.unique(_all(codes))
+        values = values[~np.isnan(values)]
+    if codes.dtype.itemsize == 1 and values.size and _on_raster((values - values[0]) / quantum, 254):
+        return {"quantum": quantum, "floor": round(float(values[0]), 9)}
+    enough = quantum * np.iinfo(np.int16).max >= HIGHEST[codes.name]
+    return {"quantum": quantum} if _on_raster(values / quantum, np.inf if enough else 2**15) else {}
+
+
+def _on_raster(steps: np.ndarray, most: float) -> bool:
+    """Whether values are whole steps from 0, and not too many of them."""
+    return bool(steps.size and np.abs(steps - np.rint(steps)).max() < 0.01 and np.abs(steps).max() <= most)
+
+
+def codes(attrs: Mapping[str, object], dtype: np.dtype, name: str, factor: float) -> Codes:
+    """From the attributes of CF: scale, offset, missing values and valid range."""
+    if str(attrs.get("_Unsigned", "")).lower() == "true" and dtype.kind == "i":
+        dtype = np.dtype(f"u{dtype.itemsize}")
+    scale, offset = number(attrs.get("scale_factor", 1.0)), number(attrs.get("add_offset", 0.0))
+    missing = _listed(attrs.get("_FillValue"), dtype) + _listed(attrs.get("missing_value"), dtype)
+
+    def limits(key: str) -> list[float]:
+        stated = attrs.get(key)
+        if dtype.kind in "iu" and np.asarray(stated).dtype.kind == "f":  # CF: of another type, it is of the values
+            return [(value - offset) / scale for value in _listed(stated, np.dtype(np.float64))]
+        return _listed(stated, dtype)
+
+    low, high = limits("valid_range") if len(limits("valid_range")) == 2 else (-np.inf, np.inf)
+    low, high = (limits("valid_min") or [low])[0], (limits("valid_max") or [high])[0]
+    return Codes(dtype, name, scale, offset, factor, frozenset(missing), low, high)
+
+
+def _listed(stated: object, dtype: np.dtype) -> list[float]:
+    """The numbers of an attribute as the data hold them: a negative one of an unsigned type is its bits."""
+    if stated is None or isinstance(stated, str):
+        return []
+    values = [float(value) for value in np.ravel(np.asarray(stated)) if not np.isnan(value)]
+    if dtype.kind == "u":
+        return [value + 256**dtype.itemsize if value < 0 else value for value in values]
+    return [float(dtype.type(value)) for value in values] if dtype.kind == "f" else values

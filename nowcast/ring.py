@@ -1,0 +1,99 @@
+"""Memory that loader processes hand batches over in, used again and again.
+
+A loader process normally makes new shared memory for every batch, and the system clears every page of
+it: for one byte per pixel that takes longer than to decompress the pixels. Here every process has a few
+slots of its own. A batch that goes to a GPU is copied from its slot into pinned memory; any other is
+the slot, which is free when nobody holds the batch any more. Where all are held, new memory is made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+SLOTS = 4
+"""Per process: two batches are asked of it ahead, one is trained on, and one is about to be."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Names in glibc's malloc.h."""
+_numbers = itertools.count()
+_rings: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
+"""Rings of this process, for the batches that come back to it."""
+
+
+class Ring:
+    """Slots for batches of at most ``shape``, for a number of loader processes."""
+
+    def __init__(self, workers: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.number = next(_numbers)
+        self.memory = torch.empty((workers, SLOTS, *shape), dtype=dtype).share_memory_()
+        self.busy = torch.zeros((workers, SLOTS), dtype=torch.uint8).share_memory_()
+        _rings[self.number] = self
+
+    @contextmanager
+    def slot(self) -> Iterator[tuple[int, int] | None]:
+        """A free slot of this loader process, if there is one; free again if it cannot be filled."""
+        info = get_worker_info()
+        free = (self.busy[info.id] == 0).nonzero().flatten().tolist() if info else []
+        if info is None or not free:
+            yield None
+            return
+        place = info.id, free[0]
+        self.busy[place] = 1
+        try:
+            yield place
+        except BaseException:
+            self.release(place)
+            raise
+
+    def release(self, place: tuple[int, int]) -> None:
+        self.busy[place] = 0
+
+
+def keep_memory(_: int = 0) -> None:
+    """Begins a loader process: memory that is given back stays in the process, for the next window.
+
+    The C library returns blocks of megabytes to the system at once, which clears the pages when they are
+    asked for again. Where it is another library nothing changes.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(TRIM_THRESHOLD, 2**30)
+        library.mallopt(MMAP_THRESHOLD, 2**25)
+
+
+class Parcel:
+    """A batch on its way from a loader process: its frames lie in a slot."""
+
+    def __init__(self, ring: Ring, place: tuple[int, int], count: int, rest: dict[str, Tensor]) -> None:
+        self.state = (ring.number, place, count, rest)
+        self.held: np.ndarray | None = None
+
+    def __getstate__(self) -> Any:
+        return self.state
+
+    def __setstate__(self, state: Any) -> None:
+        """Arrives: from now on the slot is free as soon as nothing refers to its frames."""
+        self.state = state
+        number, place, count, _ = state
+        ring = _rings[number]
+        self.held = ring.memory[place].numpy()[:count]
+        weakref.finalize(self.held, ring.release, place).atexit = False
+
+    def unwrap(self) -> dict[str, Tensor]:
+        """The batch in its slot."""
+        held, self.held = self.held, None
+        return self.state[-1] | {"frames": torch.from_numpy(held)}
+
+    def pin_memory(self) -> dict[str, Tensor]:
+        """The batch in pinned memory; called by the loader's own thread that prepares batches for a GPU."""
+        batch = self.unwrap()
+        return batch | {"frames": batch["frames"].pin_memory()}
