@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from models.nowcaster import Nowcaster
+if TYPE_CHECKING:
+    from models.nowcaster import Nowcaster
 
 MODELS = {
     "persistence": "persistence:Persistence",
@@ -14,6 +16,15 @@ MODELS = {
 }
 
 __all__ = ["MODELS", "Nowcaster", "build", "model_class"]
+
+
+def __getattr__(name: str) -> type[Nowcaster]:
+    """``Nowcaster`` when it is asked for: who only wants the names of the networks is spared a second of torch."""
+    if name != "Nowcaster":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from models.nowcaster import Nowcaster
+
+    return Nowcaster
 
 
 def model_class(name: str) -> type[Nowcaster]:
