@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
-from zarr.codecs import BytesCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 
 ABSENT = 2**64 - 1
@@ -34,11 +36,15 @@ class Frames:
 
     def __init__(self, array: zarr.Array) -> None:
         self.array, self.store = array, array.store
-        codecs = array.metadata.codecs
+        codecs: Sequence[Any] = cast(ArrayV3Metadata, array.metadata).codecs
         self.sharded = isinstance(codecs[0], ShardingCodec)
-        self.inner = codecs[0].chunk_shape if self.sharded else array.chunks
+        self.inner: tuple[int, ...] = codecs[0].chunk_shape if self.sharded else array.chunks
         inside = codecs[0].codecs if self.sharded else codecs
         self.plain = array.ndim == 3 and _is_plain(inside) and self.inner[2] == array.shape[2]
+        if self.sharded:
+            self.plain &= codecs[0].index_location.value == "end" and isinstance(
+                codecs[0].index_codecs[-1], Crc32cCodec
+            )
         if self.plain:
             self.level, self.codec = inside[1].level, Zstd()
         self._indices: dict[str, np.ndarray] = {}
@@ -55,7 +61,7 @@ class Frames:
         """Packed frames.
 
         Args:
-            frames: Positions, ascending.
+            frames: Positions, ascending, each once.
             rows: Only these, decoding no more chunks than they lie in.
             out: (frame, row, column) to be filled, of the array's type.
 
@@ -125,7 +131,10 @@ class Frames:
             self._indices.clear()
         entries = np.full((self._per_shard[0] * self._per_shard[1], 2), ABSENT, np.uint64)
         if data is not None:
-            entries = np.frombuffer(data[: self._index_size], "<u8").reshape(-1, 2)
+            index, checksum = bytes(data[: self._index_size]), data[self._index_size :]
+            if google_crc32c.value(index) != int.from_bytes(checksum, "little"):
+                raise OSError(f"{name}: its index is damaged; take the store from a copy.")
+            entries = np.frombuffer(index, "<u8").reshape(-1, 2)
         self._indices[name] = entries.reshape(*self._per_shard, 2)
 
     @property
@@ -140,45 +149,52 @@ class Frames:
 
     async def _get(self, name: str, part: RangeByteRequest | SuffixByteRequest | None = None) -> memoryview | None:
         buffer = await self.store.get(name, default_buffer_prototype(), part)
-        return None if buffer is None else memoryview(buffer.as_numpy_array())
+        return None if buffer is None else memoryview(cast(Any, buffer.as_numpy_array()))
 
     def _name(self, key: tuple[int, ...]) -> str:
         return f"{self.array.path}/c/{'/'.join(map(str, key))}".lstrip("/")
 
     # --- writing
 
-    def write(self, parts: Sequence[tuple[int, np.ndarray]]) -> None:
+    def write(self, parts: Iterable[tuple[int, np.ndarray]]) -> None:
         """Puts packed frames to their places: whole objects directly and all at once, a part of one through zarr.
 
         Args:
-            parts: Position of the first frame, and (frame, row, column) codes of the array's type. The
-                array is long enough already.
+            parts: Position of the first frame, and (frame, row, column) codes of the array's type, in
+                ascending order. The array is long enough already.
         """
+        self._indices.clear()
         objects: list[tuple[str, bytes]] = []
-        for start, codes in parts:
-            stop = start + len(codes)
-            first = min(stop, -(-start // self.steps) * self.steps)  # where the first whole object begins
-            last = stop if stop == self.array.shape[0] else max(first, stop // self.steps * self.steps)
-            if not self.plain:
-                first = last = stop
-            objects += self._objects(first, codes[first - start : last - start])
-            if first > start:
-                self.array[start:first] = codes[: first - start]
-            if stop > last:
-                self.array[last:stop] = codes[last - start :]
+        for number, group in itertools.groupby(self._pieces(parts), key=lambda piece: piece[0] // self.steps):
+            pieces = list(group)
+            whole = min(self.steps, self.array.shape[0] - number * self.steps)
+            if self.plain and sum(len(codes) for _, codes in pieces) == whole:
+                objects += self._objects(number, [codes for _, codes in pieces])
+                continue
+            for start, codes in pieces:
+                self.array[start : start + len(codes)] = codes
         if objects:
             sync(self._put(objects))
+
+    def _pieces(self, parts: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Cuts parts where objects begin."""
+        for start, codes in parts:
+            first = start
+            while first < start + len(codes):
+                last = min(start + len(codes), (first // self.steps + 1) * self.steps)
+                yield first, codes[first - start : last - start]
+                first = last
 
     async def _put(self, objects: list[tuple[str, bytes]]) -> None:
         buffer, store = default_buffer_prototype().buffer, self.store
         await asyncio.gather(*(store.set(name, buffer.from_bytes(data)) for name, data in objects))
 
-    def _objects(self, start: int, codes: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    def _objects(self, number: int, pieces: list[np.ndarray]) -> Iterator[tuple[str, bytes]]:
+        codes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         height = (self.array.shards or self.array.chunks)[1]
-        for begin, top in itertools.product(range(0, len(codes), self.steps), range(0, self.array.shape[1], height)):
-            piece = codes[begin : begin + self.steps, top : top + height]
-            name = self._name(((start + begin) // self.steps, top // height, 0))
-            yield name, self._shard(piece) if self.sharded else self._encode(piece)
+        for top in range(0, self.array.shape[1], height):
+            band = codes[:, top : top + height]
+            yield self._name((number, top // height, 0)), self._shard(band) if self.sharded else self._encode(band)
 
     def _shard(self, codes: np.ndarray) -> bytes:
         """Inner chunks in order, then the index of where they are, then its checksum."""

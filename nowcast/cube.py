@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
 import xarray as xr
+from xarray.indexes import PandasIndex
 
 from nowcast.grid import Grid
 from nowcast.units import quantity
@@ -55,15 +57,24 @@ def make(fields: Mapping[str, np.ndarray], time: Sequence[np.datetime64] | np.nd
     """
     stamps = np.asarray(time, "datetime64[ns]")
     labels = {"sequence": sequence} | ({"split": split} if split is not None else {})
-    frames = {key: ("time", np.broadcast_to(np.asarray(value, object), stamps.shape)) for key, value in labels.items()}
+    frames = {key: xr.Variable("time", np.broadcast_to(np.asarray(value, object), stamps.shape))
+              for key, value in labels.items()}  # fmt: skip
     packing = {"quantum": quantum, "floor": floor, "levels": levels}
     encoding = {key: value for key, value in packing.items() if value is not None}
     variables = {name: _variable(name, values, encoding) for name, values in fields.items()}
-    coords = {"time": ("time", stamps)} | frames | grid.coordinates()
+    moments = PandasIndex(stamps, "time")
+    axis = moments.create_variables({"time": xr.Variable("time", stamps, {"standard_name": "time", "axis": "T"})})
+    place, indexes = _place(grid)
+    coords = xr.Coordinates(axis | frames | place, {"time": moments} | indexes)
     head = dict(attrs or {}) | ({"cadence_seconds": int(cadence)} if cadence else {})
-    cube = xr.Dataset(variables, coords=coords, attrs=head)
-    cube["time"].attrs.update(standard_name="time", axis="T")
-    return cube
+    return xr.Dataset(variables, coords=coords, attrs=head)
+
+
+@lru_cache(maxsize=8)
+def _place(grid: Grid) -> tuple[dict[str, xr.Variable], dict[str, xr.Index]]:
+    """Coordinates of a grid with their indexes, which take longer to make than a frame to decode."""
+    coords = xr.Dataset(coords=grid.coordinates()).coords
+    return {str(name): coord.variable for name, coord in coords.items()}, dict(coords.xindexes)
 
 
 def _variable(name: str, values: np.ndarray, encoding: Mapping[str, object]) -> xr.Variable:
@@ -85,18 +96,18 @@ def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
     Raises:
         BadInput: One sentence naming the first broken promise.
     """
-    names = channels(cube)
-    if not names or any(cube[name].dims != ("time", "y", "x") for name in names):
+    names, variables = channels(cube), cube.variables  # a variable of a Dataset is made anew at every look
+    if not names or any(variables[name].dims != ("time", "y", "x") for name in names):
         raise BadInput(where, "data must have dims (time, y, x)", f"found {dict(cube.sizes)}")
     if cube.sizes["time"] == 0:
         raise BadInput(where, "no frames")
     for name in names:
-        want, unit = quantity(name).unit, cube[name].attrs.get("units")
+        want, unit = quantity(name).unit, variables[name].attrs.get("units")
         if unit != want:
             raise BadInput(where, f"{name} is in {unit!r}", f"convert it to {want!r}")
     if cube["time"].dtype.kind != "M":
         raise BadInput(where, f"time is {cube['time'].dtype}", "use datetime64 in UTC")
-    if "crs" not in cube.coords or "crs_wkt" not in cube["crs"].attrs:
+    if "crs" not in cube.coords or "crs_wkt" not in variables["crs"].attrs:
         raise BadInput(where, "no grid mapping", "put Grid.coordinates() on it")
     if "sequence" not in cube.coords:
         raise BadInput(where, "no sequence(time) label")
@@ -107,13 +118,13 @@ def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
 
 def _check_axes(cube: xr.Dataset, where: object) -> None:
     for axis in ("y", "x"):
-        steps = np.diff(cube[axis].values) if axis in cube.coords else np.zeros(1)
+        steps = np.diff(cube.variables[axis].values) if axis in cube.coords else np.zeros(1)
         if not ((steps > 0).all() or (steps < 0).all()):
             raise BadInput(where, f"{axis} is missing or does not run one way", "put Grid.coordinates() on it")
 
 
 def _check_order(cube: xr.Dataset, where: object) -> None:
-    labels, stamps = cube["sequence"].values, cube["time"].values
+    labels, stamps = cube.variables["sequence"].values, cube.variables["time"].values
     if np.isnat(stamps).any():
         raise BadInput(where, "a frame has no time")
     same = labels[1:] == labels[:-1]

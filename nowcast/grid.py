@@ -74,7 +74,10 @@ class Grid:
         step, unit = abs(self.x[1] - self.x[0]), "degrees" if self.crs.is_geographic else "m"
         if not self.on_earth:
             return f"{rows} x {columns} pixels of a picture"
-        projection = self.crs.to_cf().get("grid_mapping_name", self.crs.name)
+        name = self.crs.name
+        if name == "unknown":  # it came as a string
+            name = getattr(self.crs.coordinate_operation, "method_name", name)
+        projection = self._axes["crs"].attrs.get("grid_mapping_name", name)
         return f"{rows} x {columns} pixels of {step:g} {unit}, {self.orientation}, {projection}"
 
     @cached_property

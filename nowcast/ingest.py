@@ -12,6 +12,8 @@ in the worker that read them and go from there to the store, in whole objects; o
 from __future__ import annotations
 
 import glob
+import pickle
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,15 @@ from nowcast.quality import Before
 from nowcast.readers import Item, detect, get
 
 AUTO = "auto"
-BATCH_ITEMS, BATCH_BYTES = 32, 2**27
+BATCH_ITEMS, BATCH_BYTES = 64, 2**27
 """Items, and bytes of pixels, that one process reads before they are committed together."""
-ITEMS_PER_WORKER, READ_AHEAD = 4, 3
+TASK_ITEMS, TASK_BYTES = 16, 2**25
+"""Likewise at most in a task of a worker, of which each has a few at a time."""
+READ_AHEAD, BATCHES_AHEAD = 3, 2
+BLANKS_KEPT = 16
+CONNECT_SECONDS = 10
+KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
+"""Bytes that a worker keeps for its next frames: to get them from the system again costs as much as the work."""
 Pixels = dict[str, tuple[np.ndarray, Packing | None]]
 """Channel -> (frame, row, column), and how it is packed."""
 Inspect = Callable[[Item, str, xr.Dataset | None], "_Prepared"]
@@ -124,12 +133,16 @@ class _Prepared:
     signature: str = ""
     like: xr.Dataset | None = None
     """A Cube of no frames as these are; None where the item was refused."""
+    kind: bytes = b""
+    """The same for all that are alike."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     """What the store keeps of every frame."""
     event: int = 1
     """Frames of its first event."""
     pixels: Pixels = field(default_factory=dict)
     """Empty where they stay in a worker."""
+    size: int = 0
+    """Bytes of the pixels, wherever they are."""
     refused: str = ""
 
     @property
@@ -168,35 +181,43 @@ def _inspect(item: Item, signature: str, cube: xr.Dataset | None, *, now: dateti
     frames = zip(*(values for values, _ in pixels.values()), strict=True)
     labels["digest"] = np.asarray([digest(*frame) for frame in frames], object)
     labels["source"] = np.full(cube.sizes["time"], signature, object)
-    return _Prepared(item, signature, _blank(cube, labels), labels, store.event_length(cube), pixels)
+    size = sum(values.nbytes for values, _ in pixels.values())
+    return _Prepared(item, signature, *_blank(cube, labels), labels, store.event_length(cube), pixels, size)
 
 
-def _prepare(found: tuple[str, Item], inspect: Inspect) -> _Prepared:
-    return inspect(*_read(found))
+def _prepare(found: Sequence[tuple[str, Item]], inspect: Inspect) -> list[_Prepared]:
+    return [inspect(*_read(one)) for one in found]
 
 
-_BLANKS: dict[tuple, xr.Dataset] = {}
+_BLANKS: dict[bytes, xr.Dataset] = {}
 """To make one costs as much as to read a frame, and thousands of files are alike."""
 
 
-def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> xr.Dataset:
-    """A Cube of no frames, with all labels."""
-    kind = (*channels(cube), *labels, cube.variables["crs"].attrs["crs_wkt"], cube.variables["y"].values.tobytes(),
-            cube.variables["x"].values.tobytes())  # fmt: skip
+def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> tuple[xr.Dataset, bytes]:
+    """A Cube of no frames, with all labels, and what tells its kind from others."""
+    attrs = {key: value for key, value in cube.attrs.items() if key != "source"}  # the store's hold for every frame
+    names, variables = channels(cube), cube.variables
+    packing = [(name, key, value.tobytes() if isinstance(value, np.ndarray) else value)
+               for name in names for key, value in variables[name].encoding.items()]  # fmt: skip
+    words = repr((*names, *labels, *packing, attrs, variables["crs"].attrs["crs_wkt"])).encode()
+    kind = blake2b(b"".join([words, variables["y"].values.tobytes(), variables["x"].values.tobytes()])).digest()
     if kind not in _BLANKS:
-        _BLANKS.clear()
+        if len(_BLANKS) >= BLANKS_KEPT:
+            _BLANKS.clear()
         plain = {key: ("time", labels[key]) for key in ("digest", "source")}
-        blank = quality.labelled(cube, labels).assign_coords(plain).isel(time=slice(0))
-        blank.attrs.pop("source", None)  # attributes are the store's: they must hold for every frame
-        _BLANKS[kind] = blank
-    return _BLANKS[kind]
+        _BLANKS[kind] = quality.labelled(cube, labels).assign_coords(plain).isel(time=slice(0))
+        _BLANKS[kind].attrs = attrs
+    return _BLANKS[kind], kind
 
 
 def _packed(variable: xr.Variable, name: str) -> tuple[np.ndarray, Packing | None]:
     packing = Packing.wanted(variable)
     if packing is None:
         return variable.values, None
-    return np.stack([packing.pack(frame, name) for frame in variable.values]), packing
+    codes = np.empty(variable.shape, packing.dtype)
+    for frame, place in zip(variable.values, codes, strict=True):
+        packing.pack(frame, name, out=place)
+    return codes, packing
 
 
 # --- what the store holds -------------------------------------------------------------------------
@@ -225,10 +246,8 @@ class _Book:
         for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
             book.add((sequence, time), fingerprint, source)
         if set(quality.LABELS) <= set(kept):
-            order = np.argsort(kept["time"], kind="stable")
-            labels = {key: values[order] for key, values in kept.items()}
-            labels["time"] = labels["time"].astype("datetime64[s]")
-            quality.compare(labels, book.before, settings, cadence=None)
+            kept["time"] = kept["time"].astype("datetime64[s]")
+            quality.compare(kept, book.before, settings, cadence=None)
         return book
 
     def add(self, key: tuple[str, int], fingerprint: str, source: str) -> None:
@@ -262,6 +281,8 @@ class _Taking:
 
     def __init__(self, path: str | Path, settings: QualitySettings) -> None:
         self.path, self.settings, self.summary = path, settings, Summary()
+        self.fitting: set[bytes] = set()
+        """Kinds that the store takes."""
         self.book = _Book.of(path, settings)
 
     def is_new(self, item: Item) -> bool:
@@ -274,31 +295,29 @@ class _Taking:
         return not known
 
     def batch(self, prepared: Sequence[_Prepared], write: Write) -> list[_Prepared]:
-        """Writes the new frames of a batch; returns the items that hold others too.
-
-        They go in one commit, or where something does not fit in one each, so that only that is refused.
-        """
+        """Writes the new frames of a batch; returns the items that hold others too."""
         others = []
         self.summary.refused += [one.refused for one in prepared if one.refused]
         for group in _without_repeats([one for one in prepared if one.like is not None]):
             pieces = [(one, [index for index, key in enumerate(one.keys) if key not in self.book.frames])
                       for one in group]  # fmt: skip
             others += [one for one, new in pieces if len(new) < len(one.keys)]
-            fresh = [piece for piece in pieces if piece[1]]
-            try:
-                self._commit(fresh, write)
-            except BadInput:
-                for piece in fresh:
-                    self._single(piece, write)
+            self._add([piece for piece in pieces if piece[1]], write)
         for one in others:
             self.book.seen.add(one.signature)
         return others
 
-    def _single(self, piece: tuple[_Prepared, list[int]], write: Write) -> None:
+    def _add(self, pieces: Pieces, write: Write) -> None:
+        """Commits items together, or where something does not fit in halves, until only that is refused."""
         try:
-            self._commit([piece], write)
+            self._commit(pieces, write)
         except BadInput as error:
-            self.summary.refused.append(f"{piece[0].item}: {error}")
+            if len(pieces) == 1:
+                self.summary.refused.append(f"{pieces[0][0].item}: {error}")
+                return
+            half = len(pieces) // 2
+            self._add(pieces[:half], write)
+            self._add(pieces[half:], write)
 
     def _commit(self, pieces: Pieces, write: Write) -> None:
         if not pieces:
@@ -307,23 +326,17 @@ class _Taking:
         assert first.like is not None
         before = dict(self.book.before)
         labels = {key: np.concatenate([_picked(one, key)[new] for one, new in pieces]) for key in first.labels}
-        labels["status"] = self._judged(labels, before, first.like)
         growth = store.growing(self.path, first.like, len(labels["time"]), event=first.event)
-        for like in {id(like): like for like in (one.like for one, _ in pieces) if like is not None}.values():
-            growth.check(like)
+        # in order of arrival: how items were put together must not show
+        labels["status"] = quality.compare(labels, before, self.settings, cadence=growth.cadence)
+        for kind, like in {one.kind: one.like for one, _ in pieces if one.like is not None}.items():
+            if kind not in self.fitting:
+                growth.check(like)
+                self.fitting.add(kind)
         items = [one.item for one, _ in pieces]
         growth.commit(labels, forks=write(growth, pieces), message=_message(items))
         self.book.before = before
         self._note(labels)
-
-    def _judged(self, labels: dict[str, np.ndarray], before: dict[str, Before], like: xr.Dataset) -> np.ndarray:
-        """Completes the status of frames by comparison with those before."""
-        order = np.argsort(labels["time"], kind="stable")
-        status = np.empty(order.size, np.int16)
-        cadence = like.attrs.get("cadence_seconds")
-        status[order] = quality.compare({key: values[order] for key, values in labels.items()}, before, self.settings,
-                                        cadence=cadence)  # fmt: skip
-        return status
 
     def _note(self, labels: dict[str, np.ndarray]) -> None:
         stamps = labels["time"].astype("datetime64[s]").astype(np.int64).tolist()
@@ -336,6 +349,7 @@ class _Taking:
 
     def revise(self, one: _Prepared, pixels: Callable[[], Pixels]) -> None:
         """Replaces the frames of an item whose content changed; counts those that did not."""
+        held: Pixels = {}
         for index, key in enumerate(one.keys):
             place, fingerprint = self.book.frames[key], one.labels["digest"][index]
             if self.book.sources[place] == one.signature:
@@ -343,8 +357,9 @@ class _Taking:
             if not self.book.corrects(key, fingerprint, one.signature):
                 self.summary.known += 1
                 continue
+            held = held or pixels()
             values = {name: packing.unpack(codes[index]) if packing else codes[index]
-                      for name, (codes, packing) in pixels().items()}  # fmt: skip
+                      for name, (codes, packing) in held.items()}  # fmt: skip
             store.replace(self.path, _frame(one, index, values), at=place, message=f"Revise {one.item}")
             self.book.digests[place], self.book.sources[place] = fingerprint, one.signature
             self.summary.revised += 1
@@ -406,8 +421,7 @@ def _alone(found: Sequence[tuple[str, Item]], inspect: Inspect, taking: _Taking,
     batch: list[_Prepared] = []
     for item, signature, cube in _ahead(found):
         batch.append(inspect(item, signature, cube))
-        held = sum(values.nbytes for ready in batch for values, _ in ready.pixels.values())
-        if len(batch) >= BATCH_ITEMS or held >= BATCH_BYTES:
+        if len(batch) >= BATCH_ITEMS or sum(one.size for one in batch) >= BATCH_BYTES:
             _write_here(batch, taking)
             batch = []
         report(item)
@@ -433,8 +447,7 @@ def _write_here(batch: Sequence[_Prepared], taking: _Taking) -> None:
 
 def _write_alone(growth: store.Growth, pieces: Pieces) -> list[Any]:
     starts = np.cumsum([growth.start, *(len(new) for _, new in pieces)]).tolist()
-    parts = [(at, one.part(new)) for at, (one, new) in zip(starts, pieces, strict=False)]
-    store.fill(growth.session, parts, total=growth.total)
+    growth.fill([(at, one.part(new)) for at, (one, new) in zip(starts, pieces, strict=False)])
     return []
 
 
@@ -443,74 +456,124 @@ def _write_alone(growth: store.Growth, pieces: Pieces) -> list[Any]:
 
 @contextmanager
 def _cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
+    import dask
     import distributed
 
     if scheduler:
-        with distributed.Client(scheduler, timeout=10) as client:
+        try:
+            client = distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError):
+            raise ConnectionError(f"No Dask scheduler answers at {scheduler}; give the address that it prints, "
+                                  "tcp://host:port, or a number of workers.") from None  # fmt: skip
+        with client:
             yield client
         return
     with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None,
+        dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEPT.items()}),
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0",
                                  silence_logs="ERROR") as cluster,  # HDF5 takes one thread at a time anyway
-        distributed.Client(cluster) as client,
+        distributed.Client(cluster, set_as_default=False) as client,
     ):  # fmt: skip
         yield client
 
 
 def _in_parallel(found: list[tuple[str, Item]], inspect: Inspect, taking: _Taking, client: Any,
                  report: Callable[[Item], None]) -> None:  # fmt: skip
-    """Reads the next batch while one is written."""
+    """Reads the next batches while one is written."""
+    size = 1
     while found and not taking.book.frames:  # the first good item makes the store, here
-        _write_here([_prepare(found[0], inspect)], taking)
-        report(found[0][1])
-        found = found[1:]
-    size = ITEMS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    waiting: list[Any] = []
-    for start in range(0, len(found) + size, size):
-        reading = [client.submit(_prepare, one, inspect, pure=False) for one in found[start : start + size]]
-        if waiting:
-            _write_there(waiting, taking, client, report)
-        waiting = reading
+        first = _prepare(found[:1], inspect)
+        _write_here(first, taking)
+        report(first[0].item)
+        found, size = found[1:], _together(first, size)
+    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    waiting: deque[list[Any]] = deque()
+    while found or waiting:
+        while found and len(waiting) <= BATCHES_AHEAD:
+            batch, found = found[: size * workers], found[size * workers :]
+            parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+            waiting.append([client.submit(_prepare, part, inspect, pure=False) for part in parts])
+        written = _write_there(waiting.popleft(), taking, client)
+        for one in written:
+            report(one.item)
+        size = _together(written, size)
 
 
-def _write_there(reading: list[Any], taking: _Taking, client: Any, report: Callable[[Item], None]) -> None:
-    """Writes a batch whose pixels lie in the workers."""
-    prepared = client.gather([client.submit(_without_pixels, future, pure=False) for future in reading])
-    where = {one.item: future for one, future in zip(prepared, reading, strict=True)}
+def _together(prepared: Sequence[_Prepared], size: int) -> int:
+    """How many items like these a task may read; ``size`` where nothing is known of them."""
+    largest = max(one.size for one in prepared)
+    return max(1, min(TASK_ITEMS, TASK_BYTES // largest)) if largest else size
+
+
+def _write_there(reading: list[Any], taking: _Taking, client: Any) -> list[_Prepared]:
+    """Writes a batch whose pixels lie in the workers; returns what is known of it here."""
+    submit = partial(client.submit, pure=False, priority=1)  # before what is read ahead
+    groups = [pickle.loads(part) for part in client.gather([submit(_without_pixels, future) for future in reading])]
+    where = {id(one): (group, number) for group, part in enumerate(groups) for number, one in enumerate(part)}
 
     def write(growth: store.Growth, pieces: Pieces) -> list[Any]:
-        frames = [(where[one.item], index) for one, new in pieces for index in new]
-        ends = growth.start + np.cumsum([len(new) for _, new in pieces])
         jobs = []
-        for first, last in _spans(growth.start, growth.total, growth.steps, ends.tolist()):
-            span = frames[first - growth.start : last - growth.start]
-            parts = [(future, [index for _, index in group]) for future, group in groupby(span, key=lambda one: one[0])]
-            futures, indices = [future for future, _ in parts], [index for _, index in parts]
-            jobs.append(client.submit(_fill, growth.fork(), futures, indices, first, growth.total, pure=False))
+        for span in _spans([(*where[id(one)], new) for one, new in pieces], growth.start, growth.steps):
+            (own, cuts), *others = span.items()
+            rest = [submit(_cut, reading[group], foreign) for group, foreign in others]
+            jobs.append(submit(_fill, growth.fork(), reading[own], cuts, rest, growth.total))
         return client.gather(jobs)
 
+    def pixels(one: _Prepared) -> Pixels:
+        group, number = where[id(one)]
+        return submit(_pixels, reading[group], number).result()
+
+    prepared = [one for part in groups for one in part]
     for one in taking.batch(prepared, write):
-        taking.revise(one, lambda one=one: where[one.item].result().pixels)  # type: ignore[misc]
-    for one in prepared:
-        report(one.item)
+        taking.revise(one, partial(pixels, one))
+    return prepared
 
 
-def _without_pixels(prepared: _Prepared) -> _Prepared:
-    return replace(prepared, pixels={})
+Cut = tuple[int, list[int], int]
+"""Number of an item in its group, some of its frames, and the position in the store of the first of them."""
 
 
-def _spans(start: int, stop: int, steps: int, ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cuts [start, stop) at the borders of objects that come with or next after the ends of items."""
-    first = start
-    for end in ends:
-        last = min(stop, -(-end // steps) * steps)
-        if last > first:
-            yield first, last
-            first = last
+def _spans(pieces: Sequence[tuple[int, int, list[int]]], start: int, steps: int) -> list[dict[int, list[Cut]]]:
+    """Divides frames into what one worker each is to write: those of one group, from the first object that begins
+    with them, and what completes the last object from the next ones.
+
+    Args:
+        pieces: Group, number of an item in it, and frames of that.
+        start: Position of the first frame.
+        steps: Frames per object.
+    """
+    ends: dict[int, int] = {}
+    stop = start
+    for group, _, frames in pieces:
+        stop = ends[group] = stop + len(frames)
+    borders = sorted({min(stop, -(-end // steps) * steps) for end in ends.values()})
+    spans: list[dict[int, list[Cut]]] = [{} for _ in borders]
+    at = start
+    for group, number, frames in pieces:
+        while frames:
+            place = bisect_right(borders, at)
+            part, frames = frames[: borders[place] - at], frames[borders[place] - at :]
+            spans[place].setdefault(group, []).append((number, part, at))
+            at += len(part)
+    return spans
 
 
-def _fill(fork: Any, prepared: Sequence[_Prepared], indices: Sequence[list[int]], at: int, total: int) -> Any:
-    """In a worker: writes one span."""
-    parts = [one.part(index) for one, index in zip(prepared, indices, strict=True)]
-    pixels = {name: (np.concatenate([part[name][0] for part in parts]), parts[0][name][1]) for name in parts[0]}
-    return store.fill(fork, [(at, pixels)], total=total)
+# what the workers do
+
+
+def _without_pixels(group: Sequence[_Prepared]) -> bytes:
+    """Pickled as one, so that what items have in common travels once."""
+    return pickle.dumps([replace(one, pixels={}) for one in group])
+
+
+def _pixels(group: Sequence[_Prepared], number: int) -> Pixels:
+    return group[number].pixels
+
+
+def _cut(group: Sequence[_Prepared], cuts: Sequence[Cut]) -> list[tuple[int, Pixels]]:
+    return [(at, group[number].part(frames)) for number, frames, at in cuts]
+
+
+def _fill(fork: Any, group: Sequence[_Prepared], cuts: Sequence[Cut], rest: Sequence[list[tuple[int, Pixels]]],
+          total: int) -> Any:  # fmt: skip
+    return store.fill(fork, [*_cut(group, cuts), *chain.from_iterable(rest)], total=total)

@@ -12,15 +12,17 @@ from numcodecs.zstd import Zstd
 
 from nowcast import quality
 from nowcast.config import QualitySettings
-from nowcast.cube import channels
-from nowcast.grid import Grid
+from nowcast.cube import BadInput, channels
+from nowcast.grid import NORTH_UP, Grid
 from nowcast.maps import Caption, MapPainter
 from nowcast.packing import Packing
 from nowcast.readers import Item, detect, get
 from nowcast.units import COLOURS, quantity
 
-SIDE, TILES = 256, 10
-"""Of a contact sheet: pixels of a frame's longer side, and frames at most."""
+SIDE, TILES, ABREAST, GAP = 256, 10, 5, 4
+"""Of a contact sheet: pixels of a frame's longer side, frames at most, frames in a row, pixels between them."""
+LISTED = 3
+"""Sequences that are named, of many."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Inspection:
     """Words for people."""
     cube: xr.Dataset = field(repr=False)
     """The first item, read."""
+    wettest: int = 0
+    """Its frame with the most rain."""
 
 
 def inspect(source: Path, *, reader: str | None = None, settings: QualitySettings | None = None) -> Inspection:
@@ -48,85 +52,104 @@ def inspect(source: Path, *, reader: str | None = None, settings: QualitySetting
     """
     name = reader or detect(source)
     items = list(get(name).find(source))
+    if not items:
+        raise BadInput(source, "holds nothing that this reader knows", "check the path and the reader")
     cube = get(name).read(items[0])
     labels = quality.measure(cube, settings or QualitySettings(), where=items[0])
-    return Inspection(name, _facts(name, items, cube, labels), cube)
+    wet = labels["mean_value" if np.isnan(labels["wet_share"]).all() else "wet_share"]
+    wettest = int(np.nan_to_num(wet, nan=-np.inf).argmax())
+    return Inspection(name, _facts(name, items, cube, labels), cube, wettest)
 
 
 def quick_look(inspection: Inspection) -> bytes:
-    """PNG of the wettest frame as a map; of what lies nowhere on Earth, its first frames side by side."""
+    """PNG of the wettest frame as a map; of what lies nowhere on Earth, the first frames of a sequence."""
     cube = inspection.cube
-    grid, names = Grid.of(cube), channels(cube)
+    grid, name = Grid.of(cube), channels(cube)[0]
     if not grid.on_earth:
         return _contact_sheet(cube)
-    fields = cube[names[0]]
-    best = int(np.nan_to_num(fields.mean(("y", "x")).values, nan=-np.inf).argmax())
-    painter = MapPainter(grid, names[0], source=str(cube.attrs.get("licence", "")))
-    return painter.png(fields.values[best], caption=Caption.of(fields[best]))
+    frame = cube[name][inspection.wettest]
+    painter = MapPainter(grid, name, source=str(cube.attrs.get("licence", "")))
+    return painter.png(frame.values, caption=Caption.of(frame))
 
 
 def _facts(name: str, items: list[Item], cube: xr.Dataset, labels: dict[str, np.ndarray]) -> dict[str, str]:
     grid, stamps = Grid.of(cube), cube["time"].values.astype("datetime64[s]")
-    sequences = sorted({str(label) for label in cube["sequence"].values} - {""})
-    cadence = cube.attrs.get("cadence_seconds")
     facts = {
         "reader": f"{name} ({get(name).TITLE})",
         "items": f"{len(items)}: {items[0]}" + (f" to {items[-1]}" if len(items) > 1 else ""),
-        "frames": f"{stamps.size} in the first item, {stamps[0]}Z to {stamps[-1]}Z",
-        "sequences": ", ".join(sequences[:3]) + (" ..." if len(sequences) > 3 else "") if sequences
-        else f"live feed, a frame every {cadence} s",
+        "frames": f"{stamps.size} in the first item, {stamps.min()}Z to {stamps.max()}Z",
+        "sequences": _sequences(cube),
         "split": ", ".join(sorted({str(label) for label in cube["split"].values})) if "split" in cube.coords else "",
         "grid": str(grid),
         "corners": _corners(grid),
-    }  # fmt: skip
-    for channel in channels(cube):
-        facts[channel] = _channel(cube[channel])
+    }
+    facts |= {channel: _channel(cube[channel]) for channel in channels(cube)}
     facts["quality"] = "; ".join(sorted({quality.describe(int(status)) for status in labels["status"]}))
     facts["licence"] = str(cube.attrs.get("licence", ""))
     return {key: value for key, value in facts.items() if value}
 
 
+def _sequences(cube: xr.Dataset) -> str:
+    """The first few, in the order of the source."""
+    if "cadence_seconds" in cube.attrs:
+        return f"live feed, a frame every {cube.attrs['cadence_seconds']} s"
+    labels = list(dict.fromkeys(map(str, cube["sequence"].values)))
+    return ", ".join(labels[:LISTED]) + (f" and {len(labels) - LISTED} more" if len(labels) > LISTED else "")
+
+
 def _corners(grid: Grid) -> str:
-    """Centres of the corner pixels in degrees: upper left, lower right."""
+    """Centres of the upper left and the lower right pixel in degrees."""
     if not grid.on_earth:
         return ""
-    rows = (0, -1) if grid.y[0] > grid.y[-1] else (-1, 0)
+    rows = (0, -1) if grid.orientation == NORTH_UP else (-1, 0)
     lon, lat = grid.lonlat(grid.x[[0, -1]], grid.y[list(rows)])
-    return ", ".join(f"{abs(north):.3f} {'NS'[int(north < 0)]} {abs(east):.3f} {'EW'[int(east < 0)]}"
-                     for north, east in zip(lat, lon, strict=True))  # fmt: skip
+    places = [f"{abs(north):.3f} {'NS'[int(north < 0)]} {abs(east):.3f} {'EW'[int(east < 0)]}"
+              for north, east in zip(lat, lon, strict=True)]  # fmt: skip
+    return f"upper left {places[0]}, lower right {places[1]}"
 
 
 def _channel(variable: xr.DataArray) -> str:
     """Range, missing share and cost of a channel."""
     values, packing = variable.values, Packing.wanted(variable)
-    kept = values if packing is None else packing.pack(values[:1])
-    size = len(Zstd(3).encode(np.ascontiguousarray(kept[:1]))) / 1024
-    how = (
-        "float32"
-        if packing is None
-        else f"{kept.dtype} "
-        + (
-            f"by a table of {packing.levels.size} levels"
-            if packing.levels is not None
-            else f"in steps of {packing.scale:g}"
-        )
-    )
+    kept = values[:1] if packing is None else packing.pack(values[:1])
+    size = len(Zstd(3).encode(np.ascontiguousarray(kept))) / 1024
     unit = quantity(str(variable.name)).unit
-    return (f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g} {unit}, {np.isnan(values).mean():.1%} without data, "
-            f"stored as {how}, {size:.0f} KiB a frame")  # fmt: skip
+    known = values[np.isfinite(values)]
+    extent = f"{known.min():.4g} to {known.max():.4g}{'' if unit == '1' else f' {unit}'}" if known.size else "no value"
+    return (f"{extent}, {1 - known.size / values.size:.1%} without data, stored as {_form(packing)}, "
+            f"{size:.{int(size < 10)}f} KiB a frame")  # fmt: skip
+
+
+def _form(packing: Packing | None) -> str:
+    if packing is None:
+        return "float32"
+    if packing.levels is not None:
+        return f"{packing.dtype} by a table of {packing.levels.size} levels"
+    return f"{packing.dtype} in steps of {packing.scale:g}"
 
 
 def _contact_sheet(cube: xr.Dataset) -> bytes:
-    names = channels(cube)
-    colour = list(COLOURS) if set(COLOURS) <= set(names) else [names[0]] * 3
-    scaling = quantity(names[0]).scaling
-    frames = np.stack([scaling.encode(cube[name].values[:TILES]) for name in colour[::-1]], axis=-1)  # OpenCV: BGR
-    if Grid.of(cube).orientation == "south-up":
-        frames = frames[:, ::-1]
-    scale = max(1, SIDE // max(frames.shape[1:3]))
-    tiles = [np.kron(np.nan_to_num(frame * 255).astype(np.uint8), np.ones((scale, scale, 1), np.uint8))
-             for frame in frames]  # fmt: skip
-    gap = np.full((tiles[0].shape[0], 4, 3), 255, np.uint8)
-    return cv2.imencode(".png", np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1))[
-        1
-    ].tobytes()
+    """The first frames of the first sequence, row by row, in their own colours or in grey; white is no data."""
+    names, labels = channels(cube), cube["sequence"].values
+    colour = list(COLOURS) if set(COLOURS) <= set(names) else names[:1]
+    first = np.flatnonzero(labels == labels[0])[:TILES]
+    scaling = quantity(colour[0]).scaling
+    fields = np.stack([scaling.encode(cube[name].values[first]) for name in colour[::-1]], axis=-1)  # OpenCV: BGR
+    tiles = [_tile(np.rint(255 * np.nan_to_num(frame, nan=1)).astype(np.uint8)) for frame in fields]
+    rows, columns = tiles[0].shape[:2]
+    abreast = min(ABREAST, len(tiles))
+    sheet = np.full((-(-len(tiles) // abreast) * (rows + GAP) - GAP, abreast * (columns + GAP) - GAP, len(colour)), 255,
+                    np.uint8)  # fmt: skip
+    for index, tile in enumerate(tiles):
+        top, left = index // abreast * (rows + GAP), index % abreast * (columns + GAP)
+        sheet[top : top + rows, left : left + columns] = tile
+    return cv2.imencode(".png", sheet)[1].tobytes()
+
+
+def _tile(frame: np.ndarray) -> np.ndarray:
+    """A frame near the size of a tile: small ones are enlarged a whole number of times, so that pixels stay sharp."""
+    longer = max(frame.shape[:2])
+    if longer > SIDE:
+        size = [max(1, round(side * SIDE / longer)) for side in frame.shape[1::-1]]
+        return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
+    return frame.repeat(SIDE // longer, axis=0).repeat(SIDE // longer, axis=1)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
+import cv2
 import numpy as np
 import xarray as xr
 
@@ -80,11 +81,15 @@ class Packing:
     def unpack(self, codes: np.ndarray) -> np.ndarray:
         """float32 values, NaN = no data."""
         if codes.dtype == np.uint8:
-            return self.table[codes]
-        return self.table[codes.astype(np.int32) - np.iinfo(self.dtype).min]
+            return self.table.take(codes)
+        values = codes.astype(np.float32)
+        values *= np.float32(self.scale)
+        values += np.float32(self.offset)
+        np.copyto(values, np.nan, where=codes == self.missing)
+        return values
 
-    def pack(self, values: np.ndarray, name: str = "values") -> np.ndarray:
-        """The nearest codes.
+    def pack(self, values: np.ndarray, name: str = "values", *, out: np.ndarray | None = None) -> np.ndarray:
+        """The nearest codes, put into ``out`` where it is given.
 
         Raises:
             BadInput: If a value lies beyond them by more than half a step.
@@ -97,12 +102,14 @@ class Packing:
             raise BadInput(name, f"values {np.nanmin(values):g} to {np.nanmax(values):g} reach beyond what this store "
                            f"can hold, {self._value(low):g} to {self._value(high):g}",
                            "mask or clip them (quality settings), or make a new store without packing")  # fmt: skip
-        absent = np.isnan(steps)
-        if absent.any():
-            if self.missing is None:
-                raise BadInput(name, "has pixels without data", "this source should have none; fetch it again")
-            steps[absent] = self.missing
-        return steps.astype(self.dtype)
+        if steps.size and self.missing is not None:
+            cv2.patchNaNs(steps, self.missing)  # a tenth of the time that a mask takes
+        elif np.isnan(steps).any():
+            raise BadInput(name, "has pixels without data", "this source should have none; fetch it again")
+        if out is None:
+            return steps.astype(self.dtype)
+        np.copyto(out, steps, casting="unsafe")
+        return out
 
     @property
     def _range(self) -> tuple[int, int]:
@@ -119,10 +126,39 @@ class Packing:
         """Float codes, NaN = no data."""
         if self.levels is None:
             steps = values - np.float32(self.offset) if self.offset else values
-            return np.rint(steps / np.float32(self.scale))
-        steps = np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, values).astype(np.float32)
-        steps[np.isnan(values)] = np.nan
+            steps = steps / np.float32(self.scale)
+            return np.rint(steps, out=steps)
+        steps = values * 0  # NaN stays
+        steps += _nearest(values, np.asarray(self.levels, np.float32).tobytes())
         slack = (self.levels[-1] - self.levels[0]) / self.levels.size
         steps[values > self.levels[-1] + slack] = self.levels.size
         steps[values < self.levels[0] - slack] = -1
         return steps
+
+
+BITS = 12
+"""Of a float32, those that do not tell buckets apart: neighbours differ by 0.05 %."""
+
+
+def _nearest(values: np.ndarray, levels: bytes) -> np.ndarray:
+    """Index of the level next to each value; the lower one half-way. Anything where a value is NaN."""
+    first, middles, narrow = _buckets(levels)
+    if not narrow:
+        return np.searchsorted(middles[:-1], values)
+    index = first.take(values.view(np.uint32) >> BITS)
+    index += middles.take(index) < values
+    return index
+
+
+@lru_cache(maxsize=16)
+def _buckets(levels: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
+    """To search 255 levels for every pixel takes longer than to decode it. A value's first bits say which of them it
+    is next to, but for one: the index of the lower one by those bits, the middles between levels, and whether no
+    bucket holds more than one middle."""
+    values = np.frombuffer(levels, np.float32)
+    middles = np.append((values[1:] + values[:-1]) / 2, np.float32(np.inf))
+    bits = np.arange(2 ** (32 - BITS), dtype=np.uint32) << BITS
+    ends = np.stack([bits, bits | (2**BITS - 1)]).view(np.float32)
+    first, last = np.searchsorted(middles[:-1], np.sort(ends, axis=0))  # NaN comes last
+    known = np.isfinite(ends).all(axis=0)
+    return first.astype(np.uint8), middles, bool((last - first)[known].max() <= 1)

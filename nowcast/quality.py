@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import cv2
+import cv2 as _cv2
 import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
 from nowcast.cube import BadInput, channels
 from nowcast.units import quantity
+
+cv2: Any = _cv2
+"""Its stubs know no comparison of an array with a number."""
 
 FLAGS = {
     "mostly_missing": 1,
@@ -203,7 +207,7 @@ def _clip(values: np.ndarray, highest: float | None) -> np.ndarray:
         return np.zeros(len(values), bool)
     beyond = values > highest
     values[beyond] = highest
-    return beyond.any(axis=(1, 2))
+    return np.asarray(beyond.any(axis=(1, 2)))
 
 
 def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, where: object) -> None:

@@ -218,7 +218,7 @@ class Stored:
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         zr = (self.attrs["zr_a"], self.attrs["zr_b"]) if "zr_a" in self.attrs else MARSHALL_PALMER
-        with np.errstate(over="ignore"):  # of codes that no pixel has: thousands of dBZ
+        with np.errstate(over="ignore", invalid="ignore"):  # of codes that no pixel has: thousands of dBZ, rain below 0
             return self.scaling.encode(convert(values, self.names[0], self.quantity, zr=zr))
 
 

@@ -12,6 +12,7 @@ reads as no data and never as zero rain.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from filelock import FileLock, Timeout
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.codecs import ZstdCodec
+from zarr.core.sync import sync
 
 from nowcast.chunks import Frames
 from nowcast.cube import BadInput, label_runs
@@ -298,6 +300,10 @@ def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = 
         return _commit(session, message, metadata)
 
 
+Pixels = Mapping[str, tuple[np.ndarray, Packing | None]]
+"""Channel -> (frame, row, column) values, and how they are packed already."""
+
+
 class Growth:
     """Frames that are being added to a store in one commit, by one process or several, see ``growing``."""
 
@@ -305,6 +311,8 @@ class Growth:
         self.path, self.session = path, session
         group = zarr.open_group(session.store, mode="a")
         self.arrays = dict(group.arrays()) or _create(group, like, "time", event)
+        self.cadence = cast(float | None, group.attrs.get("cadence_seconds"))
+        """Seconds between the frames of a live feed."""
         self.start = self.arrays["time"].shape[0]
         self.total = self.start + count
 
@@ -321,6 +329,10 @@ class Growth:
         """
         _check_same(self.arrays, like, "time", self.path, whole=True)
 
+    def fill(self, parts: Sequence[tuple[int, Pixels]]) -> None:
+        """Writes pixels to their positions, in this process; see ``fill`` for others."""
+        _fill(self.arrays, parts, self.total)
+
     def fork(self) -> icechunk.ForkSession:
         """What another process needs for ``fill``: goes there and comes back, both by pickle."""
         return self.session.fork()
@@ -330,8 +342,7 @@ class Growth:
         """Brings together what the processes wrote, adds the labels of all new frames, commits all at once."""
         if forks:
             self.session.merge(*forks)
-        arrays = dict(zarr.open_group(self.session.store, mode="a").arrays())
-        _write(arrays, labels, slice(self.start, self.total))
+        _write(self.arrays, labels, slice(self.start, self.total))
         return _commit(self.session, message, metadata)
 
 
@@ -347,29 +358,29 @@ def growing(path: str | Path, like: xr.Dataset, count: int, *, event: int = 1) -
     return Growth(path, _writable(path), like, count, event)
 
 
-Pixels = Mapping[str, tuple[np.ndarray, Packing | None]]
-"""Channel -> (frame, row, column) values, and how they are packed already."""
-
-
-def fill(session: icechunk.Session, parts: Sequence[tuple[int, Pixels]], *, total: int) -> icechunk.Session:
+def fill(fork: icechunk.ForkSession, parts: Sequence[tuple[int, Pixels]], *, total: int) -> icechunk.ForkSession:
     """Writes pixels to their positions in a store that grows to ``total`` frames.
 
     Args:
-        session: Of a ``Growth``, or a fork of it.
-        parts: Position of the first frame, and frames.
+        fork: Of a ``Growth``.
+        parts: Position of the first frame, and frames, in ascending order.
         total: Frames in the store afterwards.
 
     Raises:
         BadInput: If they are packed in another way and do not fit into the store's.
     """
-    arrays = dict(zarr.open_group(session.store, mode="a").arrays())
+    group = zarr.open_group(fork.store, mode="a")
+    _fill({name: cast(zarr.Array, group[name]) for name in parts[0][1]}, parts, total)
+    return fork
+
+
+def _fill(arrays: Mapping[str, zarr.Array], parts: Sequence[tuple[int, Pixels]], total: int) -> None:
     for name in parts[0][1]:
         array = arrays[name]
         if array.shape[0] < total:
             array.resize((total, *array.shape[1:]))
         own = Packing.of(array.dtype, array.attrs)
-        Frames(array).write([(at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts])
-    return session
+        Frames(array).write((at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts)
 
 
 def _repacked(values: np.ndarray, packing: Packing | None, own: Packing | None, array: zarr.Array,
@@ -420,13 +431,20 @@ def expire(path: str | Path, *, older_than: timedelta) -> int:
         return int(repository.garbage_collect(limit).bytes_deleted)
 
 
-def _write(arrays: Mapping[str, Any], values: Mapping[str, np.ndarray], where: slice) -> None:
-    """Puts values to their place along the first dimension; arrays that are too short grow."""
-    for name, part in values.items():
-        array = arrays[name]
+def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], where: slice) -> None:
+    """Puts values to their place along the first dimension, of all arrays at once; those that are too short grow."""
+    packed = {name: _pack(part, arrays[name], name) for name, part in values.items()}
+
+    async def put(name: str) -> None:
+        array = arrays[name].async_array
         if array.shape[0] < where.stop:
-            array.resize((where.stop, *array.shape[1:]))
-        array[where] = _pack(part, array, name)
+            await array.resize((where.stop, *array.shape[1:]))
+        await array.setitem(where, packed[name])
+
+    async def put_all() -> None:
+        await asyncio.gather(*map(put, packed))
+
+    sync(put_all())
 
 
 def event_length(cube: xr.Dataset) -> int:
@@ -515,24 +533,24 @@ def _pack(values: np.ndarray, array: zarr.Array, name: str) -> np.ndarray:
 def _check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object, *,
                 whole: bool = False) -> None:  # fmt: skip
     """Refuses what would not fit: other axes, other projection, unknown or (of a whole step) missing variables."""
-    given = _growing(dataset, along)
+    given, variables = _growing(dataset, along), dataset.variables
     if extra := sorted(set(given) - set(arrays)):
         raise BadInput(path, f"has no {', '.join(extra)}", "use another store for another kind of data")
     grown = {name for name, array in arrays.items() if (array.metadata.dimension_names or [""])[0] == along}
     if whole and (absent := sorted(grown - set(given))):
         raise BadInput(path, f"holds {', '.join(absent)} too", "use another store for another kind of data")
-    for name in map(str, dataset.variables):
+    for name in map(str, variables):
         if name in given or name not in arrays:
             continue
-        old, new = np.asarray(arrays[name][...]), _pack(dataset[name].values, arrays[name], name)
+        old, new = np.asarray(arrays[name][...]), _pack(variables[name].values, arrays[name], name)
         if old.shape != new.shape or not (old == new).all():
             raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
                            "ingest every grid into a store of its own")  # fmt: skip
-    if "crs" in dataset.coords and arrays["crs"].attrs["crs_wkt"] != dataset["crs"].attrs["crs_wkt"]:
+    if "crs" in dataset.coords and arrays["crs"].attrs["crs_wkt"] != variables["crs"].attrs["crs_wkt"]:
         raise BadInput(path, "is on another projection", "ingest every grid into a store of its own")
     for name in given:
-        if arrays[name].shape[1:] != dataset[name].shape[1:]:
-            raise BadInput(path, f"{name} has shape {arrays[name].shape[1:]} per step, not {dataset[name].shape[1:]}")
+        if arrays[name].shape[1:] != variables[name].shape[1:]:
+            raise BadInput(path, f"{name} has shape {arrays[name].shape[1:]} per step, not {variables[name].shape[1:]}")
 
 
 def _growing(dataset: xr.Dataset, along: str) -> list[str]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sized
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card  # noqa: E402
 from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
 from nowcast.spans import check_apart  # noqa: E402
-from nowcast.windows import Batch, Packed, Unpack, Windows, loader  # noqa: E402
+from nowcast.windows import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
 
 RESUME = "last.ckpt"
+KEEP_EVERY = timedelta(minutes=10)
+"""``RESUME`` is written after every epoch, and in long ones this often."""
 STEP_TOLERANCE = 0.25
 FREE = {"epochs", "patience", "workers", "devices", "accelerator", "strategy"}
 """Settings of the trainer that may change when a run is resumed."""
@@ -62,32 +64,39 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     folder.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
-    learner = Learner(_network(recipe), recipe.trainer, train=fitting.unpack, valid=held_out.unpack)
+    batches, held_out_batches = _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False)
+    learner = Learner(_network(recipe), recipe.trainer, batches.batch_sampler, train=fitting.unpack,
+                      valid=held_out.unpack)  # fmt: skip
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
         _check_unchanged(recipe, folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     trainer = _trainer(recipe, folder, progress)
-    trainer.fit(learner, _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False),
-                ckpt_path=last if resume else None)  # fmt: skip
+    trainer.fit(learner, batches, held_out_batches, ckpt_path=last if resume else None)
     return _export(recipe, folder, learner, trainer, fitting, time.perf_counter() - started)
 
 
 class Learner(lightning.LightningModule):
     """A network and its optimiser; the loss is the network's own affair."""
 
-    def __init__(self, network: Nowcaster, settings: TrainerSettings, *, train: Unpack, valid: Unpack) -> None:
+    def __init__(self, network: Nowcaster, settings: TrainerSettings, batches: Sized, *, train: Unpack,
+                 valid: Unpack) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.settings, self.unpack, self.unpack_valid = network, settings, train, valid
+        self.network, self.settings, self.batches = network, settings, batches
+        self.unpack, self.unpack_valid = train, valid
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training. Lightning's own count would open the loader before it is told where to go on."""
+        return max(1, self.settings.epochs * len(self.batches))
 
     def on_after_batch_transfer(self, batch: Packed, index: int) -> Batch:
         """Batches arrive as the stores keep them and become [0, 1] on the device."""
         return self.unpack(batch) if self.trainer.training else self.unpack_valid(batch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        progress = min(1.0, self.global_step / total)
+        progress = min(1.0, self.global_step / self.steps)
         loss = self.network.training_loss(batch["past"], batch["future"], progress, self._weight(batch))
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]))
         return loss
@@ -116,11 +125,9 @@ class Learner(lightning.LightningModule):
                 halving = kinds.ReduceLROnPlateau(optimiser, factor=0.5, patience=4)
                 return {"scheduler": halving, "monitor": "valid_loss"}
             case "one-cycle":
-                steps = int(self.trainer.estimated_stepping_batches)
-                return {"scheduler": kinds.OneCycleLR(optimiser, rate, total_steps=steps), "interval": "step"}
+                return {"scheduler": kinds.OneCycleLR(optimiser, rate, total_steps=self.steps), "interval": "step"}
             case "cosine":
-                steps = int(self.trainer.estimated_stepping_batches)
-                return {"scheduler": kinds.CosineAnnealingLR(optimiser, steps), "interval": "step"}
+                return {"scheduler": kinds.CosineAnnealingLR(optimiser, self.steps), "interval": "step"}
             case _:
                 return None
 
@@ -169,7 +176,7 @@ def _network(recipe: Recipe) -> Nowcaster:
     return checkpoint.fast_layout(network)
 
 
-def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> torch.utils.data.DataLoader:
+def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> Loader:
     settings = recipe.trainer
     batches = settings.batches_per_epoch if shuffle else settings.valid_batches
     return loader(windows, batch_size=settings.batch_size, workers=settings.workers, seed=settings.seed,
@@ -181,6 +188,7 @@ def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightni
     extras: list[callbacks.Callback] = [
         callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", enable_version_counter=False),
         callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False),  # every epoch, better or not
+        callbacks.ModelCheckpoint(folder, "last", train_time_interval=KEEP_EVERY, enable_version_counter=False),
         callbacks.EarlyStopping("valid_loss", patience=settings.patience),
         callbacks.LearningRateMonitor(),
         callbacks.TQDMProgressBar(refresh_rate=5),
@@ -196,6 +204,7 @@ def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightni
         gradient_clip_algorithm="value" if settings.clip_value else "norm",
         logger=[loggers.CSVLogger(folder, name="csv"), loggers.TensorBoardLogger(folder, name="tensorboard")],
         default_root_dir=folder, enable_model_summary=False,
+        use_distributed_sampler=False,  # the loader's own draws know of several processes
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ Shape letters: B crops, T time, C channel, H height, W width.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -23,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nowcast.config import ConfigError, Moving, Span, WindowSettings
 from nowcast.ring import Parcel, Ring, keep_memory
@@ -286,6 +287,8 @@ def _processes() -> tuple[int, int]:
 class Loader(DataLoader):
     """A loader that can go on in the middle of an epoch: Lightning keeps its state in every checkpoint."""
 
+    batch_sampler: BatchSampler
+
     def __init__(self, windows: Windows, draws: Draws, per_batch: int, *, packed: bool, **options: Any) -> None:
         super().__init__(copy(windows), batch_size=per_batch, sampler=draws, collate_fn=_as_it_is, **options)
         self.draws, self.per_batch, self.packed, self.done = draws, per_batch, packed, 0
@@ -329,6 +332,7 @@ def loader(windows: Windows, *, batch_size: int, workers: int, seed: int, shuffl
     draws = Draws(windows, seed=seed, count=batches * per_batch if batches else None, shuffle=shuffle)
     if workers:
         keep_memory()
+        multiprocessing.set_forkserver_preload([__name__])  # imported once, not by every loader process
     return Loader(windows, draws, per_batch, packed=packed, num_workers=workers, persistent_workers=workers > 0,
                   pin_memory=torch.cuda.is_available(), worker_init_fn=keep_memory,
                   multiprocessing_context="forkserver" if workers else None)  # fmt: skip

@@ -15,8 +15,8 @@ from nowcast import cli, ingest
 from tests import synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-COMMANDS = ("demo", "ingest", "show", "train", "forecast", "verify", "publish", "serve", "cycle", "up", "run", "models",
-            "doctor")  # fmt: skip
+COMMANDS = ("demo", "ingest", "inspect", "show", "train", "forecast", "verify", "publish", "serve", "cycle", "up", "run",
+            "models", "doctor")  # fmt: skip
 
 
 def run(*arguments: str) -> str:

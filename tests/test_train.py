@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from models import MODELS, model_class
 from nowcast import checkpoint, train
-from nowcast.config import ConfigError, Recipe
+from nowcast.config import ConfigError, Recipe, Span, WindowSettings
+from nowcast.windows import Windows, loader
 from tests import synthetic
+from tests.sources_video import idx
 
+lightning = train.lightning
+DIGITS = Path("/work/shared/data/mnist/t10k-images-idx3-ubyte.gz")
 TRAINABLE = [name for name in MODELS if model_class(name).trainable]
 SMALL = {"first_width": 4, "widths": [32, 32, 32], "kernel": 3, "strides": [2, 2, 2]}
 
@@ -130,3 +140,123 @@ def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
     settings = recipe(tmp_path).model_copy(update={"model": "persistence", "options": {}})
     with pytest.raises(ConfigError, match="persistence has nothing to learn"):
         train.train(settings)
+
+
+# --- resuming in the middle of an epoch ---------------------------------------------------------------
+
+
+class Cut(Exception):
+    """The power fails."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": None}, {"schedule": "one-cycle", "workers": 2}, {"schedule": "cosine", "ema_decay": 0.9}],
+    ids=str,
+)
+def test_a_run_that_was_cut_off_ends_as_if_it_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      options: dict) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "KEEP_EVERY", timedelta(0))
+    settings = recipe(tmp_path, epochs=2, batches_per_epoch=5, **options)
+    train.train(settings.model_copy(update={"name": "whole"}))
+    step, done = train.Learner.training_step, []
+
+    def until_the_eighth(self: train.Learner, batch: dict, index: int) -> torch.Tensor:
+        if len(done) == 7:
+            raise Cut
+        done.append(index)
+        return step(self, batch, index)
+
+    with monkeypatch.context() as power, pytest.raises(Cut):
+        power.setattr(train.Learner, "training_step", until_the_eighth)
+        train.train(settings)
+    state = torch.load(tmp_path / "runs/debug/last.ckpt", weights_only=True)
+    assert (state["epoch"], state["global_step"]) == (1, 7)
+    train.train(settings)
+    whole, parts = (checkpoint.load(tmp_path / f"runs/{name}/last.safetensors").network for name in ("whole", "debug"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+class Witness(lightning.LightningModule):
+    """Notes which batches it is given: epoch, number, and the sum of all codes."""
+
+    def __init__(self, stop: int = -1) -> None:
+        super().__init__()
+        self.weight, self.stop, self.seen = torch.nn.Parameter(torch.zeros(1)), stop, list[tuple[int, int, int]]()
+
+    def training_step(self, batch: dict, index: int) -> torch.Tensor:
+        if len(self.seen) == self.stop:
+            raise Cut
+        self.seen.append((self.trainer.current_epoch, index, int(batch["frames"].long().sum())))
+        return self.weight.square().sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def witnessed(windows: Windows, folder: Path, workers: int, *, stop: int = -1, resume: Path | None = None) -> list:
+    """Three epochs of 7 batches."""
+    every = train.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1,
+                                             enable_version_counter=False)  # fmt: skip
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=3, callbacks=[every], logger=False, log_every_n_steps=1,
+                                default_root_dir=folder, enable_progress_bar=False)  # fmt: skip
+    witness = Witness(stop)
+    batches = loader(windows, batch_size=4, workers=workers, seed=3, shuffle=True, packed=True)
+    with suppress(Cut):
+        trainer.fit(witness, batches, ckpt_path=resume)
+    return witness.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_not_yet_seen_follow(tmp_path: Path, workers: int) -> None:
+    """From the middle of an epoch, from its last batch but one, from its end, and from the next."""
+    cube = synthetic.cube(range(30))
+    cube["rainfall_rate"].encoding["quantum"] = 0.01
+    train_store = tmp_path / "store"
+    synthetic.store.append(train_store, cube, message="m")
+    settings = WindowSettings(quantity="rainfall_rate", in_steps=2, out_steps=3, crop=32)
+    windows = Windows([Span(store=str(train_store))], settings, augment=True)
+    whole = witnessed(windows, tmp_path / "whole", 0)
+    assert len(whole) == len({codes for *_, codes in whole}) == 21
+    for step in (3, 6, 7, 8) if not workers else (10,):
+        folder = tmp_path / f"cut-{step}"
+        assert witnessed(windows, folder, workers, stop=step + 1) == whole[: step + 1]
+        assert witnessed(windows, folder, workers, resume=folder / f"step={step}.ckpt") == whole[step:]
+
+
+# --- other data, several processes --------------------------------------------------------------------
+
+
+def test_clips_made_on_the_fly_train(tmp_path: Path) -> None:
+    digits = DIGITS
+    if not digits.exists():
+        pictures = np.random.default_rng(0).integers(0, 256, (20, 28, 28)).astype(np.uint8)
+        digits = idx(tmp_path / "digits-idx3-ubyte.gz", pictures)
+    settings = recipe(tmp_path, batches_per_epoch=2, valid_batches=1)
+    clips = {"images": digits, "objects": 2, "clips": 6}
+    changes = {"train": [clips | {"seed": 1}], "valid": [clips | {"seed": 2}],
+               "windows": {"quantity": "intensity", "in_steps": 3, "out_steps": 2}}  # fmt: skip
+    path = train.train(Recipe.model_validate(settings.model_dump() | changes))
+    card = checkpoint.read_card(path)
+    assert card.training["steps"] == 2
+    assert card.data[0]["objects"] == 2
+    assert (card.quantity, card.scaling.low, card.scaling.high) == ("intensity", 0, 1)
+    with pytest.raises(ConfigError, match="train and valid make the same clips; give them different seeds"):
+        train.train(Recipe.model_validate(settings.model_dump() | changes | {"valid": [clips | {"seed": 1}]}))
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    """By the command line, which Lightning starts once more for the second process."""
+    settings = recipe(tmp_path, epochs=2, devices=2, strategy="ddp", workers=1)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    subprocess.run([Path(sys.executable).with_name("nowcast"), "train", file], check=True, timeout=240)
+    card = checkpoint.read_card(tmp_path / "runs/debug/last.safetensors")
+    assert (card.training["epochs"], card.training["steps"]) == (2, 6)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_from_loader_processes(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, epochs=2, accelerator="gpu", workers=2)
+    assert checkpoint.read_card(train.train(settings)).training["device"].startswith("cuda")
