@@ -57,7 +57,7 @@ def make(fields: Mapping[str, np.ndarray], time: Sequence[np.datetime64] | np.nd
     """
     stamps = np.asarray(time, "datetime64[ns]")
     labels = {"sequence": sequence} | ({"split": split} if split is not None else {})
-    frames = {key: xr.Variable("time", np.broadcast_to(np.asarray(value, object), stamps.shape))
+    frames = {key: _label(value if isinstance(value, str) else tuple(value), stamps.size)
               for key, value in labels.items()}  # fmt: skip
     packing = {"quantum": quantum, "floor": floor, "levels": levels}
     encoding = {key: value for key, value in packing.items() if value is not None}
@@ -68,6 +68,14 @@ def make(fields: Mapping[str, np.ndarray], time: Sequence[np.datetime64] | np.nd
     coords = xr.Coordinates(axis | frames | place, {"time": moments} | indexes)
     head = dict(attrs or {}) | ({"cadence_seconds": int(cadence)} if cadence else {})
     return xr.Dataset(variables, coords=coords, attrs=head)
+
+
+@lru_cache(maxsize=64)
+def _label(words: str | tuple[str, ...], count: int) -> xr.Variable:
+    """Labels of all frames, kept: xarray takes a long look at arrays of objects."""
+    variable = xr.Variable("time", np.broadcast_to(np.asarray(words, object), (count,)))
+    variable.values.setflags(write=False)
+    return variable
 
 
 @lru_cache(maxsize=8)

@@ -39,7 +39,7 @@ from nowcast.readers import Item, detect, get
 AUTO = "auto"
 BATCH_ITEMS, BATCH_BYTES = 64, 2**27
 """Items, and bytes of pixels, that one process reads before they are committed together."""
-TASK_ITEMS, TASK_BYTES = 16, 2**25
+TASK_ITEMS, TASK_BYTES = 32, 2**25
 """Likewise at most in a task of a worker, of which each has a few at a time."""
 READ_AHEAD, BATCHES_AHEAD = 3, 2
 BLANKS_KEPT = 16

@@ -75,7 +75,8 @@ def quick_look(inspection: Inspection) -> bytes:
 def _facts(name: str, items: list[Item], cube: xr.Dataset, labels: dict[str, np.ndarray]) -> dict[str, str]:
     grid, stamps = Grid.of(cube), cube["time"].values.astype("datetime64[s]")
     facts = {
-        "reader": f"{name} ({get(name).TITLE})",
+        "reader": name,
+        "title": get(name).TITLE,
         "items": f"{len(items)}: {items[0]}" + (f" to {items[-1]}" if len(items) > 1 else ""),
         "frames": f"{stamps.size} in the first item, {stamps.min()}Z to {stamps.max()}Z",
         "sequences": _sequences(cube),
@@ -114,9 +115,8 @@ def _channel(variable: xr.DataArray) -> str:
     kept = values[:1] if packing is None else packing.pack(values[:1])
     size = len(Zstd(3).encode(np.ascontiguousarray(kept))) / 1024
     unit = quantity(str(variable.name)).unit
-    known = values[np.isfinite(values)]
-    extent = f"{known.min():.4g} to {known.max():.4g}{'' if unit == '1' else f' {unit}'}" if known.size else "no value"
-    return (f"{extent}, {1 - known.size / values.size:.1%} without data, stored as {_form(packing)}, "
+    extent = f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g}{'' if unit == '1' else f' {unit}'}"
+    return (f"{extent}, {np.isnan(values).mean():.1%} without data, stored as {_form(packing)}, "
             f"{size:.{int(size < 10)}f} KiB a frame")  # fmt: skip
 
 

@@ -71,9 +71,9 @@ def keep_memory(_: int = 0) -> None:
 
 
 class Parcel:
-    """A batch on its way from a loader process: its frames lie in a slot."""
+    """A batch on its way from a loader process: its frames lie in a slot, ``rest`` travels along."""
 
-    def __init__(self, ring: Ring, place: tuple[int, int], count: int, rest: dict[str, Tensor]) -> None:
+    def __init__(self, ring: Ring, place: tuple[int, int], count: int, rest: dict[str, np.ndarray]) -> None:
         self.state = (ring.number, place, count, rest)
         self.held: np.ndarray | None = None
 
@@ -90,8 +90,8 @@ class Parcel:
 
     def unwrap(self) -> dict[str, Tensor]:
         """The batch in its slot."""
-        held, self.held = self.held, None
-        return self.state[-1] | {"frames": torch.from_numpy(held)}
+        arrays, self.held = self.state[-1] | {"frames": self.held}, None
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def pin_memory(self) -> dict[str, Tensor]:
         """The batch in pinned memory; called by the loader's own thread that prepares batches for a GPU."""

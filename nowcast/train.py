@@ -41,6 +41,8 @@ KEEP_EVERY = timedelta(minutes=10)
 STEP_TOLERANCE = 0.25
 FREE = {"epochs", "patience", "workers", "devices", "accelerator", "strategy"}
 """Settings of the trainer that may change when a run is resumed."""
+PLANNED = {"one-cycle", "cosine"}
+"""Schedules laid out over all epochs, of which there cannot be more later."""
 Progress = Callable[[int, int, str], None]
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
 
@@ -159,7 +161,8 @@ def _check_unchanged(recipe: Recipe, folder: Path) -> None:
     before, now = yaml.safe_load((folder / "recipe.yaml").read_text()), recipe.model_dump(mode="json")
     for settings in (before, now):
         settings.pop("runs")
-        settings["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in FREE}
+        free = FREE - {"epochs"} if settings["trainer"]["schedule"] in PLANNED else FREE
+        settings["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in free}
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise ConfigError(f"{folder}: {', '.join(changed)} changed since this run began; "

@@ -107,14 +107,15 @@ class Windows(Dataset):
     def __getitem__(self, drawn: tuple[int, int]) -> Batch:
         """Window ``drawn[0]``, its crops cut at random by ``drawn[1]``."""
         packed = self.__getitems__([drawn])
-        return self.unpack(packed.unwrap() if isinstance(packed, Parcel) else packed)
+        assert isinstance(packed, dict)  # a ``Parcel`` leaves loader processes only
+        return self.unpack(packed)
 
     def __getitems__(self, drawn: Sequence[tuple[int, int]]) -> Packed | Parcel:
         """Decodes windows; in a loader process straight into the memory that they leave it in."""
         each = self.settings.crops_per_window
         shape = (len(drawn) * each, *self.shape)
         numbers = np.searchsorted(self.first, [index for index, _ in drawn], side="right") - 1
-        sources = {"source": torch.from_numpy(np.repeat(numbers, each))}
+        sources = np.repeat(numbers, each)
         with self.ring.slot() if self.ring else nullcontext() as place:
             frames = self.ring.memory[place].numpy()[: shape[0]] if self.ring and place else np.empty(shape, self.dtype)
             for row, (number, (index, seed)) in enumerate(zip(numbers.tolist(), drawn, strict=True)):
@@ -122,8 +123,8 @@ class Windows(Dataset):
                 window = index - int(self.first[number])
                 self._decode(self.sources[number], window, np.random.default_rng(seed), target)
         if self.ring and place:
-            return Parcel(self.ring, place, shape[0], sources)
-        return {"frames": torch.from_numpy(frames)} | sources
+            return Parcel(self.ring, place, shape[0], {"source": sources})
+        return {"frames": torch.from_numpy(frames), "source": torch.from_numpy(sources)}
 
     def _decode(self, found: Source, window: int, rng: np.random.Generator, target: np.ndarray) -> None:
         """Fills (crop, T, C, H, W)."""

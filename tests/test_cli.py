@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from nowcast import cli, ingest
-from tests import synthetic
+from tests import sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-COMMANDS = ("demo", "ingest", "inspect", "show", "train", "forecast", "verify", "publish", "serve", "cycle", "up", "run",
-            "models", "doctor")  # fmt: skip
+COMMANDS = ("demo", "ingest", "inspect", "show", "train", "forecast", "verify", "publish", "serve", "cycle", "up",
+            "run", "models", "doctor")  # fmt: skip
 
 
 def run(*arguments: str) -> str:
@@ -65,6 +65,29 @@ def test_a_session_from_files_to_page(tmp_path: Path) -> None:
     assert (site / "latest.json").exists()
 
 
+def test_a_look_at_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = run("inspect", SAMPLE[0])
+    assert "KNMI radar composite of the Netherlands" in words
+    assert (tmp_path / "quicklook.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads(run("inspect", SAMPLE[0].parent, "--reader", "knmi", "--picture", tmp_path / "x.png", "--json"))
+    assert report["reader"] == "knmi"
+    assert report["items"].startswith(f"{len(SAMPLE)}: {SAMPLE[0].name}")
+    assert Path(report["picture"]).stat().st_size > 10_000
+    assert {path.name for path in tmp_path.iterdir()} == {"quicklook.png", "x.png"}, "nothing is stored"
+
+
+def test_the_source_of_files_is_found(tmp_path: Path) -> None:
+    """Of radar, of clips, and of a file that is neither."""
+    (tmp_path / "notes.txt").write_text("rain")
+    sources, store = [tmp_path / "notes.txt", *SAMPLE[:2]], tmp_path / "frames"
+    summary = json.loads(run("ingest", "auto", *sources, "--store", store, "--json"))
+    assert (summary["taken"], len(summary["refused"])) == (2, 1)
+    assert "notes.txt: is of no known source" in summary["refused"][0]
+    fixed = sources_video.fixed_set(tmp_path / "mnist" / "mnist_test_seq.npy")
+    assert json.loads(run("ingest", "auto", fixed.parent, "--store", tmp_path / "clips", "--json"))["taken"] == 60
+
+
 def test_one_cycle(tmp_path: Path) -> None:
     (tmp_path / "feed").mkdir()
     shutil.copy(SAMPLE[0], tmp_path / "feed")
@@ -96,10 +119,19 @@ def test_the_doctor_names_what_to_fix(tmp_path: Path) -> None:
         (("show", "nowhere"), "there is no store here; make one with `nowcast ingest`"),
         (("cycle", "operations/knmi.yaml", "leds=3"), "leds: unknown key; known here: title"),
         (("train", "nowhere.yaml"), "no such file; shipped:"),
+        (("train", "training/convlstm-debug.yaml", "valid=0.1"), "valid: a share of the windows at random would hold"),
+        (("inspect", "nowhere.h5"), "nowhere.h5: does not exist; check the path"),
+        (("inspect", "empty.h5"), "empty.h5: is of no known source; name a reader (hko7, sevir"),
+        (("inspect", "notes.txt", "--reader", "odim"), "notes.txt: is not an HDF5 file; fetch it again or choose"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:
+def test_a_mistake_ends_in_one_sentence(arguments: tuple[str, ...], sentence: str, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("empty.h5").touch()
+    Path("notes.txt").write_text("rain")
     assert sentence in refused(*arguments)
+    assert not Path("quicklook.png").exists()
 
 
 def test_a_model_that_cannot_run_says_why(tmp_path: Path) -> None:

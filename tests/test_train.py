@@ -113,6 +113,12 @@ def test_a_run_is_not_resumed_with_other_data_or_scales(tmp_path: Path) -> None:
         train.train(settings.model_copy(update={"windows": scaled}))
 
 
+def test_a_planned_schedule_cannot_be_made_longer(tmp_path: Path) -> None:
+    train.train(recipe(tmp_path, schedule="one-cycle"))
+    with pytest.raises(ConfigError, match="trainer changed since this run began"):
+        train.train(recipe(tmp_path, schedule="one-cycle", epochs=2))
+
+
 def test_event_stores_train_too(tmp_path: Path) -> None:
     for label, first in (("a", 0), ("b", 40)):
         synthetic.make_store(tmp_path / "frames", range(first, first + 12), sequence=label, cadence=None)

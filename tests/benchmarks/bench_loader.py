@@ -133,7 +133,7 @@ def test_sevir_windows(events: str, tmp_path: Path) -> None:
         ours.append(loader_rate(packed, 4))
         floats.append(loader_rate(scaled, 4))
     report("SEVIR-like windows, 25 x 384 x 384", ours, hand, 0.7)
-    report("the same, scaled to float32 in the loader's processes", floats, hand, 0.7)
+    report("the same, scaled to float32 by the process that trains", floats, hand, 0.7)
 
 
 @pytest.mark.parametrize("each", [1, 4, 16])
