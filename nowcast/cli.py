@@ -38,8 +38,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         app()
-    except (ConfigError, BadInput, StoreError, ValueError, OSError) as error:
-        errors.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
+    except (ConfigError, BadInput, StoreError, ModuleNotFoundError, ValueError, OSError) as error:
+        errors.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, markup=True)
         raise SystemExit(2) from None
 
 
@@ -96,7 +96,7 @@ def ingest(
         for name, count in summary.flagged.items():
             console.print(f"  [blue]{name.replace('_', ' ')}[/] {count} frames", highlight=False)
         for sentence in summary.refused:
-            console.print(f"  [yellow]refused[/] {sentence}", highlight=False)
+            console.print(f"  [yellow]refused[/] {escape(sentence)}", highlight=False)
     if summary.refused and not (summary.taken or summary.known or summary.revised):
         raise typer.Exit(1)
 
@@ -121,7 +121,9 @@ def inspect(
         _print_json({"reader": found.reader, **found.facts, "picture": picture})
         return
     _print_facts(found.facts)
-    console.print(f"Picture: [bold]{picture}[/]; take it in with [bold]nowcast ingest {found.reader} {source}[/]")
+    console.print(
+        f"Picture: [bold]{picture}[/]; take it in with [bold]nowcast ingest {found.reader} {escape(str(source))} --store STORE[/]"
+    )
 
 
 @app.command()

@@ -89,8 +89,9 @@ def measure(cube: xr.Dataset, settings: QualitySettings, *, now: datetime | None
     fields = {name: cube.variables[name].values for name in channels(cube)}
     clipped = [_clip(values, settings.clip.get(name)) for name, values in fields.items()]
     views = [[_view(name, frame, settings) for frame in values] for name, values in fields.items()]
-    missing = np.max([[view.missing for view in row] for row in views], axis=0)
-    if (missing == 1).all():
+    shares = np.array([[view.missing for view in row] for row in views])
+    missing = shares.max(axis=0)
+    if (shares == 1).all():
         raise BadInput(where, "has no measured pixel", "wait for the next frame or check the radar")
     dry = ~np.any([[view.wet != 0 for view in row] for row in views], axis=0)  # NaN: cannot be dry
     bits = {

@@ -38,6 +38,7 @@ from nowcast.chunks import Frames
 from nowcast.cube import BadInput, label_runs
 from nowcast.grid import Grid
 from nowcast.packing import Packing
+from nowcast.units import QUANTITIES
 
 BRANCH = "main"
 LOCK_SECONDS = 120
@@ -229,6 +230,8 @@ def _in_order(cube: xr.Dataset) -> xr.Dataset:
     order = np.argsort(stamps, kind="stable") if live else _group(labels, stamps)
     if (order[1:] < order[:-1]).any():
         cube = cube.isel(time=order)
+    known = list(QUANTITIES)  # a listing of a store has no order of its own
+    cube = cube[sorted(map(str, cube.data_vars), key=lambda name: (known.index(name) if name in known else -1, name))]
     cube = cube.assign_coords(position=("time", order, {"long_name": "order of arrival"}))
     if live and "cadence_seconds" in cube.attrs:
         gap = int(cube.attrs.get("tolerated_gap", 0))

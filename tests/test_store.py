@@ -164,3 +164,12 @@ def test_an_object_store_is_a_store(bucket: str) -> None:
         store.append(bucket, frame(index), message=f"frame {index}")
     assert cubes.check(store.open_store(bucket)).sizes["time"] == 2
     assert [commit.message for commit in store.history(bucket, limit=2)] == ["frame 1", "frame 0"]
+
+
+def test_channels_come_in_the_order_of_the_quantities(tmp_path: Path) -> None:
+    """A listing of a store comes in any order; the first channel is the one that is forecast."""
+    one = frame(0)
+    names = ("outflow", "inflow", "blue", "red", "green")
+    fields = {name: one["rainfall_rate"].rename(name).assign_attrs(units="1") for name in names}
+    store.append(tmp_path / "s", one.drop_vars("rainfall_rate").assign(fields), message="m")
+    assert list(store.open_store(tmp_path / "s").data_vars) == ["red", "green", "blue", "inflow", "outflow"]
