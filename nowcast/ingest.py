@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import glob
 import pickle
+import socket
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -243,6 +244,9 @@ class _Book:
             return book
         kept = store.labels(path, "sequence", "time", "digest", "source", *quality.LABELS)
         keys = ("sequence", "time", "digest", "source")
+        if absent := [key for key in keys if key not in kept]:
+            raise store.StoreError(f"{path}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; "
+                                   "name another store.")  # fmt: skip
         for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
             book.add((sequence, time), fingerprint, source)
         if set(quality.LABELS) <= set(kept):
@@ -460,12 +464,13 @@ def _cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
     import distributed
 
     if scheduler:
-        try:
-            client = distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        try:  # a client that cannot connect is left half made, and may lock up the process when it is collected
+            where = distributed.comm.get_address_host_port(scheduler)
+            socket.create_connection(where, timeout=CONNECT_SECONDS).close()
         except (OSError, ValueError):
             raise ConnectionError(f"No Dask scheduler answers at {scheduler}; give the address that it prints, "
                                   "tcp://host:port, or a number of workers.") from None  # fmt: skip
-        with client:
+        with distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client:
             yield client
         return
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nowcast import cube as cubes
-from nowcast import store
+from nowcast import ingest, store
 from nowcast.cube import BadInput
 from nowcast.grid import Grid
 
+SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
 START = np.datetime64("2010-08-26T00:00")
 GRID = Grid.regular("EPSG:28992", (4, 5), upper_left=(0, 400_000), pixel=(1000, 1000))
 
@@ -143,8 +145,8 @@ def test_any_order_of_arrival_gives_the_same_cube(tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on a local S3 server."""
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A place in a bucket on a local S3 server, whose contents outlive it in this process."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -155,7 +157,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                         "AWS_ENDPOINT_URL": endpoint}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     with urlopen(Request(f"{endpoint}/radar", method="PUT")):
-        yield "s3://radar/frames"
+        yield f"s3://radar/{tmp_path.name}"
     server.stop()
 
 
@@ -173,3 +175,18 @@ def test_channels_come_in_the_order_of_the_quantities(tmp_path: Path) -> None:
     fields = {name: one["rainfall_rate"].rename(name).assign_attrs(units="1") for name in names}
     store.append(tmp_path / "s", one.drop_vars("rainfall_rate").assign(fields), message="m")
     assert list(store.open_store(tmp_path / "s").data_vars) == ["red", "green", "blue", "inflow", "outflow"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_go_into_an_object_store(bucket: str, tmp_path: Path, workers: int) -> None:
+    """A conversion, and one that goes on: alone, and by processes that each write to the bucket."""
+    feed = tmp_path / "feed"
+    feed.mkdir()
+    for some in (slice(0, 3), slice(3, 9)):
+        for path in SAMPLE[some]:
+            shutil.copy(path, feed)
+        summary = ingest.ingest("knmi", [feed], bucket, workers=workers)
+        ingest.ingest("knmi", [feed], tmp_path / "local")
+    assert (summary.taken, summary.known, summary.refused) == (6, 3, [])
+    there, here = (store.open_store(path).drop_attrs() for path in (bucket, tmp_path / "local"))
+    xr.testing.assert_identical(there.load(), here.load())
