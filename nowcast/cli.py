@@ -121,9 +121,8 @@ def inspect(
         _print_json({"reader": found.reader, **found.facts, "picture": picture})
         return
     _print_facts(found.facts)
-    console.print(
-        f"Picture: [bold]{picture}[/]; take it in with [bold]nowcast ingest {found.reader} {escape(str(source))} --store STORE[/]"
-    )
+    command = f"nowcast ingest {found.reader} {escape(str(source))} --store STORE"
+    console.print(f"Picture: [bold]{picture}[/]; take it in with [bold]{command}[/]")
 
 
 @app.command()
