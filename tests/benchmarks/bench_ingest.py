@@ -1,34 +1,63 @@
-"""What it takes to bring files into a store, in time and in bytes, against the least that it could take.
+"""Ingest against the bare work: reading with h5py and compressing with zstd, in as many processes.
 
-That is: unpack every image with h5py and pack it with zstd, with nothing looked at, checked or written. Both
-are measured in turns with the same number of processes, so that the ratio holds on a busy machine too.
+Also what a store takes beside the best that zstd could do, and what the whole of SEVIR would take.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import zarr
 from numcodecs.zstd import Zstd
 
-from nowcast import demo, ingest, store
+from nowcast import demo, store
+from nowcast.ingest import ingest
 from tests import fixtures
 from tests.benchmarks.bench_loader import fields
 
-WORKERS, ROUNDS = 2, 3
-FILES, EVENTS = 400, 40
-LEVELS = range(3, 10)
-SAMPLE = Path(demo.__file__).parent / "sample"
-SEVIR = "vil/2019/SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"
+SAMPLE = sorted((Path(demo.__file__).parent / "sample").glob("*.h5"))
+COPIES, ROUNDS, EVENTS, FILE_EVENTS = 12, 3, 40, 20
 SEVIR_EVENTS = 20_000
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample frames of KNMI again on other days."""
+    folder = tmp_path_factory.mktemp("feed")
+    for copy in range(COPIES):
+        for path in SAMPLE:
+            new = folder / path.name.replace("20100826", f"201008{copy + 1:02}")
+            shutil.copy(path, new)
+            with h5py.File(new, "r+") as file:
+                overview = file["overview"].attrs
+                for edge in ("start", "end"):
+                    stamp = overview[f"product_datetime_{edge}"]
+                    text = np.ravel(stamp)[0].decode().replace("26-AUG", f"{copy + 1:02}-AUG")
+                    overview[f"product_datetime_{edge}"] = np.array([text.encode()], stamp.dtype)
+    return folder
+
+
+def by_hand(paths: list[Path]) -> None:
+    codec = Zstd(3)
+    for path in paths:
+        with h5py.File(path) as file:
+            pixels = file["image1/image_data"][()]
+        codec.encode(pixels)
+
+
+def in_processes(paths: list[Path], count: int) -> None:
+    jobs = [multiprocessing.get_context("fork").Process(target=by_hand, args=(paths[part::count],))
+            for part in range(count)]  # fmt: skip
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -37,111 +66,61 @@ def seconds(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-# --- files ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("workers", [0, 2])
+def test_knmi(feed: Path, tmp_path: Path, workers: int) -> None:
+    paths, ours, hand = sorted(feed.glob("*.h5")), [], []
+    for turn in range(ROUNDS):
+        hand.append(seconds(lambda: in_processes(paths, max(1, workers))))
+        ours.append(seconds(lambda turn=turn: ingest("knmi", [feed], tmp_path / str(turn), workers=workers)))
+    rates = [len(paths) / np.median(times) for times in (ours, hand)]
+    print(f"\nKNMI, {len(paths)} files, workers={workers}: {rates[0]:.0f} files/s, h5py + zstd in {max(1, workers)} "
+          f"processes {rates[1]:.0f}, ratio {np.median(np.array(hand) / ours):.2f} (target 0.6; the start of workers "
+          "counts)")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def knmi(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real composites under other times, five minutes apart."""
-    real = fixtures.SHARED / "knmi"
-    sources = sorted((real if real.is_dir() else SAMPLE).rglob("*.h5"))
-    folder = tmp_path_factory.mktemp("knmi")
-    for number in range(FILES):
-        ends = [np.datetime64("2011-01-01T00:00:00") + (number + step) * np.timedelta64(300, "s") for step in (0, 1)]
-        path = shutil.copy(sources[number % len(sources)], folder / f"RAD_NL25_RAP_5min_{number:06}.h5")
-        with h5py.File(path, "r+") as file:
-            for edge, moment in zip(("start", "end"), ends, strict=True):
-                file["overview"].attrs[f"product_datetime_{edge}"] = np.array([fixtures._knmi_time(moment)])
-    return folder
+def sizes(path: Path) -> tuple[int, int]:
+    """Bytes of the chunks of a store, and of the best of zstd 3 to 9 for the same frames."""
+    kept = store.size(path)
+    cube = store.timeline(path)
+    best = dict.fromkeys(range(3, 10), 0)
+    for frames, _ in store.packed(path, cube.attrs["channels"]).values():
+        for start in range(0, cube.sizes["time"], frames.inner[0]):
+            codes = frames.read(range(start, min(start + frames.inner[0], cube.sizes["time"])))
+            for level in best:
+                best[level] += len(Zstd(level).encode(np.ascontiguousarray(codes)))
+    return kept, min(best.values())
 
 
-@pytest.fixture(scope="module")
-def sevir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Events of 49 x 384 x 384 as SEVIR has them, of which every fifth is the same."""
-    root = tmp_path_factory.mktemp("sevir")
-    storms = [np.clip(fields(49, (384, 384), seed) * 200, 0, 249).astype(np.uint8) for seed in range(5)]
-    images = np.stack([np.moveaxis(storms[number % len(storms)], 0, -1) for number in range(EVENTS)])
-    ids = [f"S{number:06}" for number in range(EVENTS)]
-    fixtures.sevir_file(root / "data" / SEVIR, "vil", images, ids, compression="gzip", chunks=(1, 384, 384, 49))
-    fixtures.sevir_catalog(root, [fixtures.sevir_row(event, SEVIR, number) for number, event in enumerate(ids)])
+def test_size(feed: Path, tmp_path: Path) -> None:
+    sources = {"knmi": [str(path) for path in sorted(feed.glob("*.h5"))[:36]], "sevir": [str(sevir(tmp_path, 4))]}
+    if (fixtures.SHARED / "fmi").is_dir():
+        sources["fmi-pgm"] = [str(fixtures.SHARED / "fmi" / "pgm")]
+    for name, found in sources.items():
+        ingest(name, found, tmp_path / f"{name}-store")
+        kept, best = sizes(tmp_path / f"{name}-store")
+        print(f"\n{name}: {kept / 2**20:.2f} MiB with all labels, best of zstd 3 to 9 {best / 2**20:.2f} MiB, "
+              f"ratio {kept / best:.2f} (target 1.3)")  # fmt: skip
+
+
+def sevir(root: Path, events: int) -> Path:
+    """Files of events in SEVIR's layout: 384 x 384 x 49 levels."""
+    rows = []
+    for first in range(0, events, FILE_EVENTS):
+        ids = [f"S{number}" for number in range(first, min(first + FILE_EVENTS, events))]
+        name = f"vil/2019/SEVIR_VIL_STORMEVENTS_2019_{first:04}_0630.h5"
+        images = np.stack([np.moveaxis(np.clip(fields(49, (384, 384), int(one[1:])) * 200, 0, 254), 0, -1)
+                           for one in ids])  # fmt: skip
+        fixtures.sevir_file(root / "data" / name, "vil", images, ids, compression="gzip", chunks=(1, 384, 384, 49))
+        rows += [fixtures.sevir_row(one, name, index) for index, one in enumerate(ids)]
+    fixtures.sevir_catalog(root, rows)
     return root
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Workers as ``ingest`` starts them, which have imported everything."""
-    start = time.perf_counter()
-    with ingest._cluster(WORKERS, None) as client:
-        client.run(__import__, "nowcast.ingest")
-        print(f"\n{WORKERS} workers are up after {time.perf_counter() - start:.1f} s")
-        yield client.scheduler.address
-
-
-# --- rates ----------------------------------------------------------------------------------------
-
-
-def unpack_and_pack(files: list[Path]) -> int:
-    codec = Zstd(3)
-    for path in files:
-        with h5py.File(path) as file:
-            codec.encode(file["image1/image_data"][()])
-    return len(files)
-
-
-def test_knmi_rate(knmi: Path, tmp_path: Path, cluster: str) -> None:
-    files = sorted(knmi.glob("*.h5"))
-    parts = [files[start : start + 20] for start in range(0, FILES, 20)]
-    rates: dict[str, list[float]] = {name: [] for name in ("by hand", "ours", "by hand, 2", "ours, 2")}
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        jobs: dict[str, Callable[[Path], object]] = {
-            "by hand": lambda _: unpack_and_pack(files),
-            "ours": lambda path: ingest.ingest("knmi", [knmi], path),
-            "by hand, 2": lambda _: pool.map(unpack_and_pack, parts, chunksize=1),
-            "ours, 2": lambda path: ingest.ingest("knmi", [knmi], path, scheduler=cluster),
-        }
-        for turn in range(-1, ROUNDS):  # the first one only warms up
-            for name, job in jobs.items():
-                took = seconds(lambda job=job, name=name, turn=turn: job(tmp_path / f"{name}{turn}"))  # type: ignore[misc]
-                if turn >= 0:
-                    rates[name].append(FILES / took)
-    for count, end in ((1, ""), (WORKERS, ", 2")):
-        ours, hand = np.array(rates["ours" + end]), np.array(rates["by hand" + end])
-        print(f"\nKNMI, {FILES} files of 765 x 700, {count} processes: {np.median(ours):.0f} files/s, by hand "
-              f"{np.median(hand):.0f}, ratio {np.median(ours / hand):.2f} (target 0.6)")  # fmt: skip
-    assert len(store.labels(tmp_path / "ours, 20", "time")["time"]) == FILES
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-
-
-def test_sevir_rate(sevir: Path, tmp_path: Path, cluster: str) -> None:
-    size = 49 * 384 * 384
-    for workers, options in ((0, {}), (WORKERS, {"scheduler": cluster})):
-        paths = [tmp_path / f"{workers} {turn}" for turn in range(ROUNDS)]
-        took = float(np.median([seconds(lambda path=path: ingest.ingest("sevir", [sevir], path, **options))
-                                for path in paths]))  # fmt: skip
-        rate, held = EVENTS / took, store.size(paths[0]) / EVENTS
-        print(f"\nSEVIR-like, {EVENTS} events of 49 x 384 x 384, {workers} workers: {rate:.1f} events/s, "
-              f"{rate * size / 1e6:.0f} MB/s, {held / 1e6:.2f} MB per event (a factor of {size / held:.1f}); "
-              f"{SEVIR_EVENTS:,} events: {SEVIR_EVENTS / rate / 3600:.2f} h, "
-              f"{SEVIR_EVENTS * held / 1e9:.0f} GB")  # fmt: skip
-
-
-# --- sizes ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["knmi", "fmi-pgm", "sevir"])
-def test_size(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
-    if name == "fmi-pgm":
-        real = fixtures.SHARED / "fmi" / "pgm"
-        source = real if real.is_dir() else fixtures.SOURCES[name](tmp_path / "fmi")
-    else:
-        source = request.getfixturevalue(name)
-    sources = sorted(source.glob("*.h5"))[:92] if name == "knmi" else [source]
-    ingest.ingest(name, sources, tmp_path / "store")
-    session = store._repository(tmp_path / "store").readonly_session(store.BRANCH)
-    array = next(one for _, one in zarr.open_group(session.store, mode="r").arrays() if one.ndim == 3)
-    frames = array[:98]
-    held = array.nbytes_stored() * len(frames) / array.shape[0]
-    sizes = {level: sum(len(Zstd(level).encode(frame)) for frame in frames) for level in LEVELS}
-    best = min(sizes, key=lambda level: sizes[level])
-    print(f"\n{name}: {held / len(frames) / 1e3:.1f} kB per frame of {frames[0].nbytes / 1e3:.0f}, zstd at level {best} "
-          f"{sizes[best] / len(frames) / 1e3:.1f}, ratio {held / sizes[best]:.2f} (target at most 1.3)")  # fmt: skip
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sevir(tmp_path: Path, workers: int) -> None:
+    root = sevir(tmp_path / "sevir", EVENTS)
+    spent = seconds(lambda: ingest("sevir", [root], tmp_path / "store", workers=workers))
+    each = store.size(tmp_path / "store") / EVENTS
+    print(f"\nSEVIR-like, {EVENTS} events, workers={workers}: {EVENTS / spent:.1f} events/s, "
+          f"{EVENTS / spent * 49 * 384 * 384 / 1e6:.0f} MB/s; all {SEVIR_EVENTS:,}: "
+          f"{SEVIR_EVENTS * spent / EVENTS / 3600:.1f} h, {SEVIR_EVENTS * each / 1e9:.0f} GB")  # fmt: skip
