@@ -91,7 +91,7 @@ def test_the_source_of_files_is_found(tmp_path: Path) -> None:
 def test_one_cycle(tmp_path: Path) -> None:
     (tmp_path / "feed").mkdir()
     shutil.copy(SAMPLE[0], tmp_path / "feed")
-    paths = [f"{name}={tmp_path / name}" for name in ("store", "forecasts", "scores", "site")]
+    paths = [f"{name}={tmp_path / name}" for name in ("store", "forecasts", "scores", "site", "netcdf")]
     report = json.loads(run("cycle", "operations/knmi.yaml", f"feed.source={tmp_path / 'feed'}", *paths, "--json"))
     assert (report["taken"], report["idle"]) == (1, False)
 
