@@ -1,4 +1,4 @@
-"""What several networks share: frames folded into the batch, grids of any size, overlapping tiles.
+"""What several networks share: frames folded into the batch or into channels, grids of any size, overlapping tiles.
 
 Shape letters: B batch, T time, C channel, H height, W width.
 """
@@ -8,18 +8,75 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 Forecast = Callable[[Tensor], Tensor]
 """past_BTCHW -> future_BTCHW, same grid."""
 
 
-def each_frame(module: nn.Module, frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
+FOLDS = {
+    "pixels-first": (1, 2, 0),  # (row * p + column) * C + channel: PredRNN and its line, E3D-LSTM
+    "rows-first": (0, 1, 2),  # channel * p² + row * p + column: torch's pixel_unshuffle
+    "columns-first": (0, 2, 1),  # channel * p² + column * p + row: CMS-LSTM
+}
+"""How the pixels of a patch become channels: the order of (channel, row, column), slowest first."""
+
+
+def each_frame(module: Callable[[Tensor], Tensor], frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Applies a 2-D module to every frame of a sequence in one call."""
     return module(torch.cat(tuple(frames_BCHW))).chunk(len(frames_BCHW))
+
+
+def fold(frames_NCHW: Tensor, patch: int, order: str) -> Tensor:
+    """Space to depth: (N, C, H, W) -> (N, C * patch², H / patch, W / patch)."""
+    count, channels, height, width = frames_NCHW.shape
+    split = frames_NCHW.reshape(count, channels, height // patch, patch, width // patch, patch)
+    inside = tuple((1, 3, 5)[axis] for axis in FOLDS[order])
+    return split.permute(0, *inside, 2, 4).reshape(count, -1, height // patch, width // patch)
+
+
+def unfold(folded_NCHW: Tensor, patch: int, order: str) -> Tensor:
+    """The inverse of ``fold``."""
+    count, _, height, width = folded_NCHW.shape
+    sizes = [(-1, patch, patch)[axis] for axis in FOLDS[order]]
+    split = folded_NCHW.reshape(count, *sizes, height, width)
+    channel, row, column = (1 + FOLDS[order].index(axis) for axis in range(3))
+    return split.permute(0, channel, 4, row, 5, column).reshape(count, -1, height * patch, width * patch)
+
+
+def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
+    """Calls cheap arithmetic and keeps only what goes in: it is done again in the backward pass.
+
+    A compiler decides that by itself, and without gradients nothing is kept anyway.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*tensors)
+    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+class FieldNorm(nn.Module):
+    """Normalises every sample over channels and pixels together.
+
+    Args:
+        channels: Of the field.
+        grid: Scale and shift per element of a field of this height and width; None: per channel, for any grid.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int] | None = None, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        shape = (channels, *grid) if grid else (channels,)
+        self.grid, self.eps = grid, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if self.grid:
+            return functional.layer_norm(x_NCHW, self.weight.shape, self.weight, self.bias, self.eps)
+        return functional.group_norm(x_NCHW, 1, self.weight, self.bias, self.eps)
 
 
 def on_multiple(forecast: Forecast, past_BTCHW: Tensor, *, multiple: int) -> Tensor:

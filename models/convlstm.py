@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import each_frame, on_multiple
-from models.nowcaster import Nowcaster, check_past
+from models.nowcaster import Nowcaster, Published, check_past
 
 State = tuple[Tensor, ...]
 """What a cell remembers; the hidden state h_BCHW comes first. Empty before the first step: all zeros."""
@@ -95,6 +95,7 @@ class EncoderForecaster(Nowcaster):
         "published": {"first_width": 16, "widths": (64, 96, 96), "kernel": 5, "strides": (1, 2, 2)},
         # For composites of 1000 pixels a side on two CPU cores: no state at full resolution.
         "small": {"first_width": 4, "widths": (32, 64, 64), "kernel": 3, "strides": (4, 2, 2)},
+        "debug": {"first_width": 2, "widths": (32, 32), "kernel": 3, "strides": (2, 2)},
     }
     cell: ClassVar[type[LSTMCell] | type[GRUCell]]
 
@@ -141,12 +142,16 @@ class EncoderForecaster(Nowcaster):
 class ConvLSTM(EncoderForecaster):
     """Encoder-forecaster of convolutional LSTM cells."""
 
+    PAPER = "Shi et al. (2015), arXiv:1506.04214; (2017), arXiv:1706.03458"
+    PUBLISHED: ClassVar = {"published": Published(9_032_225)}
     cell = LSTMCell
 
 
 class ConvGRU(EncoderForecaster):
     """Encoder-forecaster of convolutional GRU cells: a quarter fewer weights."""
 
+    PAPER = "Shi et al. (2017), arXiv:1706.03458"
+    PUBLISHED: ClassVar = {"published": Published(6_880_289)}
     cell = GRUCell
 
 

@@ -6,10 +6,28 @@ Shape letters: B batch, T time, C channel, H height, W width.
 from __future__ import annotations
 
 import inspect
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from models.blocks import on_multiple, tiled
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper's code counts for a size, to check ours against."""
+
+    parameters: int
+    unused: int = 0
+    """Of them, those that cannot change the output; ours has none."""
+    in_steps: int = 10
+    out_steps: int = 10
+    channels: int = 1
 
 
 class Nowcaster(nn.Module):
@@ -17,11 +35,24 @@ class Nowcaster(nn.Module):
 
     ``forward(past_BTCHW) -> future_BTCHW`` takes ``in_steps`` frames in [0, 1] of any height and
     width and returns ``out_steps`` frames of the same size, not clamped. A subclass names its own
-    options as constructor keywords: they are the only description of its hyper-parameters.
+    options as constructor keywords: they are the only description of its hyper-parameters. What it
+    remembers between frames is passed along, never kept on the module.
     """
 
+    PAPER: ClassVar[str] = ""
+    """Authors, year, DOI or arXiv."""
+
     SIZES: ClassVar[dict[str, dict[str, object]]] = {}
-    """Published sizes: name -> constructor keywords."""
+    """Published sizes: name -> constructor keywords. ``debug`` is tiny: every trainable network has it for tests."""
+
+    PUBLISHED: ClassVar[dict[str, Published]] = {}
+    """Size -> the paper's count of parameters."""
+
+    LICENCE: ClassVar[str] = ""
+    """What who uses published weights must know; empty where the official code is free."""
+
+    free_lengths: ClassVar[bool] = True
+    """False: the weights are made for ``in_steps`` frames; recurrent networks take any number."""
 
     handles_missing: ClassVar[bool] = False
     """True: NaN in the past means no data and comes out as NaN where nothing is known.
@@ -32,6 +63,15 @@ class Nowcaster(nn.Module):
 
     history: ClassVar[tuple[int, int]] = (1, 1)
     """References only: the least number of past frames they work with, and the best."""
+
+    multiple: int = 1
+    """Sides are padded to a multiple of this, and cut off again."""
+
+    grid: tuple[int, int] | None = None
+    """Height and width that the weights are bound to; None: any."""
+
+    checkpointing: bool = False
+    """True: activations of the parts run by ``segment`` are computed again in the backward pass, for less memory."""
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1) -> None:
         super().__init__()
@@ -54,10 +94,36 @@ class Nowcaster(nn.Module):
 
         A network with its own recipe overrides this. ``progress`` runs from 0 to 1 over the training.
         """
-        error = functional.mse_loss(self(past_BTCHW), future_BTCHW, reduction="none")
-        if mask_BTCHW is None:
-            return error.mean()
-        return (error * mask_BTCHW).sum() / mask_BTCHW.sum().clamp(min=1)
+        return weighted_mse(self(past_BTCHW), future_BTCHW, mask_BTCHW)
+
+    def on_any_grid(self, forecast: Callable[[Tensor], Tensor], past_BTCHW: Tensor) -> Tensor:
+        """Runs ``forecast`` on frames of any size: padded to ``multiple``, or tiled where weights are bound to a grid.
+
+        Raises:
+            ValueError: In training on another grid than the weights are bound to.
+        """
+        size = tuple(past_BTCHW.shape[-2:])
+        if self.grid is None or size == self.grid:
+            return on_multiple(forecast, past_BTCHW, multiple=self.multiple)
+        if self.training:
+            raise ValueError(
+                f"The weights of {type(self).__name__} are bound to a grid of {_times(self.grid)}; frames are "
+                f"{_times(size)}. Train on crops of that size, or build it with grid=None."
+            )
+        return tiled(forecast, past_BTCHW, tile=self.grid, overlap=min(self.grid) // 4)
+
+    def segment(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a large part of the network, with activation checkpointing where that is on."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+
+def weighted_mse(forecast: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of the squared error, or its weighted mean."""
+    if weight is None:
+        return functional.mse_loss(forecast, truth)
+    return ((forecast - truth).square() * weight).sum() / weight.sum().clamp(min=1)
 
 
 def check_past(past_BTCHW: Tensor, model: Nowcaster) -> None:
@@ -72,3 +138,7 @@ def check_past(past_BTCHW: Tensor, model: Nowcaster) -> None:
             f"{type(model).__name__} takes (batch, {want[0]} frames, {want[1]} channels, height, width); "
             f"got {tuple(past_BTCHW.shape)}."
         )
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))

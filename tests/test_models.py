@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import MODELS, build, model_class
-from models.blocks import each_frame, on_multiple, tiled
+from models.blocks import FOLDS, FieldNorm, each_frame, fold, lean, on_multiple, tiled, unfold
 from models.persistence import Persistence
+from models.recurrent import shares
 
 
 def smallest(name: str, **steps: int) -> torch.nn.Module:
-    """The network in its small size where it has one, with repeatable weights."""
+    """The network in its smallest size, with repeatable weights."""
     torch.manual_seed(1)
-    size = ":small" if "small" in model_class(name).SIZES else ""
+    size = ":debug" if model_class(name).trainable else ""
     return build(name + size, **({"in_steps": 3, "out_steps": 2} | steps)).eval()
 
 
@@ -112,9 +113,10 @@ def test_loss_falls_on_a_repeated_batch(name):
 def test_state_dict_round_trip_is_exact(name, tmp_path):
     model, past = smallest(name), frames(1, 3, 1, 32, 32)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    torch.manual_seed(99)
-    size = ":small" if "small" in model.SIZES else ""
-    other = build(name + size, in_steps=3, out_steps=2).eval()
+    other = smallest(name)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(1)
     other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     with torch.inference_mode():
         torch.testing.assert_close(other(past), model(past), rtol=0, atol=0, equal_nan=True)
@@ -139,16 +141,67 @@ def test_wrong_input_is_refused_in_one_sentence(name):
             model(frames(*shape))
 
 
+def published() -> list[tuple[str, str]]:
+    return [(name, size) for name in MODELS for size in model_class(name).PUBLISHED]
+
+
 @each_model
 def test_every_named_size_builds(name):
-    for size in model_class(name).SIZES:
-        assert build(f"{name}:{size}", in_steps=2, out_steps=2).SIZES
+    with torch.device("meta"):
+        for size in model_class(name).SIZES:
+            assert build(f"{name}:{size}", in_steps=2, out_steps=2).SIZES
+
+
+@pytest.mark.parametrize(("name", "size"), published())
+def test_published_parameter_counts(name, size):
+    paper = model_class(name).PUBLISHED[size]
+    lengths = {"in_steps": paper.in_steps, "out_steps": paper.out_steps, "channels": paper.channels}
+    with torch.device("meta"):
+        ours = build(f"{name}:{size}", **lengths)
+    assert sum(weight.numel() for weight in ours.parameters()) + paper.unused == paper.parameters
+
+
+@each_model
+def test_says_where_it_comes_from(name):
+    need_training(name)
+    assert model_class(name).PAPER
+    assert "debug" in model_class(name).SIZES
+
+
+@each_model
+def test_no_state_is_kept_between_calls(name):
+    """Another batch in between changes nothing, and leaves no tensor on a module."""
+    model, past = smallest(name), frames(1, 3, 1, 32, 32)
+    held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    with torch.inference_mode():
+        first = model(past)
+        model(frames(2, 3, 1, 32, 32) / 2)
+        torch.testing.assert_close(model(past), first, rtol=0, atol=0, equal_nan=True)
+    for module in model.modules():
+        kept = [key for key, value in vars(module).items() if isinstance(value, torch.Tensor) and id(value) not in held]
+        assert kept == []
+
+
+@each_model
+def test_checkpointing_changes_memory_and_nothing_else(name):
+    need_training(name)
+    clip, losses, gradients = moving_square(5, 16), [], []
+    for checkpointing in (False, True):
+        model = smallest(name).train()
+        model.checkpointing = checkpointing
+        torch.manual_seed(3)
+        loss = model.training_loss(clip[:, :3], clip[:, 3:], 0.4)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([weight.grad for weight in model.parameters()])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_unknown_names_list_the_known():
     with pytest.raises(ValueError, match=r"Unknown model 'covlstm'; known: persistence, .*convlstm"):
         build("covlstm", in_steps=1, out_steps=1)
-    with pytest.raises(ValueError, match="Unknown size 'huge' of convlstm; known: published, small"):
+    with pytest.raises(ValueError, match="Unknown size 'huge' of convlstm; known: published, small, debug"):
         build("convlstm:huge", in_steps=1, out_steps=1)
     with pytest.raises(
         ValueError, match="Unknown option depth of convgru; known: first_width, widths, kernel, strides"
@@ -159,14 +212,6 @@ def test_unknown_names_list_the_known():
 
 
 # -- ConvLSTM and ConvGRU ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "parameters"),
-    [("convlstm:published", 9_032_225), ("convgru:published", 6_880_289)],
-)
-def test_published_parameter_counts(size, parameters):
-    assert sum(weight.numel() for weight in build(size, in_steps=10, out_steps=10).parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", ["convlstm", "convgru"])
@@ -217,6 +262,64 @@ def test_each_frame_equals_frame_by_frame():
     conv, sequence = torch.nn.Conv2d(2, 3, 3, padding=1), [frames(2, 2, 5, 4) + t for t in range(3)]
     for folded, frame in zip(each_frame(conv, sequence), sequence, strict=True):
         torch.testing.assert_close(folded, conv(frame))
+
+
+@pytest.mark.parametrize(
+    ("order", "channels_of_the_first_patch"),
+    [
+        ("pixels-first", [0, 100, 1, 101, 10, 110, 11, 111]),
+        ("rows-first", [0, 1, 10, 11, 100, 101, 110, 111]),
+        ("columns-first", [0, 10, 1, 11, 100, 110, 101, 111]),
+    ],
+)
+def test_folds_have_their_three_orders(order, channels_of_the_first_patch):
+    """The value of a pixel is 100 * channel + 10 * row + column."""
+    axes = torch.meshgrid(100 * torch.arange(2), 10 * torch.arange(4), torch.arange(6), indexing="ij")
+    pixels = sum(axes)[None]
+    assert fold(pixels, 2, order)[0, :, 0, 0].tolist() == channels_of_the_first_patch
+    assert fold(pixels, 2, order).shape == (1, 8, 2, 3)
+
+
+@pytest.mark.parametrize("order", FOLDS)
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_unfold_undoes_fold(order, patch):
+    clip = frames(2, 3, 6 * patch, 4 * patch)
+    assert torch.equal(unfold(fold(clip, patch, order), patch, order), clip)
+    torch.testing.assert_close(fold(clip, patch, "rows-first"), torch.nn.functional.pixel_unshuffle(clip, patch))
+
+
+def test_field_norm_is_over_channels_and_pixels():
+    fields, free, bound = frames(2, 3, 4, 5), FieldNorm(3), FieldNorm(3, (4, 5))
+    expected = (fields - fields.mean((1, 2, 3), keepdim=True)) / fields.var((1, 2, 3), False, keepdim=True).sqrt()
+    torch.testing.assert_close(free(fields), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(bound(fields), expected, rtol=1e-3, atol=1e-4)
+    assert (free.weight.numel(), bound.weight.numel()) == (3, 60)
+
+
+def test_lean_keeps_results_and_gradients():
+    inputs = [frames(3, 4).requires_grad_() for _ in range(2)]
+    plain, saved = torch.sigmoid(inputs[0]) * torch.tanh(inputs[1]), lean(lambda a, b: a.sigmoid() * b.tanh(), *inputs)
+    assert torch.equal(plain, saved)
+    torch.testing.assert_close(
+        torch.autograd.grad(saved.sum(), inputs), torch.autograd.grad(plain.sum(), inputs), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampling", "done", "expected"),
+    [
+        ("scheduled", 0.0, (1, 1)),
+        ("scheduled", 0.25, (1, 0.75)),
+        ("scheduled", 1.0, (1, 0)),
+        ("reverse", 0.0, (0.5, 0.5)),
+        ("reverse", 0.49, (0.5, 0.5)),
+        ("reverse", 0.75, (1 - 0.5 * 0.0067379, 0.25)),  # exp(-5)
+        ("reverse", 1.2, (1, 0)),
+        ("never", 0.0, (1, 0)),
+    ],
+)
+def test_shares_of_true_frames_follow_the_papers(sampling, done, expected):
+    assert shares(sampling, done) == pytest.approx(expected, abs=1e-6)
 
 
 def test_on_multiple_repeats_the_edge_and_cuts_it_off():

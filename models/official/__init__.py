@@ -1,0 +1,146 @@
+"""Weights of the official implementations, loaded into our networks.
+
+    model = load("convlstm_ef", torch.load("checkpoint_96_0.001.pth.tar", weights_only=True))
+
+One file per official code base, one line of ``SOURCES`` per network of it. The scale of the network is read
+from the tensors; what shapes cannot tell comes from ``config``, in the words of the official code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+from torch import Tensor
+
+from models.nowcaster import Nowcaster
+
+SOURCES = {
+    "convlstm_ef": "jhhuang96:CONVLSTM",
+    "convgru_ef": "jhhuang96:CONVGRU",
+}
+"""Stem of a parity pack -> file and name of its ``Source``."""
+
+PREFIXES = ("module.", "model.")
+"""Put before every name by data-parallel training and by Lightning."""
+
+State = Mapping[str, Tensor]
+Config = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of ours that is put together from several official ones, or laid out anew."""
+
+    names: tuple[str, ...]
+    make: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one official code base names and sizes a network."""
+
+    model: type[Nowcaster]
+    options: Callable[[State, Config], dict]
+    """(official state dict, config) -> constructor keywords of ``model``."""
+    names: Callable[[Nowcaster], Mapping[str, str | Made]]
+    """Our network -> for every tensor of its state dict the official one. ``renamed`` makes it from rules."""
+    unused: str = r"(?!)"
+    """Pattern of official tensors that cannot change the output, or that we compute: they may be there or not."""
+
+
+def renamed(model: Nowcaster, rules: Mapping[str, str]) -> dict[str, str]:
+    """Official names of all our tensors: every rule (pattern -> replacement) that matches is applied, in order."""
+    names = {}
+    for ours in model.state_dict():
+        official = ours
+        for pattern, replacement in rules.items():
+            official = re.sub(pattern, replacement, official)
+        names[ours] = official
+    return names
+
+
+def find(source: str) -> Source:
+    """The description of an official code base.
+
+    Raises:
+        ValueError: If it is unknown; the message lists the known ones.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"Unknown source {source!r}; known: {', '.join(SOURCES)}.")
+    module, _, name = SOURCES[source].partition(":")
+    return getattr(import_module(f"models.official.{module}"), name)
+
+
+def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowcaster:
+    """Builds the network that the official weights belong to, in eval mode.
+
+    Args:
+        source: A key of ``SOURCES``.
+        state_dict: Official tensors by name, or the checkpoint that holds them under ``state_dict``;
+            a ``module.`` or ``model.`` prefix is dropped.
+        config: What shapes cannot tell, such as lengths, in the words of the official code.
+
+    Raises:
+        ValueError: Unknown source, or tensors that are missing, left over or of another shape.
+    """
+    known = find(source)
+    tensors = _stripped(state_dict.get("state_dict", state_dict))
+    try:
+        model = known.model(**known.options(tensors, config or {}))
+    except (KeyError, StopIteration, IndexError) as error:
+        raise ValueError(f"The state dict is not one of {source}: it misses {error}.") from None
+    names = known.names(model)
+    _check_names(source, tensors, names, known.unused)
+    ours = {key: _made(tensors, official) for key, official in names.items() if _is_there(tensors, official)}
+    _check_shapes(source, ours, names, model)
+    model.load_state_dict(model.state_dict() | ours)
+    return model.eval()
+
+
+def _stripped(tensors: State) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def _parts(official: str | Made) -> tuple[str, ...]:
+    return official.names if isinstance(official, Made) else (official,)
+
+
+def _is_there(tensors: State, official: str | Made) -> bool:
+    return all(name in tensors for name in _parts(official))
+
+
+def _made(tensors: State, official: str | Made) -> Tensor:
+    if isinstance(official, Made):
+        return official.make(*(tensors[name] for name in official.names))
+    return tensors[official]
+
+
+def _check_names(source: str, tensors: State, names: Mapping[str, str | Made], unused: str) -> None:
+    wanted = {name for official in names.values() for name in _parts(official)}
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # BatchNorm works without
+    missing = sorted(wanted - counters - tensors.keys())
+    left_over = sorted(name for name in tensors.keys() - wanted if not re.search(unused, name))
+    faults = [f"{fault} {_few(found)}" for fault, found in (("misses", missing), ("also holds", left_over)) if found]
+    if faults:
+        raise ValueError(f"The state dict is not one of {source}: it {' and '.join(faults)}.")
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _check_shapes(source: str, ours: State, names: Mapping[str, str | Made], model: Nowcaster) -> None:
+    want = model.state_dict()
+    for key, tensor in ours.items():
+        if tensor.shape != want[key].shape:
+            official, expected = ", ".join(_parts(names[key])), tuple(want[key].shape)
+            raise ValueError(
+                f"{official} of {source} has shape {tuple(tensor.shape)}; the other tensors ask for {expected}."
+            )

@@ -1,0 +1,164 @@
+"""What all recurrent networks share: the roll-out from frame to frame, and which frames it is fed in training.
+
+Every step maps one frame to the next. The first ``in_steps`` steps read the past; later ones read what the
+network itself made, or in training, by chance, the truth:
+
+- scheduled sampling, Bengio et al. (2015), arXiv:1506.03099: the share of true frames falls from 1 to 0;
+- reverse scheduled sampling, Wang et al. (2021), arXiv:2103.09504: frames of the past are hidden too, and come
+  back as training goes on, so that the network learns early to look further back than one frame.
+
+Shape letters: B batch, T time, C channel, H height, W width, N batch times time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from models.blocks import each_frame
+from models.nowcaster import Nowcaster, check_past, weighted_mse
+
+Sampling = Literal["scheduled", "reverse", "never"]
+SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
+State = Any
+"""What a network remembers of the frames before: tensors in tuples or lists; None before the first, for zeros."""
+
+
+class Recurrent(Nowcaster):
+    """A network that makes the next frame from each frame and what it remembers.
+
+    A subclass gives ``embed``, ``step`` and ``head``; this class rolls them out.
+
+    Args:
+        sampling: What is fed beyond the past in training: ``scheduled``, ``reverse`` or ``never`` the truth.
+        sampling_until: Share of the training after which it is fed as in a forecast. 0.625 is the 50,000 of
+            80,000 iterations of the PredRNN family.
+        reverse_input: Train on every clip backwards as well as forwards. The official codes take two steps per
+            batch; here chance decides for one direction per step, which is the same on average.
+
+    Raises:
+        ValueError: Unknown sampling, or a share outside (0, 1].
+    """
+
+    scored_from: ClassVar[int] = 1
+    """First frame whose prediction counts in the loss."""
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int, sampling: Sampling,
+                 sampling_until: float = 0.625, reverse_input: bool = False) -> None:  # fmt: skip
+        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
+        if sampling not in SAMPLING:
+            raise ValueError(f"Unknown sampling {sampling!r}; known: {', '.join(SAMPLING)}.")
+        if not 0 < sampling_until <= 1:
+            raise ValueError(f"sampling_until must lie in (0, 1], got {sampling_until}.")
+        self.sampling, self.sampling_until, self.reverse_input = sampling, sampling_until, reverse_input
+
+    def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """What a step reads of frames, independent of the state: known frames come all at once."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """(embedded frame, state) -> (what ``head`` reads, next state)."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Output of a step -> the next frame, NCHW; left out where nobody needs the frame."""
+        raise NotImplementedError
+
+    def forward(self, past_BTCHW: Tensor) -> Tensor:
+        check_past(past_BTCHW, self)
+        return self.on_any_grid(self.roll_out, past_BTCHW)
+
+    def roll_out(self, past_BTCHW: Tensor, *, every: bool = False) -> Tensor:
+        """Forecast of frames whose sides divide by ``multiple``.
+
+        Args:
+            past_BTCHW: Frames, at least one.
+            every: Also what the network made of the past: predictions of the frames 1, 2, ...
+
+        Returns:
+            The last ``out_steps`` frames, or all after the first.
+        """
+        known, state = past_BTCHW.shape[1], None
+        made: list[Tensor] = []
+        inputs = each_frame(self.embed, past_BTCHW.unbind(1))
+        for t in range(known + self.out_steps - 1):
+            x = inputs[t] if t < known else self.embed(made[-1])
+            hidden, state = self.segment(self.step, x, state)
+            if every or t >= known - 1:
+                made.append(self.head(hidden))
+        return torch.stack(made, dim=1)
+
+    def roll_out_fed(self, clip_BTCHW: Tensor, fed_BT: Tensor) -> tuple[Tensor, list[State]]:
+        """Training's roll-out: a step reads the true frame where ``fed`` is true, else the prediction before it.
+
+        Returns:
+            Predictions of all frames but the first, and the state after every step.
+        """
+        state: State = None
+        made: list[Tensor] = []
+        states = []
+        certain = 1 if self.sampling == "reverse" else self.in_steps
+        inputs = each_frame(self.embed, clip_BTCHW[:, :certain].unbind(1))
+        for t in range(clip_BTCHW.shape[1] - 1):
+            if t < certain:
+                x = inputs[t]
+            else:
+                x = self.embed(torch.where(fed_BT[:, t, None, None, None], clip_BTCHW[:, t], made[-1]))
+            hidden, state = self.segment(self.step, x, state)
+            made.append(self.head(hidden))
+            states.append(state)
+        return torch.stack(made, dim=1), states
+
+    def fed(self, batch: int, progress: float) -> Tensor:
+        """Draws which input frames of a clip are the truth: (batch, in_steps + out_steps - 1), on the CPU."""
+        past, future = shares(self.sampling, progress / self.sampling_until)
+        share = torch.tensor([1.0] + [past] * (self.in_steps - 1) + [future] * (self.out_steps - 1))
+        return torch.rand(batch, len(share)) < share
+
+    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
+                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+        """Error of the predictions of all frames from ``scored_from`` on, of the past as much as of the future."""
+        check_past(past_BTCHW, self)
+        clip = torch.cat([past_BTCHW, future_BTCHW], dim=1)
+        weight = None if mask_BTCHW is None else torch.cat([torch.ones_like(past_BTCHW), mask_BTCHW], dim=1)
+        if self.reverse_input and torch.rand(()) < 0.5:
+            clip, weight = clip.flip(1), None if weight is None else weight.flip(1)
+        fed = self.fed(len(clip), progress).to(clip.device)
+        extra: list[Tensor] = []
+
+        def predicted(padded_BTCHW: Tensor) -> Tensor:
+            made, states = self.roll_out_fed(padded_BTCHW, fed)
+            extra.append(self.regularisation(states))
+            return made
+
+        made = self.on_any_grid(predicted, clip)
+        scored = slice(self.scored_from, None)
+        weight = None if weight is None else weight[:, scored]
+        return self.error(made[:, self.scored_from - 1 :], clip[:, scored], weight) + extra[0]
+
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None) -> Tensor:
+        """The paper's loss between predicted and true frames."""
+        return weighted_mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
+
+    def regularisation(self, states: list[State]) -> Tensor:
+        """What the paper's loss adds, from the states after every step."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+
+def shares(sampling: Sampling, done: float) -> tuple[float, float]:
+    """Probability that an input frame is the truth, in the past and in the future.
+
+    Args:
+        sampling: Which schedule.
+        done: Progress of the schedule; from 1 on frames are fed as in a forecast.
+    """
+    if done >= 1 or sampling == "never":
+        return 1.0, 0.0
+    if sampling == "scheduled":
+        return 1.0, 1.0 - done
+    if done < 0.5:  # 25,000 of 50,000 iterations, and a scale of 2,500
+        return 0.5, 0.5
+    return 1.0 - 0.5 * math.exp(-(done - 0.5) / 0.05), 1.0 - done
