@@ -1,0 +1,34 @@
+"""What a network costs: parameters, and multiplications per forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import Nowcaster
+
+
+def parameters(network: Nowcaster) -> int:
+    """Weights that training changes."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def macs(network: Nowcaster, past_shape: Sequence[int]) -> int:
+    """Multiply-accumulate operations of one forecast: convolutions, matrix products and attention.
+
+    Nothing is computed: shapes alone go through the network, so size and device cost nothing. What
+    merely adds, compares or moves values is not counted, as in most papers; nor are Fourier transforms.
+
+    Args:
+        network: Any network of the table, on any device.
+        past_shape: (batch, time, channel, height, width) of what goes in.
+    """
+    nothing = torch.empty(tuple(past_shape), device="meta")
+    weights = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        functional_call(network, weights, (nothing,))
+    return counter.get_total_flops() // 2
