@@ -54,6 +54,14 @@ class Source(Protocol):
         """For the card of a checkpoint."""
         ...
 
+    def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sequence, and time of the first frame, of every window."""
+        ...
+
+    def physical(self, window: int) -> np.ndarray:
+        """(T, H, W) float32 of the first channel in the unit of ``quantity``, NaN for no data."""
+        ...
+
 
 def source(span: Span | Moving, settings: WindowSettings) -> Source:
     """The windows of a span.
@@ -167,6 +175,13 @@ class Stored:
         words = {key: str(self.attrs.get(key, "")) for key in ("title", "licence")}
         return span | {"snapshot": self.version, "frames": int(self.touched.size)} | words
 
+    def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        timeline = store.timeline(self.span.store, version=self.version)
+        order = np.argsort(timeline["position"].values)
+        first = [places[places != MISSING][0] for places in map(self.positions, range(self.starts.size))]
+        there = timeline.isel(time=order[first])
+        return there["sequence"].values.astype(str), there["time"].values
+
     # --- their pixels
 
     def frames(self) -> dict[str, tuple[Any, Packing | None]]:
@@ -188,6 +203,12 @@ class Stored:
             self._codes(name, places, out[:, index])
         return out
 
+    def physical(self, window: int) -> np.ndarray:
+        places = self.positions(window)
+        if self.settings.resize:  # squeezed as networks see it
+            return self.scaling.decode(self._values(self.names[0], places))
+        return self._converted(self._held(self.names[0], places))
+
     def _codes(self, name: str, places: np.ndarray, out: np.ndarray) -> None:
         frames, packing = self.frames()[name]
         if places[0] != MISSING and (np.diff(places) > 0).all():
@@ -201,15 +222,19 @@ class Stored:
 
     def _values(self, name: str, places: np.ndarray) -> np.ndarray:
         """Float32 in [0, 1], NaN for no data, resized where that is wanted."""
+        values = self._scaled(self._held(name, places))
+        if side := self.settings.resize:
+            values = np.stack([resized(frame, side) for frame in values])
+        return values
+
+    def _held(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Float32 in the unit of the store, NaN for no data."""
         frames, packing = self.frames()[name]
         present = places != MISSING
         unique, back = np.unique(places[present], return_inverse=True)
         codes = frames.read(unique)
-        values = self._scaled(packing.unpack(codes) if packing else codes)
-        if side := self.settings.resize:
-            values = np.stack([resized(frame, side) for frame in values])
-        whole = np.full((places.size, *values.shape[1:]), np.nan, np.float32)
-        whole[present] = values[back]
+        whole = np.full((places.size, *codes.shape[1:]), np.nan, np.float32)
+        whole[present] = (packing.unpack(codes) if packing else codes)[back]
         return whole
 
     def _table(self, packing: Packing) -> np.ndarray:
@@ -217,9 +242,12 @@ class Stored:
         return self._scaled(np.roll(packing.table, np.iinfo(packing.dtype).min))
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
-        zr = (self.attrs["zr_a"], self.attrs["zr_b"]) if "zr_a" in self.attrs else MARSHALL_PALMER
         with np.errstate(over="ignore", invalid="ignore"):  # of codes that no pixel has: thousands of dBZ, rain below 0
-            return self.scaling.encode(convert(values, self.names[0], self.quantity, zr=zr))
+            return self.scaling.encode(self._converted(values))
+
+    def _converted(self, values: np.ndarray) -> np.ndarray:
+        zr = (self.attrs["zr_a"], self.attrs["zr_b"]) if "zr_a" in self.attrs else MARSHALL_PALMER
+        return convert(values, self.names[0], self.quantity, zr=zr)
 
 
 class Generated:
@@ -232,8 +260,10 @@ class Generated:
         self.side, self.weights = settings.resize, np.ones(span.clips)
         self.size = (span.canvas, span.canvas)
         length = settings.in_steps + settings.out_steps
-        self.clips = MovingImages(load_images(span.images), canvas=span.canvas, frames=length, count=span.objects,
-                                  seed=span.seed)  # fmt: skip
+        images = load_images(span.images)[span.images_from : span.images_to]
+        if not len(images):
+            raise ConfigError(f"{span.images}: there are no images {span.images_from} to {span.images_to or 'end'}.")
+        self.clips = MovingImages(images, canvas=span.canvas, frames=length, count=span.objects, seed=span.seed)
         own = settings.scaling if settings.quantity == "intensity" else None
         scaling = own.build() if own else quantity("intensity").scaling
         self.values = scaling.encode(np.arange(256, dtype=np.float32) / 255)
@@ -243,6 +273,14 @@ class Generated:
     def facts(self) -> dict[str, object]:
         """For the card of a checkpoint."""
         return self.span.model_dump(mode="json") | {"title": "Clips of moving pictures"}
+
+    def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        clips = self.span.clips
+        return np.arange(clips).astype(str), np.zeros(clips, "datetime64[ns]")
+
+    def physical(self, window: int) -> np.ndarray:
+        frames = self.clips.clip(window).astype(np.float32) / 255
+        return np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
         frames = self.clips.clip(window)
@@ -294,24 +332,24 @@ def _name(span: Span) -> str:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def check_apart(train: Sequence[Source], valid: Sequence[Source]) -> None:
-    """Refuses a split in which a frame is both trained on and validated on.
+def check_apart(train: Sequence[Source], valid: Sequence[Source], *,
+                names: tuple[str, str] = ("train", "valid")) -> None:  # fmt: skip
+    """Refuses a split in which a frame is in two parts, such as trained on and validated on.
 
     Frames of one store are the same by their position; of two stores by their time and content.
 
     Raises:
         ConfigError: Names the stores and the frames.
     """
+    both = " and ".join(names)
     for fitting in train:
         for held in valid:
             if isinstance(fitting, Generated) and isinstance(held, Generated):
                 if _clips(fitting.span) == _clips(held.span):
-                    raise ConfigError(
-                        f"{fitting.name}: train and valid make the same clips; give them different seeds."
-                    )
+                    raise ConfigError(f"{fitting.name}: {both} make the same clips; give them different seeds.")
             elif (isinstance(fitting, Stored) and isinstance(held, Stored)
                   and (shared := _shared_frames(fitting, held))):  # fmt: skip
-                raise ConfigError(f"{fitting.span.store}: {len(shared)} frames are in train and valid, {shared[0]} to "
+                raise ConfigError(f"{fitting.span.store}: {len(shared)} frames are in {both}, {shared[0]} to "
                                   f"{shared[-1]}; give the spans start and end, splits or sequences.")  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
 from collections.abc import Callable, Sized
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,7 +38,7 @@ RESUME = "last.ckpt"
 KEEP_EVERY = timedelta(minutes=10)
 """``RESUME`` is written after every epoch, and in long ones this often."""
 STEP_TOLERANCE = 0.25
-FREE = {"epochs", "patience", "workers", "devices", "accelerator", "strategy"}
+FREE = {"epochs", "minutes", "patience", "workers", "devices", "accelerator", "strategy"}
 """Settings of the trainer that may change when a run is resumed."""
 PLANNED = {"one-cycle", "cosine"}
 """Schedules laid out over all epochs, of which there cannot be more later."""
@@ -61,31 +60,33 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     Raises:
         ConfigError: Data that overlap, or that hold no window.
     """
-    started = time.perf_counter()
     folder = recipe.runs / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
     batches, held_out_batches = _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False)
-    learner = Learner(_network(recipe), recipe.trainer, batches.batch_sampler, train=fitting.unpack,
+    clock = _clock(recipe.trainer)
+    learner = Learner(_network(recipe), recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
                       valid=held_out.unpack)  # fmt: skip
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
         _check_unchanged(recipe, folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    trainer = _trainer(recipe, folder, progress)
+    trainer = _trainer(recipe, folder, clock, progress)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     trainer.fit(learner, batches, held_out_batches, ckpt_path=last if resume else None)
-    return _export(recipe, folder, learner, trainer, fitting, time.perf_counter() - started)
+    return _export(recipe, folder, learner, trainer, fitting)
 
 
 class Learner(lightning.LightningModule):
     """A network and its optimiser; the loss is the network's own affair."""
 
-    def __init__(self, network: Nowcaster, settings: TrainerSettings, batches: Sized, *, train: Unpack,
-                 valid: Unpack) -> None:  # fmt: skip
+    def __init__(self, network: Nowcaster, settings: TrainerSettings, batches: Sized, clock: callbacks.Timer, *,
+                 train: Unpack, valid: Unpack) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.settings, self.batches = network, settings, batches
+        self.network, self.settings, self.batches, self.clock = network, settings, batches, clock
         self.unpack, self.unpack_valid = train, valid
 
     @property
@@ -93,13 +94,19 @@ class Learner(lightning.LightningModule):
         """Of the whole training. Lightning's own count would open the loader before it is told where to go on."""
         return max(1, self.settings.epochs * len(self.batches))
 
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps or by time, whichever ends it."""
+        limit = self.settings.minutes
+        share = self.clock.time_elapsed() / (60 * limit) if limit else 0.0
+        return min(1.0, max(share, self.global_step / self.steps))
+
     def on_after_batch_transfer(self, batch: Packed, index: int) -> Batch:
         """Batches arrive as the stores keep them and become [0, 1] on the device."""
         return self.unpack(batch) if self.trainer.training else self.unpack_valid(batch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        progress = min(1.0, self.global_step / self.steps)
-        loss = self.network.training_loss(batch["past"], batch["future"], progress, self._weight(batch))
+        loss = self.network.training_loss(batch["past"], batch["future"], self.progress, self._weight(batch))
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]))
         return loss
 
@@ -186,9 +193,15 @@ def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> Loader:
                   shuffle=shuffle, batches=batches, packed=True)  # fmt: skip
 
 
-def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightning.Trainer:
+def _clock(settings: TrainerSettings) -> callbacks.Timer:
+    """Ends the training in time, and knows how long it took, over all its parts if it was cut off."""
+    return callbacks.Timer(timedelta(minutes=settings.minutes) if settings.minutes else None, verbose=False)
+
+
+def _trainer(recipe: Recipe, folder: Path, clock: callbacks.Timer, progress: Progress | None) -> lightning.Trainer:
     settings = recipe.trainer
     extras: list[callbacks.Callback] = [
+        clock,
         callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", enable_version_counter=False),
         callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False),  # every epoch, better or not
         callbacks.ModelCheckpoint(folder, "last", train_time_interval=KEEP_EVERY, enable_version_counter=False),
@@ -211,19 +224,32 @@ def _trainer(recipe: Recipe, folder: Path, progress: Progress | None) -> lightni
     )  # fmt: skip
 
 
-def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows,
-            seconds: float) -> Path:  # fmt: skip
+def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows) -> Path:
     """Writes the best and the last weights as checkpoints with their card."""
     kept: Any = trainer.checkpoint_callback
     best, score = kept.best_model_path, kept.best_model_score
     for name, source in (("last", folder / RESUME), ("best", Path(best))):
         state = torch.load(source, map_location="cpu", weights_only=True)
-        facts = {"epochs": int(state["epoch"]) + 1, "steps": int(state["global_step"]), "seconds": round(seconds),
-                 "best_valid_loss": float(score), "device": str(trainer.strategy.root_device),
-                 "machine": platform.processor() or platform.machine(), "torch": torch.__version__}  # fmt: skip
+        facts = {
+            "epochs": int(state["epoch"]) + 1,
+            "steps": int(state["global_step"]),
+            "best_valid_loss": float(score),
+            **_costs(trainer, learner.clock),
+            "torch": torch.__version__,
+        }
         _load(learner.network, state["state_dict"])
         exported = checkpoint.save(folder / f"{name}.safetensors", learner.network, _card(recipe, fitting, facts))
     return exported
+
+
+def _costs(trainer: lightning.Trainer, clock: callbacks.Timer) -> dict[str, object]:
+    """Where the training ran, how long, and the most memory it held on a GPU."""
+    facts = {"seconds": round(clock.time_elapsed(), 1), "device": str(trainer.strategy.root_device),
+             "devices": trainer.world_size, "threads": torch.get_num_threads(),
+             "machine": platform.processor() or platform.machine()}  # fmt: skip
+    if trainer.strategy.root_device.type == "cuda":
+        facts |= {"machine": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
+    return facts
 
 
 def _load(network: nn.Module, state: dict[str, Tensor]) -> None:
