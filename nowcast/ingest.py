@@ -38,8 +38,8 @@ from nowcast.quality import Before
 from nowcast.readers import Item, detect, get
 
 AUTO = "auto"
-BATCH_ITEMS, BATCH_BYTES = 64, 2**27
-"""Items, and bytes of pixels, that one process reads before they are committed together."""
+BATCH_ITEMS, BATCH_BYTES = 128, 2**26
+"""Items, and bytes of pixels, that one process commits together; meanwhile as many are read."""
 TASK_ITEMS, TASK_BYTES = 32, 2**25
 """Likewise at most in a task of a worker, of which each has a few at a time."""
 READ_AHEAD, BATCHES_AHEAD = 3, 2
@@ -422,31 +422,40 @@ def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Ite
 
 def _alone(found: Sequence[tuple[str, Item]], inspect: Inspect, taking: _Taking,
            report: Callable[[Item], None]) -> None:  # fmt: skip
-    batch: list[_Prepared] = []
-    for item, signature, cube in _ahead(found):
-        batch.append(inspect(item, signature, cube))
-        if len(batch) >= BATCH_ITEMS or sum(one.size for one in batch) >= BATCH_BYTES:
-            _write_here(batch, taking)
-            batch = []
-        report(item)
-    _write_here(batch, taking)
+    """Reads, looks at and writes items in three threads: neither decoders nor the disk hold up the others."""
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+        prepared = (inspect(*one) for one in _ahead(reader, _read, found, READ_AHEAD))
+        for batch in _ahead(writer, partial(_write_here, taking=taking), _batches(prepared), 1):
+            for one in batch:
+                report(one.item)
 
 
-def _ahead(found: Sequence[tuple[str, Item]]) -> Iterator[tuple[Item, str, xr.Dataset | None]]:
-    """Reads items in a thread of its own, a few ahead: decoding takes as long as all the rest."""
-    with ThreadPoolExecutor(1, "reader") as reader:
-        waiting: deque[Any] = deque()
-        for one in found:
-            waiting.append(reader.submit(_read, one))
-            if len(waiting) > READ_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[Any], Any], inputs: Iterable[Any], most: int) -> Iterator[Any]:
+    """What ``work`` makes of the inputs, in order, and of ``most`` more of them meanwhile."""
+    waiting: deque[Any] = deque()
+    for one in inputs:
+        waiting.append(pool.submit(work, one))
+        if len(waiting) > most:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def _write_here(batch: Sequence[_Prepared], taking: _Taking) -> None:
+def _batches(prepared: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
+    batch: list[_Prepared] = []
+    for one in prepared:
+        batch.append(one)
+        if len(batch) >= BATCH_ITEMS or sum(each.size for each in batch) >= BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write_here(batch: list[_Prepared], taking: _Taking) -> list[_Prepared]:
     for one in taking.batch(batch, _write_alone):
         taking.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
+    return batch
 
 
 def _write_alone(growth: store.Growth, pieces: Pieces) -> list[Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.cube import BadInput
+from nowcast.units import by_table
 
 MISSING_8, MISSING_16 = 255, -32768
 
@@ -81,7 +82,7 @@ class Packing:
     def unpack(self, codes: np.ndarray) -> np.ndarray:
         """float32 values, NaN = no data."""
         if codes.dtype == np.uint8:
-            return self.table.take(codes)
+            return by_table(codes, self.table)
         values = codes.astype(np.float32)
         values *= np.float32(self.scale)
         values += np.float32(self.offset)

@@ -35,7 +35,7 @@ import xarray as xr
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, pixels, stills
-from nowcast.units import COLOURS, VIL_LEVELS, vil_from_level
+from nowcast.units import COLOURS, VIL_LEVELS, by_table, vil_from_level
 
 TITLE = "GS2PM collection"
 LICENCE = "none stated; the terms of each original data set hold"
@@ -117,10 +117,10 @@ def read(item: Item) -> xr.Dataset:
     take = stills.GREY if domain.quantity else stills.COLOUR
     levels = stills.stack([folder / name for name in FRAMES], "PNG", take=take)
     if domain.quantity:
-        fields = {domain.quantity: domain.values[levels]}
+        fields = {domain.quantity: by_table(levels, domain.values)}
     else:
         colours = COLOURS[::-1] if domain.swapped else COLOURS
-        fields = {name: domain.values[levels[..., colours.index(name)]] for name in COLOURS}
+        fields = {name: by_table(levels[..., colours.index(name)], domain.values) for name in COLOURS}
     grid = pixels.picture(levels.shape[1:3])
     if domain.south_up:
         grid = Grid(grid.crs, grid.y[::-1], grid.x)

@@ -31,6 +31,7 @@ from PIL import Image
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, decoding, files
+from nowcast.units import by_table
 
 TITLE = "NOAA MRMS radar mosaic"
 LICENCE = "public domain, NOAA National Severe Storms Laboratory (NSSL)"
@@ -246,7 +247,7 @@ def _values(section: memoryview, packing: Packing, shape: tuple[int, int],
     else:
         codes = _codes(section[5:], packing.bits, shape)
         for row in range(0, shape[0], ROWS_AT_ONCE):  # the index of a whole mosaic would be 200 MB
-            values[row : row + ROWS_AT_ONCE] = table[codes[row : row + ROWS_AT_ONCE]]
+            values[row : row + ROWS_AT_ONCE] = by_table(codes[row : row + ROWS_AT_ONCE], table)
     step = 10.0**-packing.decimal
     regular = packing.binary == 0 and packing.reference.is_integer()
     fits = regular and step * np.iinfo(np.int16).max >= HIGHEST[product.quantity]

@@ -23,7 +23,8 @@ from pyproj import CRS
 
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
-from nowcast.readers import Item, attribute, files, metric_crs, natural, open_hdf5
+from nowcast.readers import Item, attribute, files, metric_crs, natural, numbers, open_hdf5
+from nowcast.units import by_table
 
 TITLE = "Radar composite in ODIM_H5"
 LICENCE = "as stated by the producer; see the attribute institution"
@@ -166,7 +167,7 @@ def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, 
     coding = _Coding(_number(lookup, "what", "gain", 1.0), _number(lookup, "what", "offset", 0.0),
                      _number(lookup, "what", "nodata", np.nan), _number(lookup, "what", "undetect", np.nan),
                      floor)  # fmt: skip
-    raw = data[()]
+    raw = numbers(data)
     if raw.dtype.kind not in "iu":
         return coding.values(raw), 0.0, None
     if raw.dtype.itemsize > 2:
@@ -174,7 +175,7 @@ def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, 
     else:  # by a table of all codes: no large floats in between
         limits = np.iinfo(raw.dtype)
         table = coding.values(np.arange(limits.min, limits.max + 1))
-        values = table[raw.astype(np.int32) - limits.min if limits.min else raw]
+        values = by_table(raw.astype(np.int32) - limits.min if limits.min else raw, table)
     if coding.offset % coding.gain or not (floor / coding.gain).is_integer():
         return values, 0.0, None
     whole = raw.dtype == np.uint8 and coding.offset == floor and coding.nodata == MISSING_8

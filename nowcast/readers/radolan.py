@@ -39,6 +39,7 @@ import xarray as xr
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, decoding, files
+from nowcast.units import by_table
 
 TITLE = "DWD radar composite of Germany (RADOLAN)"
 LICENCE = "DWD open data (CC BY 4.0), Deutscher Wetterdienst"
@@ -274,7 +275,7 @@ def _values(pixels: bytes, header: Header, path: Path) -> np.ndarray:
         raise BadInput(path, f"ends after {len(pixels) // kind.itemsize} of {rows}x{columns} pixels", "fetch it again")
     _, step, floor = _scale(header)
     levels = np.frombuffer(pixels, kind, rows * columns).reshape(rows, columns)
-    return _table(kind.itemsize, step, floor)[levels[::-1]]
+    return by_table(levels[::-1], _table(kind.itemsize, step, floor))
 
 
 @lru_cache(maxsize=8)

@@ -37,7 +37,7 @@ import xarray as xr
 
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
-from nowcast.readers import Item, decoding, member, metric_crs, natural, open_hdf5, part, parts
+from nowcast.readers import Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts
 from nowcast.units import VIL_LEVELS, vil_from_level
 
 TITLE = "SEVIR storm events"
@@ -277,7 +277,7 @@ def _row(stack: h5py.Dataset, row: int, *, shared: int = 1) -> np.ndarray:
     """
     band = _band(stack)
     if band == 1:
-        return stack[row]
+        return numbers(stack, row)
     size = stack.dtype.itemsize * math.prod(stack.shape[1:])
     most = max(1, BLOCK_BYTES // shared // size)
     first = row - row % band
