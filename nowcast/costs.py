@@ -1,9 +1,11 @@
-"""What a network costs: parameters, and multiplications per forecast."""
+"""What a network costs: parameters, multiplications per forecast, and on which machine."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch.func import functional_call
@@ -32,3 +34,13 @@ def macs(network: Nowcaster, past_shape: Sequence[int]) -> int:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         functional_call(network, weights, (nothing,))
     return counter.get_total_flops() // 2
+
+
+def device_name(device: str | torch.device) -> str:
+    """The GPU, or the processor and how many threads of it torch uses."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # Python itself knows the architecture alone
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{torch.get_num_threads()} threads of {names[0] if names else platform.machine()}"

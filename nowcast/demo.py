@@ -17,6 +17,7 @@ import xarray as xr
 
 from nowcast import cycle as cycles
 from nowcast import maps, store
+from nowcast.charts import skill_chart
 from nowcast.config import Operations
 from nowcast.cube import channels
 from nowcast.grid import Grid
@@ -95,9 +96,9 @@ def _pictures(settings: Operations, folder: Path) -> Path:
     _loop(painter, observed[name], forecasts[name].isel(run=int(np.flatnonzero(references == reference)[0])), folder)
     scores = store.open_store(settings.scores).load()
     for limit in scores["threshold"].values[:CHART_THRESHOLDS]:
-        (folder / f"csi_{limit:g}.png").write_bytes(maps.skill_chart(scores, score="csi", threshold=float(limit)))
+        (folder / f"csi_{limit:g}.png").write_bytes(skill_chart(scores, score="csi", threshold=float(limit)))
     for score in ("mse", "ssim"):
-        (folder / f"{score}.png").write_bytes(maps.skill_chart(scores, score=score))
+        (folder / f"{score}.png").write_bytes(skill_chart(scores, score=score))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Pictures: maps with everything burned in, skill charts and loops.
+"""Pictures: maps with everything burned in, and loops of them.
 
 Nothing here keeps global state or needs a display: figures are drawn by Agg canvases of their own, on
 the grid of the data, so no field is ever interpolated.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import cv2
@@ -25,12 +24,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from nowcast.boundaries import BORDER, COAST, boundaries, land
-from nowcast.colours import UNIT_SIGNS, ColourTable, rgb, table_for
+from nowcast.colours import ColourTable, rgb, table_for
 from nowcast.grid import NORTH_UP, Grid
-from nowcast.scores import SCORES, derive, per_model, title
 from nowcast.units import quantity
 
-__all__ = ["Caption", "MapPainter", "boundaries", "loop", "skill_chart", "table_for"]
+__all__ = ["Caption", "MapPainter", "boundaries", "loop", "table_for"]
 
 ARCHIVED = np.timedelta64(1, "D")
 """A run made later than this is of archived data: how much later says nothing."""
@@ -338,61 +336,7 @@ def _round_levels(values: np.ndarray) -> np.ndarray:
     return np.arange(np.ceil(low / step), high / step) * step
 
 
-# --- charts and loops -------------------------------------------------------------------------------
-
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's colours, distinct in any colour vision."""
-
-
-def skill_chart(scores: xr.Dataset, *, score: str, threshold: float | None = None) -> bytes:
-    """PNG of a score by lead time, a line per model, pooled over all runs that the model made itself.
-
-    Args:
-        scores: A Scores Dataset.
-        score: Key of ``nowcast.scores.SCORES``.
-        threshold: Event limit of a categorical score; the nearest stored one is taken.
-
-    Raises:
-        ValueError: If the score is unknown, or needs a threshold.
-    """
-    chosen = scores if threshold is None else scores.sel(threshold=threshold, method="nearest")
-    pooled = per_model(chosen)
-    values = derive(pooled, [score], over=())
-    if "threshold" in values[score].dims:
-        stored = ", ".join(f"{limit:g}" for limit in scores["threshold"].values)
-        raise ValueError(f"{score} needs a threshold; stored: {stored}.")
-    figure = Figure((8, 4.8), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    minutes = values["lead_time"].values / np.timedelta64(60, "s")
-    for model, colour in zip(values["model"].values, cycle(LINES), strict=False):
-        runs = int(pooled["runs"].sel(model=model).max())
-        line = values[score].sel(model=model)
-        axes.plot(minutes, line, "o-", ms=4, lw=2, color=colour, label=f"{model} ({runs} runs)")
-    _label_chart(axes, heading=title(score) + _event(chosen, score), n=values["n"].values)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
-
-
-def _event(scores: xr.Dataset, score: str) -> str:
-    """``, 1 mm/h and more`` for a score of such an event; nothing for scores of amounts."""
-    if "threshold" in scores.dims or not SCORES[score].startswith("categorical:"):
-        return ""
-    unit = scores["threshold"].attrs.get("units", "")
-    return f", {scores['threshold'].item():g} {UNIT_SIGNS.get(unit, unit)} and more"
-
-
-def _label_chart(axes: Axes, *, heading: str, n: np.ndarray) -> None:
-    compared = n[n > 0]
-    count = "nothing compared yet"
-    if compared.size:
-        ends = np.unique([compared.min(), compared.max()])
-        count = " to ".join(f"{pixels:,}" for pixels in ends) + " pixels behind a point"
-        axes.legend(frameon=False)
-    axes.set_title(heading, loc="left", weight="bold", color=INK)
-    axes.set_xlabel(f"lead time (min)\nsums over runs, then ratios; {count}", color=PALE)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+# --- loops ------------------------------------------------------------------------------------------
 
 
 def loop(frames: Sequence[bytes], *, seconds: float = 0.4) -> bytes:

@@ -10,7 +10,6 @@ the resolved recipe, and the logs as CSV and for TensorBoard.
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Sized
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +30,7 @@ from models import Nowcaster, build  # noqa: E402
 from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card  # noqa: E402
 from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
+from nowcast.costs import device_name  # noqa: E402
 from nowcast.spans import check_apart  # noqa: E402
 from nowcast.windows import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
 
@@ -246,9 +246,9 @@ def _costs(trainer: lightning.Trainer, clock: callbacks.Timer) -> dict[str, obje
     """Where the training ran, how long, and the most memory it held on a GPU."""
     facts = {"seconds": round(clock.time_elapsed(), 1), "device": str(trainer.strategy.root_device),
              "devices": trainer.world_size, "threads": torch.get_num_threads(),
-             "machine": platform.processor() or platform.machine()}  # fmt: skip
+             "machine": device_name(trainer.strategy.root_device)}  # fmt: skip
     if trainer.strategy.root_device.type == "cuda":
-        facts |= {"machine": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
+        facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     return facts
 
 

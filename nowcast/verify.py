@@ -141,8 +141,7 @@ def _frames(run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.Da
     scaling = quantity(str(forecast.name)).scaling
     for lead, frame, fingerprint in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
-        if scaling.kind == "linear":  # how far below the foot of the scale "no echo" lies is a matter of the source
-            made, seen = (np.maximum(field, np.float32(scaling.low)) for field in (made, seen))
+        made, seen = (score.floored(field, scaling) for field in (made, seen))
         sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
         sums["observed_digest"] = fingerprint
         if lpips:

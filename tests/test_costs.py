@@ -30,4 +30,4 @@ def test_a_convolution_is_counted_by_hand() -> None:
 def test_every_network_is_counted_and_a_batch_costs_its_samples(name: str) -> None:
     network = build(f"{name}:debug" if "debug" in model_class(name).SIZES else name, in_steps=3, out_steps=2)
     one, two = (macs(network, (batch, 3, 1, 32, 32)) for batch in (1, 2))
-    assert two == 2 * one > 0
+    assert two == pytest.approx(2 * one, rel=0.01) and one > 0

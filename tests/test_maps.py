@@ -13,9 +13,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from nowcast import boundaries, maps
+from nowcast.charts import skill_chart
 from nowcast.colours import COLOUR_TABLES, ColourTable, rgb, table_for
 from nowcast.grid import Grid
-from nowcast.maps import HEADER, MARGIN, Caption, MapPainter, loop, skill_chart
+from nowcast.maps import HEADER, MARGIN, Caption, MapPainter, loop
 from nowcast.scores import sums
 from nowcast.units import QUANTITIES, Scaling
 

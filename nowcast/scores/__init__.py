@@ -35,7 +35,7 @@ SCORES = {
     "lpips": "perceptual:mean_lpips",
 }
 
-__all__ = ["SCORES", "derive", "per_model", "score", "sums", "title"]
+__all__ = ["SCORES", "derive", "floored", "per_model", "score", "sums", "title"]
 
 
 def sums(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[float],
@@ -62,6 +62,11 @@ def sums(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[flo
     scaled = (scaling.encode(field) for field in fields)
     table = counts(*fields, thresholds=thresholds) | errors(*fields) | similarity(*scaled, data_range=1.0)
     return {name: values.reshape(leads + values.shape[1:]) for name, values in table.items()}
+
+
+def floored(field: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """A field without what lies below the foot of a linear scale: how far below "no echo" lies is up to its source."""
+    return np.maximum(field, np.float32(scaling.low)) if scaling.kind == "linear" else field
 
 
 def score(name: str) -> Callable[..., xr.DataArray]:
