@@ -13,6 +13,17 @@ MODELS = {
     "extrapolation": "extrapolation:Extrapolation",
     "convlstm": "convlstm:ConvLSTM",
     "convgru": "convlstm:ConvGRU",
+    "simvp": "simvp:SimVP",
+    "tau": "tau:TAU",
+    "unet": "unet:UNet",
+    "smaat-unet": "smaat_unet:SmaAtUNet",
+    "cms-lstm": "cms_lstm:CMSLSTM",
+    "predrnn": "predrnn:PredRNN",
+    "predrnn-v2": "predrnn_v2:PredRNNv2",
+    "gs2pm": "gs2pm:GS2PM",
+    "trajgru": "trajgru:TrajGRU",
+    "swinlstm-b": "swin_lstm:SwinLSTMB",
+    "swinlstm-d": "swin_lstm:SwinLSTMD",
 }
 
 __all__ = ["MODELS", "Nowcaster", "build", "model_class"]

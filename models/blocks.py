@@ -49,6 +49,15 @@ def unfold(folded_NCHW: Tensor, patch: int, order: str) -> Tensor:
     return split.permute(0, channel, 4, row, 5, column).reshape(count, -1, height * patch, width * patch)
 
 
+def channels_last(x_NCHW: Tensor) -> Tensor:
+    """The same map with its channels beside each other in memory, also where there is only one.
+
+    Of a single channel torch cannot tell the layout, and lets all that follows be channels-first.
+    """
+    count, channels, height, width = x_NCHW.shape
+    return x_NCHW.permute(0, 2, 3, 1).flatten().view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
 def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
     """Calls cheap arithmetic and keeps only what goes in: it is done again in the backward pass.
 
@@ -69,14 +78,48 @@ class FieldNorm(nn.Module):
 
     def __init__(self, channels: int, grid: tuple[int, int] | None = None, *, eps: float = 1e-5) -> None:
         super().__init__()
-        shape = (channels, *grid) if grid else (channels,)
         self.grid, self.eps = grid, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        # Laid out in memory as convolutions leave their fields, channels last, so that nothing has to be copied.
+        fields = [fill((*(grid or ()), channels)) for fill in (torch.ones, torch.zeros)]
+        self.weight, self.bias = (nn.Parameter(field.movedim(-1, 0)) for field in fields)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        if self.grid:
-            return functional.layer_norm(x_NCHW, self.weight.shape, self.weight, self.bias, self.eps)
-        return functional.group_norm(x_NCHW, 1, self.weight, self.bias, self.eps)
+        if self.grid is None:
+            return functional.group_norm(x_NCHW, 1, self.weight, self.bias, self.eps)
+        weight, bias = self.weight.movedim(0, -1), self.bias.movedim(0, -1)
+        return functional.layer_norm(x_NCHW.movedim(1, -1), weight.shape, weight, bias, self.eps).movedim(-1, 1)
+
+    def of_zeros(self) -> Tensor:
+        """What it makes of a field of zeros, to be broadcast: what a convolution of zeros is spared."""
+        return self.bias if self.grid else self.bias[:, None, None]
+
+
+class FieldConv(nn.Sequential):
+    """Convolution without bias that keeps the size, and a ``FieldNorm`` after it if asked for.
+
+    Args:
+        inputs: Channels of the field.
+        outputs: Channels that come out.
+        kernel: Side, odd.
+        norm: Normalise what comes out.
+        grid: See ``FieldNorm``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, norm: bool = False,
+                 grid: tuple[int, int] | None = None) -> None:  # fmt: skip
+        conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
+
+    def added_to(self, *fields_NCHW: Tensor, x_NCHW: Tensor | None) -> tuple[Tensor, ...]:
+        """Adds what comes out, split as wide as the fields are; None stands for zeros, which are not convolved."""
+        if x_NCHW is not None:
+            made = self(x_NCHW)
+        elif isinstance(self[-1], FieldNorm):
+            made = self[-1].of_zeros()
+        else:
+            return fields_NCHW
+        parts = made.split([field.shape[1] for field in fields_NCHW], dim=-3)
+        return tuple(field + part for field, part in zip(fields_NCHW, parts, strict=True))
 
 
 def on_multiple(forecast: Forecast, past_BTCHW: Tensor, *, multiple: int) -> Tensor:

@@ -13,12 +13,13 @@ Shape letters: B batch, T time, C channel, H height, W width, N batch times time
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.blocks import each_frame
+from models.blocks import each_frame, fold, unfold
 from models.nowcaster import Nowcaster, check_past, weighted_mse
 
 Sampling = Literal["scheduled", "reverse", "never"]
@@ -95,11 +96,12 @@ class Recurrent(Nowcaster):
         """Training's roll-out: a step reads the true frame where ``fed`` is true, else the prediction before it.
 
         Returns:
-            Predictions of all frames but the first, and the state after every step.
+            Predictions of all frames but the first, and the state after every step where ``regularisation`` asks.
         """
         state: State = None
         made: list[Tensor] = []
         states = []
+        kept = type(self).regularisation is not Recurrent.regularisation
         certain = 1 if self.sampling == "reverse" else self.in_steps
         inputs = each_frame(self.embed, clip_BTCHW[:, :certain].unbind(1))
         for t in range(clip_BTCHW.shape[1] - 1):
@@ -109,7 +111,8 @@ class Recurrent(Nowcaster):
                 x = self.embed(torch.where(fed_BT[:, t, None, None, None], clip_BTCHW[:, t], made[-1]))
             hidden, state = self.segment(self.step, x, state)
             made.append(self.head(hidden))
-            states.append(state)
+            if kept:
+                states.append(state)
         return torch.stack(made, dim=1), states
 
     def fed(self, batch: int, progress: float) -> Tensor:
@@ -146,6 +149,48 @@ class Recurrent(Nowcaster):
     def regularisation(self, states: list[State]) -> Tensor:
         """What the paper's loss adds, from the states after every step."""
         return torch.zeros((), device=next(self.parameters()).device)
+
+
+class Patched(Recurrent):
+    """A recurrent network that works on patches: p x p pixels are the channels of one, and of the next frame's.
+
+    Args:
+        hidden: Channels of what ``step`` gives; the next frame is a 1 x 1 convolution of it.
+        patch: Side of a patch in pixels.
+        grid: Height and width of the frames that weights are bound to; None: any.
+
+    Raises:
+        ValueError: If the grid does not consist of whole patches.
+    """
+
+    order: ClassVar[str] = "pixels-first"
+    """How pixels become channels, see ``models.blocks.FOLDS``."""
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int, sampling: Sampling, sampling_until: float,
+                 reverse_input: bool, hidden: int, patch: int, grid: Sequence[int] | None = None) -> None:  # fmt: skip
+        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
+                         sampling_until=sampling_until, reverse_input=reverse_input)  # fmt: skip
+        if patch < 1 or (grid is not None and (len(grid) != 2 or any(side < 1 or side % patch for side in grid))):
+            raise ValueError(f"grid is a height and a width that divide by patch, got grid {grid} and patch {patch}.")
+        self.patch = self.multiple = patch
+        self.grid = None if grid is None else (grid[0], grid[1])
+        self.conv_last = nn.Conv2d(hidden, self.folded, 1, bias=False)
+
+    @property
+    def folded(self) -> int:
+        """Channels of a folded frame."""
+        return self.channels * self.patch**2
+
+    @property
+    def field(self) -> tuple[int, int] | None:
+        """Height and width of a folded frame, where weights are bound to them."""
+        return None if self.grid is None else (self.grid[0] // self.patch, self.grid[1] // self.patch)
+
+    def embed(self, frames_NCHW: Tensor) -> Tensor:
+        return fold(frames_NCHW, self.patch, self.order)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return unfold(self.conv_last(hidden), self.patch, self.order)
 
 
 def shares(sampling: Sampling, done: float) -> tuple[float, float]:

@@ -134,3 +134,115 @@ def test_wrong_tensors_are_named_in_one_sentence():
 def test_unknown_source_lists_the_known():
     with pytest.raises(ValueError, match="known: convlstm_ef, convgru_ef"):
         load("convlstm", {})
+
+
+# -- TrajGRU -------------------------------------------------------------------------------------
+
+
+def test_trajgru_states(case):
+    pack, model = only(case, "trajgru")
+    with torch.inference_mode():
+        states = model.encode(pack.frames)
+    assert pack.excess(states[0][0], "state1") <= 1
+    assert pack.excess(states[2][0], "state3") <= 1
+
+
+def test_trajgru_samples_as_the_port_does_where_asked(case):
+    pack, _ = only(case, "trajgru")
+    model = load("trajgru", pack.weights(), pack.config | {"align_corners": False})
+    with torch.inference_mode():
+        assert pack.excess(model(pack.frames), "prediction_align_false") <= 1
+
+
+def trajgru_shapes() -> parity_pack.Shapes:
+    """What the port would hold at another scale: two stages of stride 3 and 2, other links in each cell."""
+    shapes: parity_pack.Shapes = {}
+
+    def layer(name: str, *shape: int, transposed: bool = False) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, (shape[1 if transposed else 0],)
+
+    def cell(name: str, inputs: int, width: int, links: int) -> None:
+        layer(f"{name}.i2h", 3 * width, inputs, 1, 1)
+        layer(f"{name}.i2f_conv1", 32, inputs, 3, 3)
+        layer(f"{name}.h2f_conv1", 32, width, 3, 3)
+        layer(f"{name}.flows_conv", 2 * links, 32, 3, 3)
+        layer(f"{name}.ret", 3 * width, links * width, 1, 1)
+
+    layer("encoder.stage1.conv1_leaky_1", 3, 2, 5, 5)
+    layer("encoder.stage2.conv2_leaky_1", 7, 5, 3, 3)
+    cell("encoder.rnn1", 3, 5, 4)
+    cell("encoder.rnn2", 7, 7, 2)
+    cell("forecaster.rnn2", 7, 7, 3)
+    cell("forecaster.rnn1", 5, 5, 1)
+    layer("forecaster.stage2.deconv1_leaky_1", 7, 5, 4, 4, transposed=True)
+    layer("forecaster.stage1.deconv2_leaky_1", 5, 3, 5, 5, transposed=True)
+    layer("forecaster.stage1.conv2_leaky_2", 3, 3, 3, 3)
+    layer("forecaster.stage1.conv2_3", 2, 3, 1, 1)
+    return shapes
+
+
+def test_trajgru_of_another_scale_is_read_from_the_tensors():
+    weights = parity_pack.drawn(trajgru_shapes(), 5, 1)
+    model = load("trajgru", weights, {"T_in": 3, "T_out": 4})
+    assert (model.in_steps, model.out_steps, model.channels, model.multiple) == (3, 4, 2, 6)
+    assert model(torch.rand(1, 3, 2, 13, 20)).shape == (1, 4, 2, 13, 20)
+    without = {name: value for name, value in weights.items() if not name.startswith("forecaster.rnn2.i2")}
+    torch.testing.assert_close(load("trajgru", without).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+# -- PredRNN and its line ------------------------------------------------------------------------
+
+
+def stepped(pack, model, count: int) -> list:
+    """States of a recurrent network after each of the first true frames."""
+    states, state = [], None
+    with torch.inference_mode():
+        for t in range(count):
+            _, state = model.step(model.embed(pack.frames[:, t]), state)
+            states.append(state)
+    return states
+
+
+def stlstm_shapes(*, layers: int, width: int, kernel: int, folded: int, field: tuple[int, int] | None = None,
+                  cells: str = "cell_list") -> parity_pack.Shapes:  # fmt: skip
+    """Tensors of the official PredRNN at any scale; with a field, the norms of its elements."""
+    shapes: parity_pack.Shapes = {"conv_last.weight": (folded, width, 1, 1)}
+    for layer in range(layers):
+        name, below = f"{cells}.{layer}", width if layer else folded
+        convs = {"conv_x": (7, below), "conv_h": (4, width), "conv_m": (3, width), "conv_o": (1, 2 * width)}
+        for conv, (gates, inputs) in convs.items():
+            shapes[f"{name}.{conv}.0.weight"] = (gates * width, inputs, kernel, kernel)
+            if field:
+                shapes |= {f"{name}.{conv}.1.{leaf}": (gates * width, *field) for leaf in ("weight", "bias")}
+        shapes[f"{name}.conv_last.weight"] = (width, 2 * width, 1, 1)
+    return shapes
+
+
+def test_predrnn_states(case):
+    pack, model = only(case, "predrnn", "predrnn_layernorm", "predrnn_v2")
+    first, second = stepped(pack, model, 2)
+    assert pack.excess(first[0][0][0], "h0_first") <= 1
+    assert pack.excess(first[1], "m_top_first") <= 1
+    assert pack.excess(second[0][0][1], "c0_second") <= 1
+
+
+def test_predrnn_v2_decoupling_loss(case):
+    pack, model = only(case, "predrnn_v2")
+    with torch.no_grad():
+        clip = torch.cat([pack.frames, model(pack.frames)], dim=1)
+        _, states = model.train().roll_out_fed(clip, torch.arange(9)[None] < 5)
+        assert pack.excess(model.regularisation(states)[None] / model.decoupling, "decoupling_loss") <= 1
+    model.eval()
+
+
+@pytest.mark.parametrize("source", ["predrnn", "predrnn_v2"])
+@pytest.mark.parametrize("field", [None, (6, 4)])
+def test_predrnn_of_another_scale_is_read_from_the_tensors(source, field):
+    shapes = stlstm_shapes(layers=3, width=6, kernel=3, folded=8, field=field)
+    if source == "predrnn_v2":
+        shapes["adapter.weight"] = (6, 6, 1, 1)
+    weights = {f"module.{name}": value for name, value in parity_pack.drawn(shapes, 5, 1).items()}
+    model = load(source, weights, {"patch_size": 2, "input_length": 3, "total_length": 7})
+    assert (model.in_steps, model.out_steps, model.channels, model.patch) == (3, 4, 2, 2)
+    assert model.grid == (field and (12, 8))
+    assert model(torch.rand(1, 3, 2, 12, 8)).shape == (1, 4, 2, 12, 8)

@@ -20,6 +20,23 @@ from models.nowcaster import Nowcaster
 SOURCES = {
     "convlstm_ef": "jhhuang96:CONVLSTM",
     "convgru_ef": "jhhuang96:CONVGRU",
+    "cms_lstm_f3": "cms_lstm:CMS_LSTM",
+    "cms_lstm_f5": "cms_lstm:CMS_LSTM",
+    "predrnn": "thuml:PREDRNN",
+    "predrnn_layernorm": "thuml:PREDRNN",
+    "predrnn_v2": "thuml:PREDRNN_V2",
+    "gs2pm_small": "gs2pm:PRETRAINED",
+    "gs2pm_medium": "gs2pm:PRETRAINED",
+    "gs2pm_small_tuned": "gs2pm:TUNED",
+    "trajgru": "hzzone:TRAJGRU",
+    "simvp_v1": "simvp:SIMVP_V1",
+    "simvp_incepu": "openstl:SIMVP",
+    "simvp_v2_gsta": "openstl:SIMVP",
+    "tau": "openstl:TEMPORAL_ATTENTION",
+    "unet": "smaat_unet:UNET",
+    "smaat_unet": "smaat_unet:SMAAT_UNET",
+    "swin_lstm_b": "swin_lstm:SWIN_LSTM_B",
+    "swin_lstm_d": "swin_lstm:SWIN_LSTM_D",
 }
 """Stem of a parity pack -> file and name of its ``Source``."""
 
