@@ -110,13 +110,16 @@ class FieldConv(nn.Sequential):
         conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
         super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
 
+    def of(self, x_NCHW: Tensor | None) -> Tensor | None:
+        """None stands for zeros, which are not convolved, in and out."""
+        if x_NCHW is None:
+            return self[-1].of_zeros() if isinstance(self[-1], FieldNorm) else None
+        return self(x_NCHW)
+
     def added_to(self, *fields_NCHW: Tensor, x_NCHW: Tensor | None) -> tuple[Tensor, ...]:
-        """Adds what comes out, split as wide as the fields are; None stands for zeros, which are not convolved."""
-        if x_NCHW is not None:
-            made = self(x_NCHW)
-        elif isinstance(self[-1], FieldNorm):
-            made = self[-1].of_zeros()
-        else:
+        """Adds what comes out, split as wide as the fields are; None stands for zeros."""
+        made = self.of(x_NCHW)
+        if made is None:
             return fields_NCHW
         parts = made.split([field.shape[1] for field in fields_NCHW], dim=-3)
         return tuple(field + part for field, part in zip(fields_NCHW, parts, strict=True))

@@ -6,7 +6,8 @@ Shape letters: B batch, T time, C channel, H height, W width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,8 +116,26 @@ class Nowcaster(nn.Module):
     def segment(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a large part of the network, with activation checkpointing where that is on."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False)
+            return checkpoint(function, *arguments, use_reentrant=False, context_fn=self._contexts)
         return function(*arguments)
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Of the first computation of a segment and of the second, which must not count a batch again."""
+        return nullcontext(), _statistics_kept(self)
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes on by the batch, but leaves its running statistics and its counter alone."""
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def weighted_mse(forecast: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -130,7 +130,8 @@ def test_bfloat16_is_close_to_float32(name):
         exact = model(past)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             coarse = model(past)
-    torch.testing.assert_close(coarse.float(), exact, rtol=0, atol=0.02)
+    span = max(1.0, exact.abs().max().item())  # untrained networks may answer far beyond [0, 1]
+    torch.testing.assert_close(coarse.float(), exact, rtol=0, atol=0.02 * span)
 
 
 @each_model
@@ -185,7 +186,7 @@ def test_no_state_is_kept_between_calls(name):
 @each_model
 def test_checkpointing_changes_memory_and_nothing_else(name):
     need_training(name)
-    clip, losses, gradients = moving_square(5, 16), [], []
+    clip, losses, gradients, buffers = moving_square(5, 16), [], [], []
     for checkpointing in (False, True):
         model = smallest(name).train()
         model.checkpointing = checkpointing
@@ -194,7 +195,9 @@ def test_checkpointing_changes_memory_and_nothing_else(name):
         loss.backward()
         losses.append(loss.detach())
         gradients.append([weight.grad for weight in model.parameters()])
+        buffers.append(dict(model.named_buffers()))
     torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(buffers[0], buffers[1])
     torch.testing.assert_close(gradients[0], gradients[1])
 
 

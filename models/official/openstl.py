@@ -1,0 +1,192 @@
+"""github.com/chengtan9907/OpenSTL (Apache-2.0)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch import Tensor
+
+from models.nowcaster import Nowcaster
+from models.official import Config, Made, Source, State, renamed
+from models.simvp import SimVP
+from models.tau import TAU
+
+# -- SimVP with all its middles, and TAU -----------------------------------------------------------
+
+UNITS = {
+    r"^encoder\.(\d+)\.": r"enc.enc.\1.conv.",
+    r"^decoder\.(\d+)\.": r"dec.dec.\1.conv.",
+    r"^readout\.": "dec.readout.",
+}
+INCEPTION = {
+    r"^translator\.down\.": "hid.enc.",
+    r"^translator\.up\.": "hid.dec.",
+    r"\.convs\.(\d+)\.": r".layers.\1.conv.",
+    r"\.norms\.(\d+)\.": r".layers.\1.norm.",
+}
+MIXING = {r"^translator\.": "hid.enc.", r"\.mix\.": ".attn.", r"\.scale([12])$": r".layer_scale_\1"}
+LARGE_KERNEL = {
+    r"\.gate\.": ".spatial_gating_unit.",
+    r"\.near\.": ".conv0.",
+    r"\.far\.": ".conv_spatial.",
+    r"\.point\.": ".conv1.",
+    r"\.squeeze\.": ".fc.",
+    r"\.mlp\.dwconv\.": ".mlp.dwconv.dwconv.",
+}
+BLOCKS = {
+    "gsta": MIXING | LARGE_KERNEL,
+    "van": MIXING | LARGE_KERNEL,
+    "tau": MIXING | LARGE_KERNEL,
+    "moga": MIXING
+    | {
+        r"\.value\.first\.": ".value.DW_conv0.",
+        r"\.value\.second\.": ".value.DW_conv1.",
+        r"\.value\.third\.": ".value.DW_conv2.",
+        r"\.value\.point\.": ".value.PW_conv.",
+        r"\.mlp\.common\.": ".mlp.decompose.",
+    },
+    "hornet": MIXING | {r"\.mix\.": ".gnconv.", r"\.mlp\.fc": ".pwconv", r"\.scale([12])$": r".gamma\1"},
+    "convnext": MIXING | {r"\.scale$": ".gamma"},
+    "poolformer": MIXING,
+    "convmixer": MIXING,
+    "mlp-mixer": MIXING | {r"\.mix\.": ".mlp_tokens.", r"\.mlp\.": ".mlp_channels."},
+    "swin": MIXING,
+    "vit": MIXING,
+    "uniformer": {
+        r"\.mix\.0\.": ".conv1.",
+        r"\.mix\.1\.": ".attn.",
+        r"\.mix\.2\.": ".conv2.",
+        r"\.position\.": ".pos_embed.",
+    }
+    | MIXING
+    | {r"\.scale([12])$": r".gamma_\1"},
+}
+SIGNS = {
+    "incepu": "hid.dec.0.conv1.weight",
+    "tau": "hid.enc.1.block.attn.spatial_gating_unit.fc.0.weight",
+    "moga": "hid.enc.1.block.attn.value.PW_conv.weight",
+    "hornet": "hid.enc.1.block.gnconv.proj_in.weight",
+    "convnext": "hid.enc.1.block.gamma",
+    "convmixer": "hid.enc.1.block.conv_pw.weight",
+    "mlp-mixer": "hid.enc.1.block.mlp_tokens.fc1.weight",
+    "swin": "hid.enc.1.block.attn.relative_position_bias_table",
+    "uniformer": "hid.enc.1.block.pos_embed.weight",
+    "vit": "hid.enc.1.block.attn.qkv.weight",
+}
+"""A tensor that only networks with this middle have, or that those above it lack."""
+
+
+def middle(tensors: State) -> str:
+    """Which middle the official tensors belong to."""
+    for name, sign in SIGNS.items():
+        if sign in tensors:
+            return name
+    gate = tensors.get("hid.enc.1.block.attn.spatial_gating_unit.conv1.weight")
+    if gate is None:
+        return "poolformer"
+    return "gsta" if gate.shape[0] == 2 * gate.shape[1] else "van"
+
+
+def count(tensors: State, pattern: str) -> int:
+    """Layers there are, from names such as ``enc.enc.{}.conv.norm.weight``."""
+    layers = 0
+    while pattern.format(layers) in tensors:
+        layers += 1
+    return layers
+
+
+def stem(tensors: State) -> dict:
+    """Options that encoder and decoder tell."""
+    width, channels, *_, encoder_kernel = tensors["enc.enc.0.conv.conv.weight"].shape
+    layers = count(tensors, "enc.enc.{}.conv.norm.weight")
+    return {
+        "channels": channels,
+        "width": width,
+        "layers": layers,
+        "encoder_kernel": encoder_kernel,
+        "decoder_kernel": tensors[f"dec.dec.{layers - 1}.conv.conv.weight"].shape[-1],
+    }
+
+
+def lengths(stacked: int, width: int, config: Config) -> dict:
+    """Frames in and out."""
+    return {"in_steps": stacked // width, "out_steps": config.get("aft_seq_length", stacked // width)}
+
+
+def inception(tensors: State) -> dict:
+    """Options that the Inception modules tell."""
+    layers = count(tensors, "hid.enc.0.layers.{}.conv.weight")
+    convs = [tensors[f"hid.enc.0.layers.{i}.conv.weight"] for i in range(layers)]
+    return {
+        "middle": "incepu",
+        "hidden": convs[0].shape[0],
+        "blocks": count(tensors, "hid.enc.{}.conv1.weight"),
+        "kernels": tuple(conv.shape[-1] for conv in convs),
+        "groups": tensors["hid.enc.0.conv1.weight"].shape[0] // convs[0].shape[1],
+    }
+
+
+def metaformer(tensors: State, config: Config, kind: str, stride: int) -> dict:
+    """Options that the blocks tell."""
+    found: dict = {"middle": kind, "blocks": _blocks(tensors), "hidden": _width(tensors, 1)}
+    first = _width(tensors, 0)
+    hidden = [name for name in ("mlp.fc1", "mlp_channels.fc1", "pwconv1") if f"hid.enc.0.block.{name}.bias" in tensors]
+    if hidden:
+        wide = len(tensors[f"hid.enc.0.block.{hidden[0]}.bias"])
+        asked = float(config.get("mlp_ratio", 0))  # type: ignore[arg-type]
+        found["ratio"] = asked if int(first * asked) == wide else wide / first
+    if kind == "swin":
+        rows, found["heads"] = tensors["hid.enc.0.block.attn.relative_position_bias_table"].shape
+        found["window"] = (math.isqrt(rows) + 1) // 2
+    if kind == "mlp-mixer":
+        side = math.isqrt(tensors["hid.enc.0.block.mlp_tokens.fc1.weight"].shape[1]) * stride
+        found["grid"] = tuple(config.get("in_shape", (0, 0, side, side))[2:])  # type: ignore[index]
+    return found | {"drop_path": config.get("drop_path", 0.0)}
+
+
+def _blocks(tensors: State) -> int:
+    return len({name.split(".")[2] for name in tensors if name.startswith("hid.enc.")})
+
+
+def _width(tensors: State, block: int) -> int:
+    norm = next(name for name in ("norm1", "norm_1", "norm") if f"hid.enc.{block}.block.{name}.weight" in tensors)
+    return len(tensors[f"hid.enc.{block}.block.{norm}.weight"])
+
+
+def simvp_options(tensors: State, config: Config) -> dict:
+    found, kind = stem(tensors), middle(tensors)
+    if kind == "incepu":
+        stacked = tensors["hid.enc.0.conv1.weight"].shape[1]
+        return found | inception(tensors) | lengths(stacked, found["width"], config)
+    found |= metaformer(tensors, config, kind, 2 ** (found["layers"] // 2))
+    return found | lengths(_width(tensors, 0), found["width"], config)
+
+
+def _tau_options(tensors: State, config: Config) -> dict:
+    options = simvp_options(tensors, config) | {"divergence": config.get("alpha", 0.1)}
+    return {name: option for name, option in options.items() if name != "middle"}
+
+
+def simvp_names(model: Nowcaster) -> dict[str, str | Made]:
+    """The convolution of a unit that doubles the grid stands in a sequence; 1 x 1 kernels may be matrices."""
+    names = renamed(model, UNITS | (INCEPTION if model.middle == "incepu" else BLOCKS[model.middle]))  # type: ignore
+    state = model.state_dict()
+    made: dict[str, str | Made] = {}
+    for ours, official in names.items():
+        unit = model.get_submodule(ours.rpartition(".")[0].rpartition(".")[0])
+        if ours.startswith("decoder.") and getattr(unit, "shuffled", False) and ".conv." in ours:
+            official = official.replace(".conv.conv.", ".conv.conv.0.")
+        made[ours] = Made((official,), partial(shaped, like=state[ours]))
+    return made
+
+
+def shaped(official: Tensor, like: Tensor) -> Tensor:
+    """Laid out as ours, where it holds as many numbers."""
+    return official.reshape(like.shape) if official.numel() == like.numel() else official
+
+
+UNUSED = r"\.attn\.relative_position_index$|\.attn_mask$"
+
+SIMVP = Source(SimVP, simvp_options, simvp_names, unused=UNUSED)
+TEMPORAL_ATTENTION = Source(TAU, _tau_options, simvp_names)

@@ -1,0 +1,271 @@
+"""SimVP: convolutions in space, a translator of all frames stacked, convolutions in space.
+
+Gao et al. (2022), "SimVP: Simpler yet Better Video Prediction", CVPR, arXiv:2206.05099. Version 2: Tan et al.
+(2022), "SimVP: Towards Simple yet Powerful Spatiotemporal Predictive Learning", arXiv:2211.12509; the other
+middles: Tan et al. (2023), "OpenSTL", arXiv:2306.11249.
+
+What is meant by "SimVP" is told by the size: ``gsta`` is version 2, ``incepu`` the translator of version 1 between
+the encoder and decoder of version 2, as in OpenSTL's tables, and ``v1`` the network of the first repository.
+Unlike the released codes any grid is taken and any number of frames forecast. As there, blocks of a translator
+are skipped in training with a probability that starts at 1 % even where ``drop_path`` is 0.
+
+Shape letters: B batch, T time, C channel, H height, W width, N batch times time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.blocks import channels_last, lean
+from models.direct import Direct
+from models.metaformers import METAFORMERS, Place, narrow
+from models.nowcaster import Published
+
+
+class Unit(nn.Module):
+    """Convolution, normalisation of two groups of channels, activation.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        kernel: Side of the kernel, odd.
+        down: Halves the grid.
+        up: Doubles it.
+        original: As in the first repository: LeakyReLU, and a transposed convolution to double the grid.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, down: bool = False, up: bool = False,
+                 original: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        self.shuffled, self.original = up and not original, original
+        if up and original:
+            self.conv: nn.Module = nn.ConvTranspose2d(inputs, outputs, kernel, 2, kernel // 2, output_padding=1)
+        else:
+            wide = 4 * outputs if up else outputs
+            self.conv = nn.Conv2d(inputs, wide, kernel, 2 if down else 1, kernel // 2)
+        self.norm = nn.GroupNorm(2, outputs)
+        if not original:
+            self.conv.apply(narrow)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x = self.conv(x_NCHW)
+        return lean(self.activated, functional.pixel_shuffle(x, 2) if self.shuffled else x)
+
+    def activated(self, x_NCHW: Tensor) -> Tensor:
+        x = self.norm(x_NCHW)
+        return functional.leaky_relu(x, 0.2) if self.original else functional.silu(x)
+
+
+class Inception(nn.Module):
+    """Grouped convolutions of several kernel sizes beside each other, added up."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, kernels: Sequence[int], groups: int) -> None:
+        super().__init__()
+        groups = groups if hidden % groups == 0 else 1
+        self.conv1 = nn.Conv2d(inputs, hidden, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(hidden, outputs, k, padding=k // 2, groups=groups) for k in kernels)
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, outputs) for _ in kernels)
+
+    def forward(self, *parts_BCHW: Tensor) -> Tensor:
+        x = self.conv1(torch.cat(parts_BCHW, dim=1) if len(parts_BCHW) > 1 else parts_BCHW[0])
+        return lean(self.summed, *(conv(x) for conv in self.convs))
+
+    def summed(self, *branches_BCHW: Tensor) -> Tensor:
+        total: Tensor | int = 0
+        for norm, branch in zip(self.norms, branches_BCHW, strict=True):
+            total = total + functional.leaky_relu(norm(branch), 0.2)
+        return total  # type: ignore[return-value]
+
+
+class InceptionTranslator(nn.Module):
+    """Version 1: a U-net of Inception modules whose grid stays the same."""
+
+    def __init__(self, channels: int, hidden: int, *, blocks: int, kernels: Sequence[int], groups: int) -> None:
+        super().__init__()
+
+        def module(inputs: int, outputs: int) -> Inception:
+            return Inception(inputs, hidden // 2, outputs, kernels=kernels, groups=groups)
+
+        ins = [channels, *[hidden] * (blocks - 1)]
+        outs = [*[hidden] * (blocks - 1), channels]
+        self.down = nn.ModuleList(module(n, hidden) for n in ins)
+        self.up = nn.ModuleList(module(hidden * (2 if i else 1), n) for i, n in enumerate(outs))
+
+    def forward(self, x_BCHW: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        skips = [x_BCHW]
+        for module in self.down:
+            skips.append(run(module, skips[-1]))
+        x = run(self.up[0], skips.pop())
+        for module in self.up[1:]:
+            x = run(module, x, skips.pop())
+        return x
+
+
+class MetaTranslator(nn.ModuleList):
+    """Blocks of one kind, the first and the last of which change the width by a 1 x 1 convolution."""
+
+    def __init__(self, channels: int, hidden: int, *, block: Callable[[Place], nn.Module], blocks: int, ratio: float,
+                 drop_path: float, window: int, tokens: int, heads: int) -> None:  # fmt: skip
+        super().__init__()
+        rates = [0.01 + (drop_path - 0.01) * i / (blocks - 1) for i in range(blocks)]
+        widths = [channels, *[hidden] * (blocks - 1), channels]
+        for i, rate in enumerate(rates):
+            inputs, outputs = widths[i : i + 2]
+            place = Place(inputs, i, ratio, rate, inputs == outputs, window, tokens, heads)
+            stage = OrderedDict(block=block(place))
+            if inputs != outputs:
+                stage["reduction"] = nn.Conv2d(inputs, outputs, 1)
+            self.append(nn.Sequential(stage))
+
+    def forward(self, x_BCHW: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        for stage in self:
+            x_BCHW = run(stage, x_BCHW)
+        return x_BCHW
+
+
+class SimVP(Direct):
+    """As many frames out as go in, at once.
+
+    Args:
+        middle: Kind of the translator: ``incepu`` or a name in ``METAFORMERS``.
+        width: Channels of the latent frames (the papers' hid_S), even.
+        hidden: Width of the translator (hid_T).
+        layers: Convolutions of the encoder, and of the decoder; every second one halves the grid (N_S).
+        blocks: Of the translator (N_T), at least 2.
+        ratio: Width of the channel mixing as a multiple of ``hidden``; not for ``incepu``.
+        drop_path: Probability that a sample skips a branch of the last block; earlier ones go towards 1 %.
+        encoder_kernel: Side of the encoder's kernels, odd.
+        decoder_kernel: Side of the decoder's kernels, odd.
+        original: Encoder and decoder of the first repository: LeakyReLU, transposed convolutions, and the first
+            features concatenated in the decoder, not added.
+        kernels: Sides of the kernels of ``incepu``, odd.
+        groups: Groups of channels of ``incepu``.
+        window: Side of the windows of ``swin``, in latent pixels.
+        heads: Of the attention of ``swin``, ``vit`` and ``uniformer``.
+        grid: Height and width of the frames, for ``mlp-mixer`` only, whose weights are bound to it.
+
+    Raises:
+        ValueError: If the options do not fit each other.
+    """
+
+    PAPER = "Gao et al. (2022), arXiv:2206.05099; Tan et al. (2022), arXiv:2211.12509; (2023), arXiv:2306.11249"
+    SIZES: ClassVar[dict[str, dict[str, object]]] = {
+        # Moving MNIST of OpenSTL; the others are version 2 with another middle.
+        "gsta": {},
+        "incepu": {"middle": "incepu"},
+        **{name: {"middle": name} for name in METAFORMERS if name not in ("gsta", "mlp-mixer")},
+        "mlp-mixer": {"middle": "mlp-mixer", "grid": (64, 64)},
+        "v1": {"middle": "incepu", "original": True, "hidden": 256, "groups": 4},
+        "v1-wide": {"middle": "incepu", "original": True, "hidden": 512, "groups": 8},
+        # KTH, TaxiBJ and WeatherBench at 5.625 degrees, and the large ones.
+        "gsta-s": {"hidden": 256, "layers": 2, "blocks": 6, "drop_path": 0.2},
+        "taxibj": {"width": 32, "hidden": 256, "layers": 2, "drop_path": 0.1},
+        "weather": {"width": 32, "hidden": 256, "layers": 2, "drop_path": 0.1},
+        "gsta-l": {"width": 128, "hidden": 1024, "blocks": 24},
+        "debug": {"width": 8, "hidden": 16, "layers": 2, "blocks": 2, "ratio": 2.0},
+    }
+    METAFORMERS: ClassVar[dict[str, Callable[[Place], nn.Module]]] = METAFORMERS
+    """Blocks that the translator may be made of."""
+    PUBLISHED: ClassVar = {
+        "incepu": Published(57_946_113),
+        "gsta": Published(46_769_665),
+        "convnext": Published(37_313_921),
+        "poolformer": Published(37_115_393),
+        "van": Published(44_520_833),
+        "moga": Published(46_777_065),
+        "convmixer": Published(3_919_361),
+        "hornet": Published(45_738_305),
+        "mlp-mixer": Published(38_192_449),
+        "swin": Published(46_105_409),
+        "uniformer": Published(44_834_817),
+        "vit": Published(46_102_273),
+        "v1": Published(30_401_153),
+        "v1-wide": Published(57_761_409),
+    }
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, middle: str = "gsta", width: int = 64,
+                 hidden: int = 512, layers: int = 4, blocks: int = 8, ratio: float = 8.0, drop_path: float = 0.0,
+                 encoder_kernel: int = 3, decoder_kernel: int = 3, original: bool = False,
+                 kernels: Sequence[int] = (3, 5, 7, 11), groups: int = 8, window: int = 4, heads: int = 8,
+                 grid: tuple[int, int] | None = None) -> None:  # fmt: skip
+        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
+        self.middle, known = middle, ("incepu", *self.METAFORMERS)
+        if middle not in known:
+            raise ValueError(f"Unknown middle {middle!r}; known: {', '.join(known)}.")
+        _check(layers, blocks, width, (encoder_kernel, decoder_kernel, *kernels))
+        stride = 2 ** (layers // 2)
+        self.multiple = stride * (window if middle == "swin" else 1)
+        self.grid = _bound(grid, stride, needed=middle == "mlp-mixer")
+        down = [i % 2 == 1 for i in range(layers)]
+        self.encoder = nn.ModuleList(
+            Unit(width if i else channels, width, kernel=encoder_kernel, down=halves, original=original)
+            for i, halves in enumerate(down)
+        )
+        self.decoder = nn.ModuleList(
+            Unit(width, width, kernel=decoder_kernel, up=doubles, original=original) for doubles in reversed(down[1:])
+        )
+        self.joined = original
+        self.decoder.append(Unit(width * (2 if original else 1), width, kernel=decoder_kernel, original=original))
+        self.readout = nn.Conv2d(width, channels, 1)
+        stacked = in_steps * width
+        if middle == "incepu":
+            self.translator: nn.Module = InceptionTranslator(
+                stacked, hidden, blocks=blocks, kernels=kernels, groups=groups
+            )
+        else:
+            height, length = self.grid or (stride, stride)
+            self.translator = MetaTranslator(
+                stacked, hidden, block=self.METAFORMERS[middle], blocks=blocks, ratio=ratio, drop_path=drop_path,
+                window=window, tokens=height * length // stride**2, heads=heads,
+            )  # fmt: skip
+
+    def block(self, past_BTCHW: Tensor) -> Tensor:
+        batch = len(past_BTCHW)
+        latent, first = self.segment(self.encode, past_BTCHW.flatten(0, 1))
+        latent = self.translate(latent.unflatten(0, (batch, -1)))
+        return self.segment(self.decode, latent.flatten(0, 1), first).unflatten(0, (batch, -1))
+
+    def encode(self, frames_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent frames, and the features of the first layer at full resolution."""
+        first = self.encoder[0](channels_last(frames_NCHW))
+        latent = first
+        for unit in self.encoder[1:]:
+            latent = unit(latent)
+        return latent, first
+
+    def translate(self, latent_BTCHW: Tensor) -> Tensor:
+        """Latent frames of the past -> of the future."""
+        stacked = channels_last(latent_BTCHW.flatten(1, 2))
+        return self.translator(stacked, self.segment).unflatten(1, latent_BTCHW.shape[1:3])
+
+    def decode(self, latent_NCHW: Tensor, first_NCHW: Tensor) -> Tensor:
+        """Frames from latent ones and the first features of the frames before."""
+        x = channels_last(latent_NCHW)
+        for unit in self.decoder[:-1]:
+            x = unit(x)
+        x = torch.cat([x, first_NCHW], dim=1) if self.joined else x + first_NCHW
+        return self.readout(self.decoder[-1](x))
+
+
+def _check(layers: int, blocks: int, width: int, kernels: Sequence[int]) -> None:
+    if layers < 1 or blocks < 2:
+        raise ValueError(f"layers must be >= 1 and blocks >= 2, got {layers} and {blocks}.")
+    if width < 2 or width % 2:
+        raise ValueError(f"width must be even, got {width}.")
+    if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+        raise ValueError(f"Kernels must be odd, got {', '.join(map(str, kernels))}.")
+
+
+def _bound(grid: tuple[int, int] | None, stride: int, *, needed: bool) -> tuple[int, int] | None:
+    if needed != (grid is not None):
+        raise ValueError("The middle mlp-mixer needs grid=(height, width), since its weights are bound to it; no "
+                         "other middle has one.")  # fmt: skip
+    if grid and any(side < 1 or side % stride for side in grid):
+        raise ValueError(f"Sides of the grid must divide by {stride}, got {grid[0]} x {grid[1]}.")
+    return None if grid is None else (grid[0], grid[1])

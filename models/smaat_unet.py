@@ -1,0 +1,80 @@
+"""SmaAt-UNet: a U-Net of depthwise separable convolutions with attention on what is handed across.
+
+Trebing, Stańczyk and Mehrkanoon (2021), "SmaAt-UNet: Precipitation Nowcasting using a Small Attention-UNet
+Architecture", Pattern Recognition Letters 145, doi:10.1016/j.patrec.2021.01.036, arXiv:2007.04417. Attention: Woo
+et al. (2018), "CBAM: Convolutional Block Attention Module", arXiv:1807.06521.
+
+Shape letters: B batch, C channel, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.nowcaster import Published
+from models.unet import UNet
+
+
+class CBAM(nn.Module):
+    """Attention to channels, then to pixels.
+
+    Args:
+        channels: Of the map.
+        reduction: How many times fewer channels stand between the two layers of the channel attention.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = channels // reduction
+        self.channel = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.pixel = nn.Sequential(nn.Conv2d(2, 1, 7, padding=3, bias=False), nn.BatchNorm2d(1))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = x_BCHW * (self.channel(x_BCHW.mean((2, 3))) + self.channel(x_BCHW.amax((2, 3)))).sigmoid()[..., None, None]
+        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return x * self.pixel(seen).sigmoid()
+
+
+class SmaAtUNet(UNet):
+    """U-Net with a quarter of the weights.
+
+    Args:
+        width: Channels at full resolution; twice as many at every coarser one.
+        levels: Resolutions, at least 2.
+        bilinear: Upsample without weights.
+        kernels_per_layer: Depthwise kernels per channel.
+        reduction: Narrowing of the channel attention.
+
+    Raises:
+        ValueError: If the options do not fit each other.
+    """
+
+    PAPER = "Trebing et al. (2021), arXiv:2007.04417"
+    SIZES: ClassVar[dict[str, dict[str, object]]] = {
+        "published": {},
+        "debug": {"width": 8, "levels": 3, "reduction": 1},
+    }
+    PUBLISHED: ClassVar = {"published": Published(4_033_537, in_steps=12, out_steps=1)}
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, levels: int = 5,
+                 bilinear: bool = True, kernels_per_layer: int = 2, reduction: int = 16) -> None:  # fmt: skip
+        if kernels_per_layer < 1 or not 1 <= reduction <= width:
+            raise ValueError(
+                "kernels_per_layer must be >= 1 and reduction between 1 and width, "
+                f"got {kernels_per_layer} and {reduction}."
+            )
+        self._kernels = kernels_per_layer
+        super().__init__(
+            in_steps=in_steps, out_steps=out_steps, channels=channels, width=width, levels=levels, bilinear=bilinear
+        )
+        self.attention = nn.ModuleList(CBAM(wide, reduction) for wide in self.widths)
+
+    def conv(self, inputs: int, outputs: int) -> nn.Module:
+        wide = inputs * self._kernels
+        return nn.Sequential(nn.Conv2d(inputs, wide, 3, padding=1, groups=inputs), nn.Conv2d(wide, outputs, 1))
+
+    def skip(self, level: int, x_BCHW: Tensor) -> Tensor:
+        return self.attention[level](x_BCHW)
