@@ -84,6 +84,7 @@ class FieldNorm(nn.Module):
         self.weight, self.bias = (nn.Parameter(field.movedim(-1, 0)) for field in fields)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = x_NCHW.to(self.weight.dtype)  # not in half precision, which only GPUs see to by themselves
         if self.grid is None:
             return functional.group_norm(x_NCHW, 1, self.weight, self.bias, self.eps)
         weight, bias = self.weight.movedim(0, -1), self.bias.movedim(0, -1)

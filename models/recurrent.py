@@ -138,9 +138,9 @@ class Recurrent(Nowcaster):
             return made
 
         made = self.on_any_grid(predicted, clip)
-        scored = slice(self.scored_from, None)
-        weight = None if weight is None else weight[:, scored]
-        return self.error(made[:, self.scored_from - 1 :], clip[:, scored], weight) + extra[0]
+        first = min(self.scored_from, self.in_steps)  # the forecast counts in any case
+        weight = None if weight is None else weight[:, first:]
+        return self.error(made[:, first - 1 :], clip[:, first:], weight) + extra[0]
 
     def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None) -> Tensor:
         """The paper's loss between predicted and true frames."""
@@ -158,6 +158,7 @@ class Patched(Recurrent):
         hidden: Channels of what ``step`` gives; the next frame is a 1 x 1 convolution of it.
         patch: Side of a patch in pixels.
         grid: Height and width of the frames that weights are bound to; None: any.
+        bias: Whether that convolution has a bias.
 
     Raises:
         ValueError: If the grid does not consist of whole patches.
@@ -167,14 +168,15 @@ class Patched(Recurrent):
     """How pixels become channels, see ``models.blocks.FOLDS``."""
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int, sampling: Sampling, sampling_until: float,
-                 reverse_input: bool, hidden: int, patch: int, grid: Sequence[int] | None = None) -> None:  # fmt: skip
+                 reverse_input: bool, hidden: int, patch: int, grid: Sequence[int] | None = None,
+                 bias: bool = False) -> None:  # fmt: skip
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input)  # fmt: skip
         if patch < 1 or (grid is not None and (len(grid) != 2 or any(side < 1 or side % patch for side in grid))):
             raise ValueError(f"grid is a height and a width that divide by patch, got grid {grid} and patch {patch}.")
         self.patch = self.multiple = patch
         self.grid = None if grid is None else (grid[0], grid[1])
-        self.conv_last = nn.Conv2d(hidden, self.folded, 1, bias=False)
+        self.conv_last = nn.Conv2d(hidden, self.folded, 1, bias=bias)
 
     @property
     def folded(self) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import build
+from models.blocks import fold
 from models.convlstm import ConvGRU, ConvLSTM
 from models.official import SOURCES, find, load
 from models.recurrent import Recurrent
@@ -235,6 +237,32 @@ def test_predrnn_v2_decoupling_loss(case):
     model.eval()
 
 
+def test_predrnn_pp_states(case):
+    pack, model = only(case, "predrnn_pp")
+    first, second = stepped(pack, model, 2)
+    assert pack.excess(first[0][0][0], "h0_first") <= 1
+    assert pack.excess(second[0][0][1], "c0_second") <= 1
+    assert pack.excess(second[2], "highway_second") <= 1
+    assert pack.excess(second[0][1][0], "h1_second") <= 1
+
+
+def test_mim_states(case):
+    pack, model = only(case, "mim")
+    first, second = stepped(pack, model, 2)
+    assert pack.excess(first[0][0], "h0_first") <= 1
+    assert pack.excess(second[0][1], "c0_second") <= 1
+    assert pack.excess(second[2][0][0], "h1_second") <= 1
+    assert pack.excess(second[2][0][1], "c1_second") <= 1
+
+
+def test_stacked_convlstm_states(case):
+    pack, model = only(case, "convlstm_openstl")
+    first, second = stepped(pack, model, 2)
+    assert pack.excess(first[0][0], "h0_first") <= 1
+    assert pack.excess(second[0][1], "c0_second") <= 1
+    assert pack.excess(second[1][0], "h1_second") <= 1
+
+
 @pytest.mark.parametrize("source", ["predrnn", "predrnn_v2"])
 @pytest.mark.parametrize("field", [None, (6, 4)])
 def test_predrnn_of_another_scale_is_read_from_the_tensors(source, field):
@@ -246,3 +274,96 @@ def test_predrnn_of_another_scale_is_read_from_the_tensors(source, field):
     assert (model.in_steps, model.out_steps, model.channels, model.patch) == (3, 4, 2, 2)
     assert model.grid == (field and (12, 8))
     assert model(torch.rand(1, 3, 2, 12, 8)).shape == (1, 4, 2, 12, 8)
+
+
+def gated(name: str, outputs: int, inputs: int, kernel: int, field: tuple[int, int] | None) -> parity_pack.Shapes:
+    """A gate convolution and, with a field, the norm of its elements."""
+    norm = {f"{name}.1.{leaf}": (outputs, *field) for leaf in ("weight", "bias")} if field else {}
+    return {f"{name}.0.weight": (outputs, inputs, kernel, kernel)} | norm
+
+
+def openstl_shapes(source: str, field: tuple[int, int] | None) -> parity_pack.Shapes:
+    """Tensors of OpenSTL's recurrent networks at another scale: three layers of 6, kernels of 3, patches of 2."""
+    n, shapes = 6, {"conv_last.weight": (8, 6, 1, 1)}
+    convs = {
+        "convlstm_openstl": {"conv_x": (4, 1), "conv_h": (4, 1), "conv_o": (1, 2)},
+        "predrnn_pp": {"conv_x": (7, 1), "conv_h": (4, 1), "conv_c": (3, 1), "conv_m": (3, 1), "conv_o": (1, 2),
+                       "conv_c2m": (4, 1), "conv_om": (1, 1)},
+    }  # fmt: skip
+    for layer in range(3):
+        for conv, (gates, inputs) in convs[source].items():
+            below = 8 if conv == "conv_x" and not layer else inputs * n
+            shapes |= gated(f"cell_list.{layer}.{conv}", gates * n, below, 3, field)
+        shapes[f"cell_list.{layer}.conv_last.weight"] = (n, 2 * n, 1, 1)
+    if source == "predrnn_pp":
+        for name in ("z_concat", "x_concat"):
+            shapes |= gated(f"gradient_highway.{name}", 2 * n, n, 3, field)
+    return shapes
+
+
+def mim_shapes(field: tuple[int, int], norm: tuple[int, int] | None) -> parity_pack.Shapes:
+    """The same of MIM, whose peepholes are always bound to a field."""
+    n = 6
+    lowest = stlstm_shapes(layers=1, width=n, kernel=3, folded=8, field=norm, cells="stlstm_layer")
+    blocks = {f"stlstm_layer.{layer}": {"conv_t_cc": 3, "conv_s_cc": 4, "conv_x_cc": 4} for layer in (1, 2)}
+    shapes = dict(lowest)
+    for name, convs in (blocks | {f"stlstm_layer_diff.{layer}": {} for layer in (0, 1)}).items():
+        for conv, gates in (convs | {"conv_h_concat": 4, "conv_x_concat": 4}).items():
+            shapes |= gated(f"{name}.{conv}", gates * n, n, 3, norm)
+        shapes |= {f"{name}.ct_weight": (2 * n, *field), f"{name}.oc_weight": (n, *field)}
+        shapes[f"{name}.conv_last.weight"] = (n, 2 * n, 1, 1)
+    return shapes
+
+
+@pytest.mark.parametrize("source", ["convlstm_openstl", "predrnn_pp", "mim"])
+@pytest.mark.parametrize("norm", [None, (6, 4)])
+def test_openstl_recurrent_of_another_scale_is_read_from_the_tensors(source, norm):
+    shapes = mim_shapes((6, 4), norm) if source == "mim" else openstl_shapes(source, norm)
+    config = {"patch_size": 2, "pre_seq_length": 3, "aft_seq_length": 4, "total_length": 7}
+    model = load(source, parity_pack.drawn(shapes, 5, 1), config)
+    assert (model.in_steps, model.out_steps, model.channels, model.patch) == (3, 4, 2, 2)
+    assert model.grid == ((12, 8) if norm or source == "mim" else None)
+    assert model(torch.rand(1, 3, 2, 12, 8)).shape == (1, 4, 2, 12, 8)
+
+
+@pytest.mark.parametrize("source", ["convlstm_openstl", "predrnn_pp"])
+def test_openstl_weights_of_before_get_the_cells_of_before(source):
+    weights, past = parity_pack.drawn(openstl_shapes(source, None), 5, 1), torch.rand(1, 3, 2, 12, 8)
+    config = {"patch_size": 2, "pre_seq_length": 3, "aft_seq_length": 2}
+    now, before = load(source, weights, config), load(source, weights, config | {"legacy": True})
+    assert not torch.allclose(now(past), before(past), atol=1e-3)
+
+
+# -- CMS-LSTM ------------------------------------------------------------------------------------
+
+
+def test_cms_lstm_first_steps(case):
+    pack, model = only(case, "cms_lstm_f3", "cms_lstm_f5")
+    with torch.inference_mode():
+        first, second = (model.embed(pack.frames[:, t]) for t in (0, 1))
+        assert pack.excess(fold(pack.frames[:, 0], 4, model.order), "folded_first") <= 1
+        assert pack.excess(first, "embedded_first") <= 1
+        h, c = model.cells[0](first, None)
+        assert pack.excess(h, "cell0_first") <= 1
+        assert pack.excess(model.cells[0](second, (h, c))[0], "cell0_second") <= 1
+
+
+def test_cms_lstm_scale_is_read_from_the_tensors():
+    """Two layers of eight channels on a grid that is not square, with two scales."""
+    options = {"channels": 2, "layers": 2, "width": 8, "kernel": 5, "patch": 2, "scales": 2, "grid": (8, 12)}
+    ours = build("cms-lstm", in_steps=3, out_steps=4, **options)
+    pieces = {"query": "f_query", "key": "f_key", "value": "f_value"}
+    weights = {}
+    for key, official in find("cms_lstm_f3").names(ours).items():
+        tensor, names = ours.state_dict()[key], getattr(official, "names", (official,))
+        kind = key.split(".")[-2]
+        parts = tensor.chunk(2) if kind in pieces else (tensor,)
+        weights |= {
+            name: part[..., None, None] if kind in pieces and part.ndim == 2 else part
+            for name, part in zip(names, parts, strict=True)
+        }
+    weights |= {"lstm.0.SEBlock.stages.1.gamma": torch.zeros(1), "lstm.1.SEBlock.stages.0.f_key.bias": torch.zeros(8)}
+    model = load("cms_lstm_f3", weights, {"patch": 2, "T_in": 3, "T_out": 4})
+    past = torch.rand(1, 3, 2, 8, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(past), ours.eval()(past), rtol=0, atol=0)
