@@ -139,8 +139,7 @@ class PredRNN(Patched):
                  sampling: Sampling = "scheduled", sampling_until: float = 0.625,
                  reverse_input: bool = False) -> None:  # fmt: skip
         check_stack(widths, kernel, same="the memory")
-        if grid is not None and not layer_norm:
-            raise ValueError("Only the norms can be bound to a grid: give grid together with layer_norm.")
+        check_norm(layer_norm, grid)
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
                          grid=grid)  # fmt: skip
@@ -177,3 +176,13 @@ def check_stack(widths: Sequence[int], kernel: int, *, same: str = "") -> None:
         raise ValueError(f"All widths must be the same, since {same} passes through all layers; got {widths}.")
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel must be odd, got {kernel}.")
+
+
+def check_norm(layer_norm: bool, grid: Sequence[int] | None) -> None:
+    """Refuses a grid that nothing would be bound to.
+
+    Raises:
+        ValueError: If there is no norm.
+    """
+    if grid is not None and not layer_norm:
+        raise ValueError("Only the norms can be bound to a grid: give grid together with layer_norm.")

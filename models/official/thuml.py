@@ -17,14 +17,17 @@ def layers(tensors: State, name: str = r"cell_list.{}.conv_h.0.weight") -> list[
     return found
 
 
-def stack_options(tensors: State, config: Config, *, patch: int) -> dict:
-    """What the folded recurrent networks have in common: widths, kernel, channels, norms, sampling."""
-    shapes = layers(tensors)
+def stack_options(tensors: State, config: Config) -> dict:
+    """What the networks on folded frames have in common, in the words of this code base or of OpenSTL."""
+    shapes, patch = layers(tensors), number(config, "patch_size", 4)
+    known = number(config, "input_length", number(config, "pre_seq_length", 10))
     options = {
+        "in_steps": known,
+        "out_steps": number(config, "aft_seq_length", number(config, "total_length", known + 10) - known),
+        "channels": tensors["conv_last.weight"].shape[0] // patch**2,
         "widths": tuple(shape[1] for shape in shapes),
         "kernel": shapes[0][-1],
         "patch": patch,
-        "channels": tensors["conv_last.weight"].shape[0] // patch**2,
         "sampling": "reverse" if config.get("reverse_scheduled_sampling") else "scheduled",
     }
     scale = tensors.get("cell_list.0.conv_h.1.weight")
@@ -33,23 +36,18 @@ def stack_options(tensors: State, config: Config, *, patch: int) -> dict:
     return options
 
 
-def _lengths(config: Config) -> dict:
-    known = int(str(config.get("input_length", 10)))
-    return {"in_steps": known, "out_steps": int(str(config.get("total_length", known + 10))) - known}
-
-
-def _predrnn_options(tensors: State, config: Config) -> dict:
-    patch = int(str(config.get("patch_size", 4)))
-    return _lengths(config) | stack_options(tensors, config, patch=patch)
-
-
-def _names(model: Nowcaster) -> dict[str, str]:
-    return dict(renamed(model, {r"^cells\.": "cell_list."}))
+def number(config: Config, key: str, otherwise: int) -> int:
+    """A setting that counts something."""
+    return int(str(config.get(key, otherwise)))
 
 
 def _v2_options(tensors: State, config: Config) -> dict:
-    return _predrnn_options(tensors, config) | {"decoupling": float(str(config.get("decouple_beta", 0.1)))}
+    return stack_options(tensors, config) | {"decoupling": float(str(config.get("decouple_beta", 0.1)))}
 
 
-PREDRNN = Source(PredRNN, _predrnn_options, _names)
-PREDRNN_V2 = Source(PredRNNv2, _v2_options, _names)
+def cell_names(model: Nowcaster) -> dict[str, str]:
+    return renamed(model, {r"^cells\.": "cell_list."})
+
+
+PREDRNN = Source(PredRNN, stack_options, cell_names)
+PREDRNN_V2 = Source(PredRNNv2, _v2_options, cell_names)
