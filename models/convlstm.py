@@ -12,14 +12,14 @@ lengths, the grid and the strides are free.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import each_frame, on_multiple
+from models.blocks import each_frame, lean, on_multiple
 from models.nowcaster import Nowcaster, Published, check_past
 
 State = tuple[Tensor, ...]
@@ -30,7 +30,7 @@ GROUP = 32
 
 
 class GateConv(nn.Module):
-    """Convolution of input and hidden state together, then group normalisation."""
+    """Convolution of input and hidden state together, and the group normalisation that follows it."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, kernel: int) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class GateConv(nn.Module):
         self.norm = nn.GroupNorm(outputs // GROUP, outputs)
 
     def forward(self, x_BCHW: Tensor | None, h_BCHW: Tensor | None) -> Tensor:
-        """None stands for zeros: their part of the kernel is left out instead of multiplied."""
+        """The convolution, not yet normalised. None stands for zeros: their part of the kernel is left out."""
         start = self.inputs if x_BCHW is None else 0
         stop = self.inputs if h_BCHW is None else None
         # One large convolution: convolving x for all steps beforehand costs 10 % more in training.
         both = torch.cat([part for part in (x_BCHW, h_BCHW) if part is not None], dim=1)
-        return self.norm(functional.conv2d(both, self.conv.weight[:, start:stop], self.conv.bias, padding=self.padding))
+        return functional.conv2d(both, self.conv.weight[:, start:stop], self.conv.bias, padding=self.padding)
 
 
 class LSTMCell(nn.Module):
@@ -56,7 +56,10 @@ class LSTMCell(nn.Module):
 
     def forward(self, x_BCHW: Tensor | None, state: State) -> State:
         h, c = state or (None, None)
-        i, f, g, o = self.gates(x_BCHW, h).chunk(4, dim=1)
+        return lean(self._update, self.gates(x_BCHW, h), c)
+
+    def _update(self, gates_BCHW: Tensor, c: Tensor | None) -> State:
+        i, f, g, o = self.gates.norm(gates_BCHW).chunk(4, dim=1)
         fresh = i.sigmoid() * g.tanh()
         c = fresh if c is None else fresh + f.sigmoid() * c
         return o.sigmoid() * c.tanh(), c
@@ -72,13 +75,72 @@ class GRUCell(nn.Module):
 
     def forward(self, x_BCHW: Tensor | None, state: State) -> State:
         (h,) = state or (None,)
-        z, r = self.gates(x_BCHW, h).sigmoid().chunk(2, dim=1)
-        candidate = self.candidate(x_BCHW, None if h is None else r * h).tanh()
-        return (z * candidate if h is None else torch.lerp(h, candidate, z),)
+        gates = self.gates(x_BCHW, h)
+        candidate = self.candidate(x_BCHW, None if h is None else lean(self._reset, gates, h))
+        return (lean(self._update, gates, candidate, h),)
+
+    def _reset(self, gates_BCHW: Tensor, h: Tensor) -> Tensor:
+        return self.gates.norm(gates_BCHW).chunk(2, dim=1)[1].sigmoid() * h
+
+    def _update(self, gates_BCHW: Tensor, candidate_BCHW: Tensor, h: Tensor | None) -> Tensor:
+        z = self.gates.norm(gates_BCHW).chunk(2, dim=1)[0].sigmoid()
+        candidate = self.candidate.norm(candidate_BCHW).tanh()
+        return z * candidate if h is None else torch.lerp(h, candidate, z)
 
 
 class EncoderForecaster(Nowcaster):
-    """Stages of a strided convolution and a recurrent cell, and the same stages backwards.
+    """Stages of a layer that shrinks frames and a recurrent cell, and the same stages backwards.
+
+    All parts are listed from fine to coarse.
+
+    Args:
+        down: Frames -> input of the encoder's cell, per stage.
+        encoder: Cells: (input or None, state) -> next state.
+        forecaster: Cells that go on from the encoder's states; the coarsest is given no input.
+        up: Hidden states of the forecaster's cell -> input of the finer one, and at last the frames.
+        multiple: Product of all strides.
+    """
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int, down: Iterable[nn.Module],
+                 encoder: Iterable[nn.Module], forecaster: Iterable[nn.Module], up: Iterable[nn.Module],
+                 multiple: int) -> None:  # fmt: skip
+        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
+        self.down, self.encoder = nn.ModuleList(down), nn.ModuleList(encoder)
+        self.forecaster, self.up = nn.ModuleList(forecaster), nn.ModuleList(up)
+        self.multiple = multiple
+
+    def forward(self, past_BTCHW: Tensor) -> Tensor:
+        check_past(past_BTCHW, self)
+        return on_multiple(lambda past: self.forecast(self.encode(past)), past_BTCHW, multiple=self.multiple)
+
+    def encode(self, past_BTCHW: Tensor) -> list[State]:
+        """Final state of every stage, finest first; sides must divide by the product of the strides."""
+        frames: Sequence[Tensor] = past_BTCHW.unbind(1)
+        states = []
+        for down, cell in zip(self.down, self.encoder, strict=True):
+            state, frames = self._unroll(cell, each_frame(down, frames), ())
+            states.append(state)
+        return states
+
+    def forecast(self, states: list[State]) -> Tensor:
+        """The frames that follow from the encoder's states."""
+        inputs: Sequence[Tensor | None] = [None] * self.out_steps
+        for up, cell, state in reversed(list(zip(self.up, self.forecaster, states, strict=True))):
+            _, hidden = self._unroll(cell, inputs, state)
+            inputs = frames = each_frame(up, hidden)
+        return torch.stack(frames, dim=1)
+
+    def _unroll(self, cell: nn.Module, frames: Sequence[Tensor | None], state: State) -> tuple[State, list[Tensor]]:
+        """Runs a cell over a sequence; returns its final state and its hidden states."""
+        hidden = []
+        for x in frames:
+            state = self.segment(cell, x, state)
+            hidden.append(state[0])
+        return state, hidden
+
+
+class ConvEncoderForecaster(EncoderForecaster):
+    """Encoder-forecaster of plain convolutional cells.
 
     Args:
         first_width: Channels at full resolution, before the last layer; the first convolution has as
@@ -102,44 +164,21 @@ class EncoderForecaster(Nowcaster):
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, first_width: int = 16,
                  widths: Sequence[int] = (64, 96, 96), kernel: int = 5,
                  strides: Sequence[int] = (1, 2, 2)) -> None:  # fmt: skip
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         _check(first_width, widths, kernel, strides)
         below = (first_width * strides[0], *widths[:-1])
-        self.multiple = math.prod(strides)
-        frames = (channels, *widths[:-1])
-        self.down = nn.ModuleList(_down(*sizes) for sizes in zip(frames, below, strides, strict=True))
-        self.encoder = nn.ModuleList(self.cell(i, n, kernel=kernel) for i, n in zip(below, widths, strict=True))
         # The topmost cell has no input. Its input kernel exists only because published weights hold one.
         above = (*widths[1:], widths[-1])
-        self.forecaster = nn.ModuleList(self.cell(i, n, kernel=kernel) for i, n in zip(above, widths, strict=True))
-        ups = (first_width, *widths[1:])
-        up = [_up(*sizes) for sizes in zip(widths, ups, strides, strict=True)]
+        up = [_up(*sizes) for sizes in zip(widths, (first_width, *widths[1:]), strides, strict=True)]
         up[0].extend((nn.Conv2d(first_width, channels, 1), nn.LeakyReLU(0.2, inplace=True)))
-        self.up = nn.ModuleList(up)
-
-    def forward(self, past_BTCHW: Tensor) -> Tensor:
-        check_past(past_BTCHW, self)
-        return on_multiple(lambda past: self.forecast(self.encode(past)), past_BTCHW, multiple=self.multiple)
-
-    def encode(self, past_BTCHW: Tensor) -> list[State]:
-        """Final state of every stage, finest first; sides must divide by the product of the strides."""
-        frames: Sequence[Tensor] = past_BTCHW.unbind(1)
-        states = []
-        for down, cell in zip(self.down, self.encoder, strict=True):
-            state, frames = _unroll(cell, each_frame(down, frames), ())
-            states.append(state)
-        return states
-
-    def forecast(self, states: list[State]) -> Tensor:
-        """The frames that follow from the encoder's states."""
-        inputs: Sequence[Tensor | None] = [None] * self.out_steps
-        for up, cell, state in reversed(list(zip(self.up, self.forecaster, states, strict=True))):
-            _, hidden = _unroll(cell, inputs, state)
-            inputs = frames = each_frame(up, hidden)
-        return torch.stack(frames, dim=1)
+        super().__init__(
+            in_steps=in_steps, out_steps=out_steps, channels=channels, multiple=math.prod(strides), up=up,
+            down=[_down(*sizes) for sizes in zip((channels, *widths[:-1]), below, strides, strict=True)],
+            encoder=[self.cell(inputs, width, kernel=kernel) for inputs, width in zip(below, widths, strict=True)],
+            forecaster=[self.cell(inputs, width, kernel=kernel) for inputs, width in zip(above, widths, strict=True)],
+        )  # fmt: skip
 
 
-class ConvLSTM(EncoderForecaster):
+class ConvLSTM(ConvEncoderForecaster):
     """Encoder-forecaster of convolutional LSTM cells."""
 
     PAPER = "Shi et al. (2015), arXiv:1506.04214; (2017), arXiv:1706.03458"
@@ -147,21 +186,12 @@ class ConvLSTM(EncoderForecaster):
     cell = LSTMCell
 
 
-class ConvGRU(EncoderForecaster):
+class ConvGRU(ConvEncoderForecaster):
     """Encoder-forecaster of convolutional GRU cells: a quarter fewer weights."""
 
     PAPER = "Shi et al. (2017), arXiv:1706.03458"
     PUBLISHED: ClassVar = {"published": Published(6_880_289)}
     cell = GRUCell
-
-
-def _unroll(cell: nn.Module, frames: Sequence[Tensor | None], state: State) -> tuple[State, list[Tensor]]:
-    """Runs a cell over a sequence; returns its final state and its hidden states."""
-    hidden = []
-    for x in frames:
-        state = cell(x, state)
-        hidden.append(state[0])
-    return state, hidden
 
 
 def _down(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -1,0 +1,68 @@
+"""github.com/Hzzone/Precipitation-Nowcasting: PyTorch port of the HKO-7 benchmark's TrajGRU.
+
+Its 1x1 convolution reads all channels of one link after those of another, ours all links of one channel.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.nowcaster import Nowcaster
+from models.official import Config, Made, Source, State, renamed
+from models.trajgru import TrajGRU
+
+CELL = {r"read\.": "i2h.", r"push\.": "i2f_conv1.", r"motion\.": "h2f_conv1.", r"flows\.": "flows_conv.",
+        r"mix\.": "ret."}  # fmt: skip
+
+
+def _layers(stages: int) -> dict[str, str]:
+    """Stages are counted from 1, layers of the forecaster from the coarsest; "leaky" tells of an activation."""
+    names = {r"^up\.0\.2\.": f"forecaster.stage1.conv{stages}_leaky_2.",
+             r"^up\.0\.4\.": f"forecaster.stage1.conv{stages}_3."}  # fmt: skip
+    for n in range(stages, 0, -1):
+        names |= {
+            rf"^down\.{n - 1}\.0\.": f"encoder.stage{n}.conv{n}_leaky_1.",
+            rf"^up\.{n - 1}\.0\.": f"forecaster.stage{n}.deconv{stages + 1 - n}_leaky_1.",
+            rf"^(encoder|forecaster)\.{n - 1}\.": rf"\1.rnn{n}.",
+        }
+    return names
+
+
+def _names(model: Nowcaster) -> dict[str, str | Made]:
+    assert isinstance(model, TrajGRU)
+    names = renamed(model, _layers(len(model.encoder)) | CELL)
+    return {
+        ours: Made((official,), _channels_first) if official.endswith("ret.weight") else official
+        for ours, official in names.items()
+    }
+
+
+def _channels_first(mix: Tensor) -> Tensor:
+    """(3 D, L D) -> (3 D, D L)."""
+    width = len(mix) // 3
+    return mix.unflatten(1, (-1, width)).transpose(1, 2).flatten(1, 2)
+
+
+def _options(tensors: State, config: Config) -> dict:
+    stages = sum(name.startswith("encoder.rnn") and name.endswith("ret.bias") for name in tensors)
+    numbers = range(1, stages + 1)
+    ups = [tensors[f"forecaster.stage{n}.deconv{stages + 1 - n}_leaky_1.weight"] for n in numbers]
+    links = {part: tuple(len(tensors[f"{part}.rnn{n}.flows_conv.bias"]) // 2 for n in numbers)
+             for part in ("encoder", "forecaster")}  # fmt: skip
+    first, channels = tensors["encoder.stage1.conv1_leaky_1.weight"].shape[:2]
+    return {
+        "in_steps": config.get("T_in", 5),
+        "out_steps": config.get("T_out", 20),
+        "channels": channels,
+        "first_width": first,
+        "widths": tuple(len(tensors[f"encoder.rnn{n}.ret.bias"]) // 3 for n in numbers),
+        "strides": tuple(up.shape[-1] - 2 for up in ups),
+        "links": links["encoder"],
+        "forecaster_links": None if links["forecaster"] == links["encoder"] else links["forecaster"],
+        "kernel": tensors["encoder.rnn1.i2h.weight"].shape[-1],
+        "flow_kernel": tensors["encoder.rnn1.flows_conv.weight"].shape[-1],
+        "align_corners": config.get("align_corners", True),
+    }
+
+
+TRAJGRU = Source(TrajGRU, _options, _names, unused=r"^forecaster\.rnn\d+\.(i2h|i2f_conv1)\.(weight|bias)$")

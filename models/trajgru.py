@@ -1,0 +1,240 @@
+"""TrajGRU and the encoder-forecaster of the HKO-7 benchmark.
+
+Shi et al. (2017), "Deep Learning for Precipitation Nowcasting: A Benchmark and a New Model",
+arXiv:1706.03458; github.com/sxjscience/HKO-7 (MXNet).
+
+A convolutional GRU looks at the same neighbours of every pixel. A TrajGRU looks along trajectories: from the
+input and the state it makes L flow fields, reads the old state at the L places that they point back to, and
+mixes what it finds with a 1x1 convolution. Mixing before reading would be the same, as both are linear, but
+three times as many channels would be read: measured, it costs four times as much.
+
+The PyTorch port (github.com/Hzzone/Precipitation-Nowcasting) scales its sampling points for corners that are
+aligned and leaves the choice to torch, which since version 1.3 does not align them: every step then shrinks the
+state. Option ``align_corners=False`` is for weights that were trained like that. The transposed convolutions
+have a bias as in the port, the original's have none. The last layer of the flows starts small, not at zero:
+nothing below it could learn in the first step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.blocks import lean
+from models.convlstm import EncoderForecaster, State
+from models.nowcaster import Published, weighted_mse
+
+Loss = Literal["balanced", "mse"]
+LOSSES: tuple[Loss, ...] = ("balanced", "mse")
+
+SLOPE = 0.2
+"""Of every LeakyReLU."""
+
+HKO7_LIMITS = (2.0, 5.0, 10.0, 30.0)
+"""mm/h from which on a pixel counts more in the benchmark's loss."""
+HKO7_WEIGHTS = (1.0, 2.0, 5.0, 10.0, 30.0)
+HKO7_ZR = (58.53, 1.56)
+"""a, b of Z = a R^b."""
+HKO7_DBZ = (-10.0, 60.0)
+"""Reflectivity of a pixel of 0 and of 1."""
+
+
+class TrajGRUCell(nn.Module):
+    """State (h,); gates in the order reset, update, candidate.
+
+    Args:
+        inputs: Channels of the input; 0: there is none.
+        width: Channels of the state.
+        links: Places that a pixel reads the old state at.
+        kernel: Side of the kernel that reads the input, odd.
+        flow_kernel: Side of the kernels that make the flows, odd.
+        flow_width: Channels between them.
+        align_corners: False: as the PyTorch port samples, see the top of this file.
+    """
+
+    def __init__(self, inputs: int, width: int, *, links: int, kernel: int = 3, flow_kernel: int = 5,
+                 flow_width: int = 32, align_corners: bool = True) -> None:  # fmt: skip
+        super().__init__()
+        self.align_corners = align_corners
+        self.read = nn.Conv2d(inputs, 3 * width, kernel, padding=kernel // 2) if inputs else None
+        self.push = nn.Conv2d(inputs, flow_width, flow_kernel, padding=flow_kernel // 2) if inputs else None
+        self.motion = nn.Conv2d(width, flow_width, flow_kernel, padding=flow_kernel // 2)
+        self.flows = nn.Conv2d(flow_width, 2 * links, flow_kernel, padding=flow_kernel // 2)
+        self.mix = nn.Conv2d(width * links, 3 * width, 1)
+        nn.init.normal_(self.flows.weight, std=1e-2 / flow_kernel)
+
+    def forward(self, x_BCHW: Tensor | None, state: State) -> State:
+        """None stands for no input, which only a cell made without may be given."""
+        read = self.read(x_BCHW) if self.read else None
+        if not state:  # of a state of zeros only the bias is left, wherever it is read
+            assert self.mix.bias is not None
+            return (lean(self._update, read, self.mix.bias[:, None, None], None),)
+        (h,) = state
+        motion = self.motion(h)
+        if self.push:
+            motion = motion + self.push(x_BCHW)
+        flows = self.flows(functional.leaky_relu(motion, SLOPE))
+        return (lean(self._update, read, lean(self._look_back, h, flows), h),)
+
+    def _look_back(self, h_BCHW: Tensor, flows: Tensor) -> Tensor:
+        """What the gates make of the states at the other ends of all links."""
+        found = warped(h_BCHW, flows, align_corners=self.align_corners)
+        return self.mix(found.flatten(1, 2))
+
+    def _update(self, read: Tensor | None, linked: Tensor, h: Tensor | None) -> Tensor:
+        r, u, n = linked.chunk(3, dim=-3)
+        if read is None:
+            n = r.sigmoid() * n
+        else:
+            x_r, x_u, x_n = read.chunk(3, dim=1)
+            u = x_u + u
+            n = x_n + (x_r + r).sigmoid() * n
+        n, u = functional.leaky_relu(n, SLOPE), u.sigmoid()
+        return (1 - u) * n if h is None else n + u * (h - n)
+
+
+class TrajGRU(EncoderForecaster):
+    """Encoder-forecaster of trajectory GRU cells.
+
+    Args:
+        first_width: Channels of the first and of the last convolution.
+        widths: State channels per stage, finest first.
+        strides: Downscaling before each stage.
+        links: Links of the cells per stage, finest first.
+        forecaster_links: Of the forecaster's cells where they have others.
+        kernel: Side of the kernels that read a cell's input, odd.
+        flow_kernel: Side of the kernels that make the flows, odd.
+        align_corners: False: as the PyTorch port samples, see the top of this file.
+        loss: ``balanced``: the benchmark's, which counts heavy rain more; or plain ``mse``.
+        limits: Rain rates, mm/h, from which on a pixel counts more.
+        weights: How much a pixel counts below the first limit, from the first on, from the second on, ...
+        zr: a, b of Z = a R^b, which turns the limits into reflectivity.
+        dbz: Reflectivity of a pixel of 0 and of 1; the balanced loss is for frames that are linear in dBZ.
+
+    Raises:
+        ValueError: If the options do not fit each other.
+    """
+
+    PAPER = "Shi et al. (2017), arXiv:1706.03458"
+    SIZES: ClassVar[dict[str, dict[str, object]]] = {
+        "hko7": {"first_width": 8, "widths": (64, 192, 192), "strides": (5, 3, 2), "links": (13, 13, 9)},
+        "hko7-port": {"first_width": 8, "widths": (64, 192, 192), "strides": (5, 3, 2), "links": (13, 13, 9),
+                      "forecaster_links": (9, 13, 13)},
+        "moving-mnist": {"first_width": 16, "widths": (64, 96, 96), "strides": (1, 2, 2), "links": (13, 13, 13),
+                         "loss": "mse"},
+        "debug": {"first_width": 4, "widths": (8, 8), "strides": (2, 2), "links": (3, 2), "flow_kernel": 3},
+    }  # fmt: skip
+    # Unused: what the port's topmost cell would read an input with, if it had one.
+    PUBLISHED: ClassVar = {
+        "hko7-port": Published(12_753_909, unused=1_149_536, in_steps=5, out_steps=20),
+        "moving-mnist": Published(4_196_045, unused=325_952),
+    }
+
+    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, first_width: int = 8,
+                 widths: Sequence[int] = (64, 192, 192), strides: Sequence[int] = (5, 3, 2),
+                 links: Sequence[int] = (13, 13, 9), forecaster_links: Sequence[int] | None = None,
+                 kernel: int = 3, flow_kernel: int = 5, align_corners: bool = True, loss: Loss = "balanced",
+                 limits: Sequence[float] = HKO7_LIMITS, weights: Sequence[float] = HKO7_WEIGHTS,
+                 zr: tuple[float, float] = HKO7_ZR, dbz: tuple[float, float] = HKO7_DBZ) -> None:  # fmt: skip
+        _check(widths, strides, (links, forecaster_links or links), (kernel, flow_kernel), loss, limits, weights)
+        cell = partial(TrajGRUCell, kernel=kernel, flow_kernel=flow_kernel, align_corners=align_corners)
+        below, above = (first_width, *widths[1:]), (*widths[:-1], 0)
+        back = forecaster_links or links
+        up = [_up(*sizes) for sizes in zip(widths, (first_width, *widths[:-1]), strides, strict=True)]
+        up[0].extend((nn.Conv2d(first_width, first_width, 3, padding=1), nn.LeakyReLU(SLOPE, inplace=True),
+                      nn.Conv2d(first_width, channels, 1)))  # fmt: skip
+        super().__init__(
+            in_steps=in_steps, out_steps=out_steps, channels=channels, multiple=math.prod(strides), up=up,
+            down=[_down(*sizes) for sizes in zip((channels, *widths[:-1]), below, strides, strict=True)],
+            encoder=[cell(x, h, links=n) for x, h, n in zip(below, widths, links, strict=True)],
+            forecaster=[cell(x, h, links=n) for x, h, n in zip(above, widths, back, strict=True)],
+        )  # fmt: skip
+        self.loss, self.weights = loss, tuple(weights)
+        self.limits = tuple(_pixel(rate, zr, dbz) for rate in limits)
+
+    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
+                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+        """B-MSE + B-MAE: squared and absolute error, weighted by the rain rate that was observed.
+
+        A mean over pixels; the benchmark sums over a frame of 480 x 480 and multiplies by 1e-5, 2.3 times this.
+        """
+        made = self(past_BTCHW)
+        if self.loss == "mse":
+            return weighted_mse(made, future_BTCHW, mask_BTCHW)
+        error, weight = made - future_BTCHW, balanced(future_BTCHW, self.limits, self.weights)
+        both = weight * (error.square() + error.abs())
+        return both.mean() if mask_BTCHW is None else (both * mask_BTCHW).sum() / mask_BTCHW.sum().clamp(min=1)
+
+
+def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tensor:
+    """Reads a field at the places that lie upstream of every pixel; bilinear, zero outside.
+
+    Args:
+        h_BCHW: The field.
+        flows: (B, 2 L, H, W): dx and dy of the first link, of the second, ..., in pixels.
+        align_corners: False: points are scaled as if corners were aligned, but read as if they were not.
+
+    Returns:
+        (B, C, L, H, W).
+    """
+    height, width = flows.shape[-2:]
+    dx, dy = flows.unflatten(1, (-1, 2)).unbind(2)
+    x = torch.arange(width, device=flows.device, dtype=torch.float32) - dx
+    y = torch.arange(height, device=flows.device, dtype=torch.float32)[:, None] - dy
+    if not align_corners:
+        x, y = x * (width / max(width - 1, 1)) - 0.5, y * (height / max(height - 1, 1)) - 0.5
+    # The links lie below each other in one large picture of sampling points: the field is not copied L times.
+    points = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1).flatten(1, 2)
+    found = functional.grid_sample(h_BCHW.to(points.dtype), points, align_corners=False)
+    return found.unflatten(2, (-1, height)).to(h_BCHW.dtype)
+
+
+def balanced(truth: Tensor, limits: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """Weight of every pixel: ``weights[n]`` where ``n`` of the rising limits are reached."""
+    weight = torch.full_like(truth, weights[0])
+    for limit, (below, above) in zip(limits, pairwise(weights), strict=True):
+        weight = weight + (above - below) * (truth >= limit)
+    return weight
+
+
+def _pixel(rate: float, zr: tuple[float, float], dbz: tuple[float, float]) -> float:
+    """mm/h -> [0, 1]."""
+    reflectivity = 10 * math.log10(zr[0]) + 10 * zr[1] * math.log10(rate)
+    return (reflectivity - dbz[0]) / (dbz[1] - dbz[0])
+
+
+def _down(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    kernel = stride + 2 if stride % 2 else stride + 1
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, 1)
+    return nn.Sequential(_he(conv), nn.LeakyReLU(SLOPE, inplace=True))
+
+
+def _up(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    conv = nn.ConvTranspose2d(inputs, outputs, stride + 2, stride, 1)
+    return nn.Sequential(_he(conv), nn.LeakyReLU(SLOPE, inplace=True))
+
+
+def _he(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    nn.init.kaiming_normal_(conv.weight, SLOPE)
+    return conv
+
+
+def _check(widths: Sequence[int], strides: Sequence[int], links: Sequence[Sequence[int]], kernels: Sequence[int],
+           loss: str, limits: Sequence[float], weights: Sequence[float]) -> None:  # fmt: skip
+    if not widths or any(len(values) != len(widths) for values in (strides, *links)):
+        raise ValueError(f"widths, strides and links name one value per stage, got {widths}, {strides} and {links}.")
+    if min(*widths, *strides, *links[0], *links[1]) < 1:
+        raise ValueError(f"widths, strides and links must be >= 1, got {widths}, {strides} and {links}.")
+    if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+        raise ValueError(f"kernel and flow_kernel must be odd, got {kernels[0]} and {kernels[1]}.")
+    if loss not in LOSSES:
+        raise ValueError(f"Unknown loss {loss!r}; known: {', '.join(LOSSES)}.")
+    if len(weights) != len(limits) + 1 or list(limits) != sorted(limits) or min((*limits, 1)) <= 0:
+        raise ValueError(f"limits must rise from above 0, with one weight more than limits, got {limits}, {weights}.")

@@ -1,0 +1,78 @@
+"""TrajGRU: where it looks, how it weighs errors, which options it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import build
+from models.trajgru import HKO7_LIMITS, TrajGRUCell, balanced, warped
+
+
+def ramp(height: int, width: int) -> torch.Tensor:
+    """The value of a pixel is 10 * row + column + 1."""
+    return (10.0 * torch.arange(height)[:, None] + torch.arange(width) + 1)[None, None]
+
+
+def flow(*links: tuple[float, float], height: int, width: int) -> torch.Tensor:
+    return torch.tensor(links).reshape(1, -1, 1, 1).expand(1, 2 * len(links), height, width)
+
+
+def test_warping_looks_upstream_per_link():
+    """A flow to the right brings what was at the left; half a pixel down brings a mean; outside is zero."""
+    found = warped(ramp(3, 4), flow((1, 0), (0, 0.5), height=3, width=4))
+    assert found.shape == (1, 1, 2, 3, 4)
+    torch.testing.assert_close(found[0, 0, 0, 1], torch.tensor([0.0, 11, 12, 13]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[0, 0, 1, 1], torch.tensor([6.0, 7, 8, 9]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[0, 0, 1, 0], torch.tensor([0.5, 1, 1.5, 2]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1), (5, 3)])
+def test_no_flow_leaves_a_field_alone_unless_asked_for(height, width):
+    field, still = ramp(height, width), flow((0, 0), height=height, width=width)
+    torch.testing.assert_close(warped(field, still)[:, :, 0], field)
+    assert not torch.allclose(warped(field, still, align_corners=False)[:, :, 0], field)
+
+
+def test_first_step_is_that_of_a_state_of_zeros():
+    cell, x = TrajGRUCell(3, 4, links=2), torch.rand(2, 3, 5, 6)
+    torch.testing.assert_close(cell(x, ()), cell(x, (torch.zeros(2, 4, 5, 6),)))
+
+
+def test_limits_are_the_benchmarks_in_pixels():
+    model = build("trajgru:hko7", in_steps=1, out_steps=1)
+    want = [(10 * torch.tensor(58.53).log10() + 15.6 * torch.tensor(rate).log10() + 10) / 70 for rate in HKO7_LIMITS]
+    assert model.limits == pytest.approx([float(pixel) for pixel in want])
+    assert model.limits[0] == pytest.approx(0.4624, abs=1e-4)
+
+
+def test_weight_steps_up_at_every_limit():
+    truth = torch.tensor([0.1, 0.5, 0.6, 0.9])
+    assert balanced(truth, (0.5, 0.8), (1, 2, 5)).tolist() == [1, 2, 2, 5]
+
+
+def test_balanced_loss_by_hand(monkeypatch):
+    """Errors of 0.5 at weights 1 and 30: (0.25 + 0.5) * (1 + 30) / 2; the mask leaves one."""
+    model = build("trajgru:debug", in_steps=1, out_steps=1)
+    future = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 1, 2)
+    monkeypatch.setattr(model, "forward", lambda past: (future - 0.5).abs())
+    assert model.training_loss(future, future, 0).item() == pytest.approx(0.75 * 15.5)
+    mask = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 1, 2)
+    assert model.training_loss(future, future, 0, mask).item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"widths": (8, 8)}, "one value per stage"),
+        ({"forecaster_links": (3,)}, "one value per stage"),
+        ({"links": (3, 0, 2)}, ">= 1"),
+        ({"flow_kernel": 4}, "odd"),
+        ({"loss": "bmse"}, "Unknown loss 'bmse'; known: balanced, mse"),
+        ({"limits": (5, 2), "weights": (1, 2, 3)}, "rise"),
+        ({"limits": (5,)}, "one weight more"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, fault):
+    with pytest.raises(ValueError, match=fault):
+        build("trajgru:hko7", in_steps=1, out_steps=1, **options)
