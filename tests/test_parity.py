@@ -263,6 +263,17 @@ def test_stacked_convlstm_states(case):
     assert pack.excess(second[1][0], "h1_second") <= 1
 
 
+def test_motionrnn_states(case):
+    pack, model = only(case, "motionrnn")
+    *_, third = stepped(pack, model, 3)
+    assert pack.excess(third[1][0][0], "offset_third") <= 1
+    with torch.inference_mode():
+        x, between = model.embed(pack.frames[:, 0]), model.between[0]
+        (h, _), _, _ = model.cells[0](x, None, None, model.conv_first(x))
+        assert pack.excess(h, "h0_first") <= 1
+        assert pack.excess(between.motion(between.down(h), None)[0], "warped_first") <= 1
+
+
 @pytest.mark.parametrize("source", ["predrnn", "predrnn_v2"])
 @pytest.mark.parametrize("field", [None, (6, 4)])
 def test_predrnn_of_another_scale_is_read_from_the_tensors(source, field):
@@ -273,6 +284,30 @@ def test_predrnn_of_another_scale_is_read_from_the_tensors(source, field):
     model = load(source, weights, {"patch_size": 2, "input_length": 3, "total_length": 7})
     assert (model.in_steps, model.out_steps, model.channels, model.patch) == (3, 4, 2, 2)
     assert model.grid == (field and (12, 8))
+    assert model(torch.rand(1, 3, 2, 12, 8)).shape == (1, 4, 2, 12, 8)
+
+
+def motionrnn_shapes(field: tuple[int, int] | None) -> parity_pack.Shapes:
+    """Tensors of the official MotionRNN at another scale: three layers of 10, of which motion reads 2."""
+    shapes = stlstm_shapes(layers=3, width=10, kernel=3, folded=8, field=field) | {"conv_first_v.weight": (10, 8, 1, 1)}
+    for layer in range(2):
+        convs = {f"motion_list.{layer}.{gate}": (18, 20, 3, 3) for gate in ("update", "reset", "output")} | {
+            f"motion_list.{layer}.warp.warp_gate": (9, 2, 3, 3),
+            f"enc_list.{layer}": (2, 10, 3, 3),
+            f"dec_list.{layer}": (2, 10, 4, 4),
+            f"gate_list.{layer}": (10, 20, 3, 3),
+        }
+        shapes[f"motion_list.{layer}.warp.conv.weight"] = (2, 2, 3, 3)
+        for name, shape in convs.items():
+            shapes |= {f"{name}.weight": shape, f"{name}.bias": (10 if name.startswith("dec") else shape[0],)}
+    return shapes
+
+
+@pytest.mark.parametrize("field", [None, (6, 4)])
+def test_motionrnn_of_another_scale_is_read_from_the_tensors(field):
+    weights = parity_pack.drawn(motionrnn_shapes(field), 5, 1)
+    model = load("motionrnn", weights, {"patch_size": 2, "input_length": 3, "total_length": 7})
+    assert (model.in_steps, model.out_steps, model.channels, model.patch) == (3, 4, 2, 2)
     assert model(torch.rand(1, 3, 2, 12, 8)).shape == (1, 4, 2, 12, 8)
 
 
@@ -367,3 +402,50 @@ def test_cms_lstm_scale_is_read_from_the_tensors():
     past = torch.rand(1, 3, 2, 8, 12)
     with torch.inference_mode():
         torch.testing.assert_close(model(past), ours.eval()(past), rtol=0, atol=0)
+
+
+# -- E3D-LSTM ------------------------------------------------------------------------------------
+
+
+def test_e3d_lstm_states(case):
+    """The pack keeps the first eight channels."""
+    pack, model = only(case, "e3d_lstm")
+    with torch.inference_mode():
+        _, first = model.step(model.embed(pack.frames[:, 0]), None)
+        top, second = model.step(model.embed(pack.frames[:, 1]), first)
+    assert pack.excess(first[1][0][0][..., :8], "h0_first") <= 1
+    assert pack.excess(second[1][0][1][..., :8], "c0_second") <= 1
+    assert pack.excess(top[..., :8], "h_top_second") <= 1
+
+
+def e3d_shapes(layers: int, width: int, folded: int, kernel: int) -> parity_pack.Shapes:
+    """Tensors of the TensorFlow network at any scale."""
+    shapes: parity_pack.Shapes = {}
+    for layer in range(layers):
+        scope, window = f"generator/e3d-lstm/e3d{layer}/", (2, kernel, kernel)
+        sizes = [(width, 4), (width if layer else folded, 7), (width, 4), (width, 1), (width, 1)]
+        kernels = {f"conv3d{f'_{n}' if n else ''}": (*window, i, o * width) for n, (i, o) in enumerate(sizes)}
+        kernels["conv3d_5"] = (1, 1, 1, 2 * width, width)
+        norms = {"hidden": 4, "inputs": 7, "self_attn": 1, "global_memory": 4}
+        shapes |= {f"{scope}{name}/kernel": shape for name, shape in kernels.items()}
+        shapes |= {f"{scope}{name}/bias": shape[-1:] for name, shape in kernels.items()}
+        shapes |= {f"{scope}{name}/{leaf}": (n * width,) for name, n in norms.items() for leaf in ("gamma", "beta")}
+    head = "generator/e3d-lstm/conv3d/"
+    return shapes | {f"{head}kernel": (2, 1, 1, width, folded), f"{head}bias": (folded,)}
+
+
+def test_e3d_lstm_scale_is_read_from_the_tensors():
+    """A checkpoint with moving averages and the slots of Adam; with and without the kernels that see zeros."""
+    pack = parity_pack.read("e3d_lstm")
+    assert e3d_shapes(4, 64, 16, 5) == pack.shapes
+    weights = parity_pack.drawn(e3d_shapes(3, 8, 2 * 2 * 2, 3), 5, 1.0)
+    config = {"patch": 2, "input_length": 3, "total_length": 7}
+    model = load("e3d_lstm", weights, config)
+    assert (model.in_steps, model.out_steps, model.channels, len(model.cells)) == (3, 4, 2, 3)
+    without = {name: tensor for name, tensor in weights.items() if not name.endswith("conv3d_2/kernel")}
+    averages = {f"{name}/ExponentialMovingAverage": tensor + 1 for name, tensor in without.items()}
+    other = load("e3d_lstm", without | averages | {"Variable_1": torch.zeros(3)}, config)
+    past = torch.rand(2, 3, 2, 6, 10)
+    with torch.inference_mode():
+        assert model(past).shape == (2, 4, 2, 6, 10)
+        torch.testing.assert_close(model(past), other(past), rtol=0, atol=0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from models.motionrnn import MOTION, MotionRNN
 from models.nowcaster import Nowcaster
-from models.official import Config, Source, State, renamed
+from models.official import Config, Made, Source, State, renamed
 from models.predrnn import PredRNN
 from models.predrnn_v2 import PredRNNv2
 
@@ -49,5 +53,54 @@ def cell_names(model: Nowcaster) -> dict[str, str]:
     return renamed(model, {r"^cells\.": "cell_list."})
 
 
+def _motion_names(model: Nowcaster) -> dict[str, str | Made]:
+    """Ours reads a field with one convolution where there several read it together with the motion."""
+    rules = {
+        r"^cells\.": "cell_list.",
+        r"^conv_first\.": "conv_first_v.",
+        r"^between\.(\d+)\.down\.": r"enc_list.\1.",
+        r"^between\.(\d+)\.up\.": r"dec_list.\1.",
+        r"^between\.(\d+)\.gate\.": r"gate_list.\1.",
+        r"^between\.(\d+)\.motion\.": r"motion_list.\1.",
+        r"\.mix\.": ".warp.conv.",
+    }
+    names: dict[str, str | Made] = {}
+    for ours, official in renamed(model, rules).items():
+        place, _, leaf = official.rpartition(".")
+        motion, _, conv = place.rpartition(".")
+        update, reset, candidate = (f"{motion}.{gate}.{leaf}" for gate in ("update", "reset", "output"))
+        match conv, leaf:
+            case "conv_x", "weight":
+                names[ours] = Made((update, reset, candidate, f"{motion}.warp.warp_gate.{leaf}"), _of_field)
+            case "conv_x", "bias":
+                names[ours] = Made((update, reset, candidate, f"{motion}.warp.warp_gate.{leaf}"), _stacked)
+            case "conv_gates", _:
+                names[ours] = Made((update, reset), _of_motion)
+            case "conv_candidate", _:
+                names[ours] = Made((candidate,), _of_motion)
+            case _:
+                names[ours] = Made((official,), _flat) if ".warp.conv." in official else official
+    return names
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
+
+
+def _of_field(*kernels: Tensor) -> Tensor:
+    width = kernels[-1].shape[1]
+    return torch.cat([kernel[:, :width] for kernel in kernels])
+
+
+def _of_motion(*kernels: Tensor) -> Tensor:
+    return torch.cat([kernel[:, -MOTION:] for kernel in kernels])
+
+
+def _flat(kernel: Tensor) -> Tensor:
+    """A kernel with the stride of its side, over tiles of neighbours, is a matrix."""
+    return kernel.flatten(1)[..., None, None]
+
+
 PREDRNN = Source(PredRNN, stack_options, cell_names)
 PREDRNN_V2 = Source(PredRNNv2, _v2_options, cell_names)
+MOTIONRNN = Source(MotionRNN, stack_options, _motion_names)
