@@ -1,0 +1,205 @@
+"""GS2PM: its prompt, its masks, what each stage trains, and weights of any scale under their official names."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models import build
+from models.gs2pm import GS2PM
+from models.official import find, load
+
+
+def debug(**options) -> GS2PM:
+    torch.manual_seed(1)
+    return build("gs2pm:debug", **({"in_steps": 3, "out_steps": 2} | options))
+
+
+def clip(steps: int = 3, size: tuple[int, int] = (24, 20)) -> torch.Tensor:
+    return torch.rand(2, steps, 1, *size, generator=torch.Generator().manual_seed(2))
+
+
+def test_prompt_is_a_border_around_zeros():
+    prompt = debug(channels=2, prompt_grid=(10, 14), border=3).prompt
+    with torch.no_grad():
+        for value, side in enumerate(prompt.parameters(), start=1):
+            side.fill_(value)
+    picture = prompt(10, 14)
+    assert picture.shape == (1, 2, 10, 14)
+    assert (picture[..., :3, :] == 1).all()
+    assert (picture[..., 7:, :] == 2).all()
+    assert (picture[..., 3:7, :3] == 3).all()
+    assert (picture[..., 3:7, 11:] == 4).all()
+    assert not picture[..., 3:7, 3:11].any()
+    assert sum(side.numel() for side in prompt.parameters()) == 2 * (10 * 14 - 4 * 8)
+
+
+def test_prompt_is_stretched_to_frames_of_other_sizes():
+    prompt = debug(prompt_grid=(16, 16), border=4).prompt
+    with torch.no_grad():
+        for side in prompt.parameters():
+            side.fill_(1)
+    stretched = prompt(32, 48)
+    assert stretched.shape == (1, 1, 32, 48)
+    assert (stretched[..., :7, :] == 1).all()  # a quarter of the side, less the pixel where it fades
+    assert not stretched[..., 9:23, 13:35].any()
+
+
+@pytest.mark.parametrize(("kept", "seen"), [(0.6, 39), (0.4, 26), (1.0, 64)])
+def test_mask_keeps_whole_cells(kept, seen):
+    """8 x 8 cells; the official share of 0.6 keeps 39 of them."""
+    model = debug(cell=16, kept=kept)
+    mask = model.seen(torch.zeros(5, 3, 1, 128, 128))
+    assert mask.shape == (5, 1, 1, 128, 128)
+    cells = mask.unflatten(3, (8, 16)).unflatten(5, (8, 16))
+    assert (cells.amin((4, 6)) == cells.amax((4, 6))).all()
+    assert (cells[:, 0, 0, :, 0, :, 0].sum((1, 2)) == seen).all()
+    assert (mask[0] != mask[1]).any() or kept == 1
+    assert len(debug(cell=16, one_mask=True).seen(torch.zeros(5, 3, 1, 128, 128))) == 1
+
+
+def test_cells_are_cut_at_the_edge_of_the_grid():
+    mask = debug(cell=16).seen(torch.zeros(1, 3, 1, 37, 50))
+    assert mask.shape == (1, 1, 1, 37, 50)
+    assert mask.sum() < 37 * 50
+
+
+def test_the_forecast_comes_from_the_prompt_and_the_filling_does_not():
+    model, past = debug().eval(), clip()
+    with torch.no_grad():
+        forecast, filled = model(past), model.fill(past)
+        model.prompt.up.add_(1)
+        assert not torch.allclose(model(past), forecast)
+        assert torch.equal(model.fill(past), filled)
+
+
+def test_loss_is_the_squared_plus_the_absolute_error():
+    model, past, future = debug(stage="fine-tuning").eval(), clip(), clip(2)
+    off = (model(past) - future).detach()
+    assert model.training_loss(past, future, 0.0).item() == pytest.approx((off.square() + off.abs()).mean().item())
+    weight = torch.zeros_like(future)
+    weight[:, 0] = 2
+    seen = off[:, 0]
+    assert model.training_loss(past, future, 0.0, weight).item() == pytest.approx(
+        (seen.square() + seen.abs()).mean().item()
+    )
+
+
+def test_pretraining_adds_the_filling_of_the_past():
+    torch.manual_seed(5)
+    whole = debug(kept=1.0).eval()
+    alone = debug(kept=1.0, stage="fine-tuning").eval()
+    past, future = clip(), clip(2)
+    off = (whole.fill(past) - past).detach()
+    expected = alone.training_loss(past, future, 0.0) + (off.square() + off.abs()).mean()
+    torch.testing.assert_close(whole.training_loss(past, future, 0.0), expected)
+
+
+def test_prompt_tuning_changes_the_prompt_and_nothing_else():
+    model = debug(stage="prompt-tuning").train()
+    assert model.training
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.Adam((weight for weight in model.parameters() if weight.requires_grad), lr=0.1)
+    model.training_loss(clip(), clip(2), 0.0).backward()
+    optimiser.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"prompt.{side}" for side in ("up", "down", "left", "right")}
+    assert not any(weight.requires_grad for name, weight in model.named_parameters() if not name.startswith("prompt."))
+
+
+def test_stages_share_one_state_dict():
+    debug(stage="prompt-tuning").load_state_dict(debug().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"border": 8}, r"leave an inside in prompt_grid \(16, 16\), got 8"),
+        ({"stage": "tuning"}, "Unknown stage 'tuning'; known: pretraining, fine-tuning, prompt-tuning"),
+        ({"kept": 0.0}, r"kept must lie in \(0, 1\]"),
+        ({"hidden": 18, "heads": 4}, "multiples of 4, got 18"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, fault):
+    with pytest.raises(ValueError, match=fault):
+        debug(**options)
+
+
+def official(options: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes by the rules of the official code."""
+    t, c, s, d, n_s, n_t, r = (options[key] for key in ("t", "c", "s", "d", "n_s", "n_t", "r"))
+    stacked, (height, columns), border = t * s, options["grid"], options["border"]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, weight: tuple[int, ...]) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, weight[:1]
+
+    for i in range(n_s):
+        layer(f"enc.enc.{i}.conv.conv", (s, s if i else c, 3, 3))
+        layer(f"enc.enc.{i}.conv.norm", (s,))
+        layer(f"dec.dec.{i}.conv.conv" + (".0" if i % 2 == 0 else ""), (4 * s if i % 2 == 0 else s, s, 3, 3))
+        layer(f"dec.dec.{i}.conv.norm", (s,))
+    layer("dec.readout", (c, s, 1, 1))
+    widths = [stacked, *[d] * (n_t - 1), stacked]
+    for i in range(n_t):
+        m, block = widths[i], f"translator.enc.{i}.block"
+        attention = m == widths[i + 1] and i > 0
+        layer(f"{block}.pos_embed", (m, 1, 3, 3))
+        for norm in ("norm1", "norm2"):
+            layer(f"{block}.{norm}", (m,))
+        matrix = () if attention else (1, 1)
+        layer(f"{block}.mlp.fc1", (int(r * m), m, *matrix))
+        layer(f"{block}.mlp.fc2", (m, int(r * m), *matrix))
+        if attention:
+            layer(f"{block}.attn.qkv", (3 * m, m))
+            layer(f"{block}.attn.proj", (m, m))
+            shapes |= {f"{block}.gamma_1": (m,), f"{block}.gamma_2": (m,)}
+        else:
+            layer(f"{block}.conv1", (m, m, 1, 1))
+            layer(f"{block}.attn", (m, 1, 5, 5))
+            layer(f"{block}.conv2", (m, m, 1, 1))
+            for norm in ("norm1", "norm2"):
+                shapes |= {f"{block}.{norm}.{kind}": (m,) for kind in ("running_mean", "running_var")}
+                shapes[f"{block}.{norm}.num_batches_tracked"] = ()
+        if m != widths[i + 1]:
+            layer(f"translator.enc.{i}.reduction", (widths[i + 1], m, 1, 1))
+    shapes |= {f"prompt.pad_{side}": (1, c, border, columns) for side in ("up", "down")}
+    shapes |= {f"prompt.pad_{side}": (1, c, height - 2 * border, border) for side in ("left", "right")}
+    return shapes
+
+
+SMALL = {"t": 10, "c": 3, "s": 64, "d": 128, "n_s": 4, "n_t": 8, "r": 8, "grid": (128, 128), "border": 32}
+SCALES = [
+    {"t": 3, "c": 1, "s": 6, "d": 8, "n_s": 2, "n_t": 2, "r": 4, "grid": (12, 20), "border": 5},
+    {"t": 5, "c": 2, "s": 4, "d": 24, "n_s": 6, "n_t": 5, "r": 2.5, "grid": (40, 16), "border": 3},
+    {"t": 4, "c": 1, "s": 4, "d": 16, "n_s": 4, "n_t": 4, "r": 8, "grid": (16, 16), "border": 4},  # d is t * s
+]
+
+
+def test_official_names_are_counted_as_published():
+    shapes = official(SMALL)
+    assert len(shapes) == 182
+    learned = [shape for name, shape in shapes.items() if "running" not in name and "tracked" not in name]
+    assert sum(math.prod(shape) for shape in learned) == 10_379_779
+
+
+@pytest.mark.parametrize("options", SCALES)
+@pytest.mark.parametrize("source", ["gs2pm_small", "gs2pm_small_tuned"])
+def test_any_scale_is_read_from_the_tensors(source, options):
+    weights = {name: torch.rand(shape) for name, shape in official(options).items()}
+    model = load(source, weights, {"heads": 4, "drop_path": 0.1, "mlp_ratio": options["r"]})
+    names = find(source).names(model)
+    assert set(weights) == {name for made in names.values() for name in made.names}
+    past = torch.rand(1, options["t"], options["c"], 13, 22)
+    with torch.inference_mode():
+        assert model(past).shape == past.shape
+    counters = {name for name in weights if name.endswith("tracked")}
+    load(source, {f"module.{name}": weights[name] for name in weights.keys() - counters}, {"heads": 4})
+
+
+def test_the_source_tells_the_stage():
+    weights = {name: torch.rand(shape) for name, shape in official(SCALES[0]).items()}
+    stages = [load(source, weights, {"heads": 4}).stage for source in ("gs2pm_small", "gs2pm_small_tuned")]
+    assert stages == ["pretraining", "fine-tuning"]
