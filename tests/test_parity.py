@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -449,3 +450,267 @@ def test_e3d_lstm_scale_is_read_from_the_tensors():
     with torch.inference_mode():
         assert model(past).shape == (2, 4, 2, 6, 10)
         torch.testing.assert_close(model(past), other(past), rtol=0, atol=0)
+
+
+# -- PhyDNet -------------------------------------------------------------------------------------
+
+
+def test_phydnet_states_and_moment_loss(case):
+    pack, model = only(case, "phydnet")
+    with torch.inference_mode():
+        state = None
+        for x in model.embed(pack.frames[0, :2]).split(1):
+            _, state = model.step(x, state)
+        assert pack.excess(state[0], "physics_second") <= 1
+        assert pack.excess(state[1][-1][0], "residual_second") <= 1
+        assert pack.excess(model.regularisation([]).reshape(1), "moment_loss") <= 1
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_phydnet_of_another_scale_is_read_from_the_tensors(patch):
+    ours = build("phydnet", in_steps=2, out_steps=3, channels=2, widths=(8, 64), kernel=5, patch=patch)
+    state = ours.state_dict()
+    weights = {official: state[name] for name, official in find("phydnet").names(ours).items()}
+    weights |= {f"encoder.{name}": value for name, value in weights.items() if name.startswith(("phycell", "convcell"))}
+    weights |= {"k2m._M0": torch.zeros(7, 7), "k2m._invM1": torch.zeros(7, 7)}
+    model = load("phydnet", weights, {"patch_size": patch, "pre_seq_length": 2, "aft_seq_length": 3})
+    past = torch.rand(1, 2, 2, 13, 10)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(past), ours.eval()(past))
+
+
+# -- GS2PM ---------------------------------------------------------------------------------------
+
+
+def test_gs2pm_latent_frames_and_masked_branch(case):
+    pack, model = only(case, "gs2pm_small", "gs2pm_medium", "gs2pm_small_tuned")
+    with torch.inference_mode():
+        latent, _ = model.encode(pack.frames[0] + model.prompt(128, 128))
+        assert pack.excess(latent[:2], "encoded") <= 1
+        assert pack.excess(model.translate(latent[None])[0, :2], "latent") <= 1
+    if "mask" in pack.inputs:
+        # Group normalisation of large maps that lie channels last sums up in single precision.
+        exact = copy.deepcopy(model).double()
+        with torch.inference_mode():
+            filled = exact.fill((pack.frames * pack.inputs["mask"])[:, :1].double())
+        assert pack.excess(filled.float(), "reconstruction") <= 1
+
+
+# -- SimVP and TAU -------------------------------------------------------------------------------
+
+
+def test_simvp_latent_frames(case):
+    pack, model = only(case, "simvp_v1", "simvp_incepu", "simvp_v2_gsta", "tau")
+    with torch.inference_mode():
+        latent, _ = model.encode(pack.frames[0])
+        assert pack.excess(latent[:2], "encoded") <= 1
+        if "block0" in pack.outputs:
+            first = model.translator[0] if pack.config["model_type"] != "IncepU" else model.translator.down[0]
+            assert pack.excess(first(latent.flatten(0, 1)[None]), "block0") <= 1
+        assert pack.excess(model.translate(latent[None])[0, :2], "latent") <= 1
+
+
+def layer(name: str, *shape: int, bias: bool = True) -> parity_pack.Shapes:
+    return {f"{name}.weight": shape, **({f"{name}.bias": shape[:1]} if bias else {})}
+
+
+def batch_norm(name: str, width: int) -> parity_pack.Shapes:
+    statistics = {f"{name}.running_mean": (width,), f"{name}.running_var": (width,), f"{name}.num_batches_tracked": ()}
+    return layer(name, width) | statistics
+
+
+def simvp_ends(frame: int, width: int, down: list[bool], kernel: int, *, original: bool = False) -> parity_pack.Shapes:
+    """Encoder and decoder in the official words."""
+    shapes: parity_pack.Shapes = {}
+    for i in range(len(down)):
+        shapes |= layer(f"enc.enc.{i}.conv.conv", width, width if i else frame, kernel, kernel)
+        shapes |= layer(f"enc.enc.{i}.conv.norm", width) | layer(f"dec.dec.{i}.conv.norm", width)
+        shuffled = down[-1 - i] and not original
+        inputs = 2 * width if original and i == len(down) - 1 else width
+        conv = (4 * width if shuffled else width, inputs, kernel, kernel)
+        shapes |= layer(f"dec.dec.{i}.conv.conv{'.0' if shuffled else ''}", *conv)
+    return shapes | layer("dec.readout", frame, width, 1, 1)
+
+
+def inception_shapes(stacked: int, hidden: int, blocks: int, kernels: tuple[int, ...], groups: int) -> dict:
+    shapes: parity_pack.Shapes = {}
+    for i in range(blocks):
+        for side, inputs, outputs in (
+            ("enc", hidden if i else stacked, hidden),
+            ("dec", 2 * hidden if i else hidden, hidden if i < blocks - 1 else stacked),
+        ):
+            shapes |= layer(f"hid.{side}.{i}.conv1", hidden // 2, inputs, 1, 1)
+            for k, kernel in enumerate(kernels):
+                shapes |= layer(f"hid.{side}.{i}.layers.{k}.conv", outputs, hidden // 2 // groups, kernel, kernel)
+                shapes |= layer(f"hid.{side}.{i}.layers.{k}.norm", outputs)
+    return shapes
+
+
+def large_kernel_shapes(n: int, h: int, outputs: int) -> dict:
+    gate = "attn.spatial_gating_unit."
+    return {
+        **batch_norm("norm1", n), **batch_norm("norm2", n), "layer_scale_1": (n,), "layer_scale_2": (n,),
+        **layer("attn.proj_1", n, n, 1, 1), **layer("attn.proj_2", n, n, 1, 1),
+        **layer(gate + "conv0", n, 1, 5, 5), **layer(gate + "conv_spatial", n, 1, 7, 7),
+        **layer(gate + "conv1", outputs, n, 1, 1), **layer("mlp.fc1", h, n, 1, 1),
+        **layer("mlp.dwconv.dwconv", h, 1, 3, 3), **layer("mlp.fc2", n, h, 1, 1),
+    }  # fmt: skip
+
+
+def mlp_shapes(name: str, n: int, h: int, *kernel: int) -> dict:
+    return layer(f"{name}.fc1", h, n, *kernel) | layer(f"{name}.fc2", n, h, *kernel)
+
+
+def attention_shapes(n: int, h: int) -> dict:
+    parts = layer("attn.qkv", 3 * n, n) | layer("attn.proj", n, n) | mlp_shapes("mlp", n, h)
+    return layer("norm1", n) | layer("norm2", n) | parts
+
+
+def block_shapes(middle: str, n: int, h: int, tokens: int, convolves: bool) -> dict:
+    """A block of width n and channel mixing h in the official words."""
+    scales = {"layer_scale_1": (n,), "layer_scale_2": (n,)}
+    if middle in ("gSTA", "VAN", "tau"):
+        shapes = large_kernel_shapes(n, h, 2 * n if middle == "gSTA" else n)
+        squeezed, gate = n // max(n // 16, 4), "attn.spatial_gating_unit.fc"
+        se = layer(f"{gate}.0", squeezed, n, bias=False) | layer(f"{gate}.2", n, squeezed, bias=False)
+        return shapes | (se if middle == "tau" else {})
+    if middle == "ConvMixer":
+        convs = layer("conv_dw", n, 1, 11, 11) | layer("conv_pw", n, n, 1, 1)
+        return convs | batch_norm("norm_1", n) | batch_norm("norm_2", n)
+    if middle == "ConvNeXt":
+        return layer("conv_dw", n, 1, 7, 7) | layer("norm", n) | mlp_shapes("mlp", n, h, 1, 1) | {"gamma": (n,)}
+    if middle == "Poolformer":
+        return layer("norm1", n) | layer("norm2", n) | mlp_shapes("mlp", n, h, 1, 1) | scales
+    if middle == "HorNet":
+        widths = [n // 8, n // 4, n // 2, n]
+        shapes = layer("norm1", n) | layer("norm2", n) | layer("pwconv1", h, n) | layer("pwconv2", n, h)
+        shapes |= layer("gnconv.proj_in", 2 * n, n, 1, 1) | layer("gnconv.proj_out", n, n, 1, 1)
+        for i in range(3):
+            shapes |= layer(f"gnconv.pws.{i}", widths[i + 1], widths[i], 1, 1)
+        return shapes | layer("gnconv.dwconv", sum(widths), 1, 7, 7) | {"gamma1": (n,), "gamma2": (n,)}
+    if middle == "Moga":
+        shapes = batch_norm("norm1", n) | batch_norm("norm2", n)
+        shapes |= dict.fromkeys((*scales, "attn.sigma"), (1, n, 1, 1)) | {"mlp.sigma": (1, h, 1, 1)}
+        for name in ("proj_1", "proj_2", "gate", "value.PW_conv"):
+            shapes |= layer(f"attn.{name}", n, n, 1, 1)
+        for i, (width, kernel) in enumerate([(n, 5), (n * 3 // 8, 5), (n // 2, 7)]):
+            shapes |= layer(f"attn.value.DW_conv{i}", width, 1, kernel, kernel)
+        return (
+            shapes
+            | mlp_shapes("mlp", n, h, 1, 1)
+            | layer("mlp.dwconv", h, 1, 3, 3)
+            | layer("mlp.decompose", 1, h, 1, 1)
+        )
+    if middle == "MLP":
+        shapes = mlp_shapes("mlp_tokens", tokens, n // 2) | mlp_shapes("mlp_channels", n, h)
+        return layer("norm1", n) | layer("norm2", n) | shapes
+    if middle == "Swin":
+        buffers = {"attn.relative_position_index": (16, 16), "attn_mask": (9, 16, 16)}
+        return attention_shapes(n, h) | {"attn.relative_position_bias_table": (49, 8)} | buffers
+    if middle == "ViT":
+        return attention_shapes(n, h)
+    position = layer("pos_embed", n, 1, 3, 3)
+    if not convolves:
+        return position | attention_shapes(n, h) | {"gamma_1": (n,), "gamma_2": (n,)}
+    convs = layer("conv1", n, n, 1, 1) | layer("conv2", n, n, 1, 1) | layer("attn", n, 1, 5, 5)
+    return position | convs | batch_norm("norm1", n) | batch_norm("norm2", n) | mlp_shapes("mlp", n, h, 1, 1)
+
+
+def translator_shapes(middle: str, stacked: int, hidden: int, blocks: int, ratio: float, tokens: int) -> dict:
+    shapes: parity_pack.Shapes = {}
+    widths = [stacked, *[hidden] * (blocks - 1), stacked]
+    for i in range(blocks):
+        n, after = widths[i : i + 2]
+        block = block_shapes(middle, n, int(n * ratio), tokens, n != after or i == 0)
+        shapes |= {f"hid.enc.{i}.block.{name}": shape for name, shape in block.items()}
+        if n != after:
+            shapes |= layer(f"hid.enc.{i}.reduction", after, n, 1, 1)
+    return shapes
+
+
+MIDDLES = ["gSTA", "tau", "VAN", "ConvMixer", "ConvNeXt", "Poolformer", "HorNet", "Moga", "MLP", "Swin", "ViT",
+           "Uniformer"]  # fmt: skip
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
+@pytest.mark.parametrize(("hidden", "blocks", "ratio"), [(32, 4, 2.0), (48, 3, 2.5)])
+def test_openstl_middles_of_another_scale_are_read_from_the_tensors(middle, hidden, blocks, ratio):
+    """Two frames of three channels and width 24, 16 x 32 pixels, halved once; 5 x 5 kernels at both ends."""
+    shapes = simvp_ends(3, 24, [False, True], 5) | translator_shapes(middle, 48, hidden, blocks, ratio, 8 * 16)
+    weights = parity_pack.drawn(shapes, 3, 1.0)
+    config = {"in_shape": [2, 3, 16, 32], "mlp_ratio": ratio, "aft_seq_length": 3, "drop_path": 0.2}
+    model = load("tau" if middle == "tau" else "simvp_v2_gsta", weights, config)
+    assert (model.in_steps, model.out_steps, model.channels) == (2, 3, 3)
+    used = {name for made in find("tau").names(model).values() for name in made.names}
+    assert {name for name in weights.keys() - used} == {name for name in weights if name.endswith(("_index", "_mask"))}
+    with torch.inference_mode():
+        assert model(torch.rand(1, 2, 3, 16, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_inception_of_another_scale_is_read_from_the_tensors(original):
+    down = [False, True, False] if original else [False, True]
+    shapes = simvp_ends(2, 6, down, 3, original=original) | inception_shapes(18, 24, 3, (3, 7), 3)
+    model = load("simvp_v1" if original else "simvp_incepu", parity_pack.drawn(shapes, 3, 1.0))
+    assert (model.in_steps, model.out_steps, model.channels, len(model.encoder)) == (3, 3, 2, len(down))
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 2, 10, 13)).isfinite().all()
+
+
+# -- U-Net and SmaAt-UNet ------------------------------------------------------------------------
+
+
+def test_unet_levels(case):
+    pack, model = only(case, "unet", "smaat_unet")
+    with torch.inference_mode():
+        levels = [pack.frames.flatten(1, 2)]
+        for i, unit in enumerate(model.down):
+            levels.append(unit(torch.max_pool2d(levels[-1], 2) if i else levels[-1]))
+        assert pack.excess(levels[1], "level1") <= 1
+        assert pack.excess(levels[5], "level5") <= 1
+        if "attended1" in pack.outputs:
+            assert pack.excess(model.skip(0, levels[1]), "attended1") <= 1
+
+
+def separable(name: str, inputs: int, outputs: int, per_layer: int | None) -> parity_pack.Shapes:
+    if per_layer is None:
+        return layer(name, outputs, inputs, 3, 3)
+    wide = inputs * per_layer
+    return layer(f"{name}.depthwise", wide, 1, 3, 3) | layer(f"{name}.pointwise", outputs, wide, 1, 1)
+
+
+def unet_shapes(
+    inputs: int, outputs: int, width: int, per_layer: int | None, *, bilinear: bool, reduction: int
+) -> dict:
+    """The official names of a U-Net of five levels, as its repository puts them together."""
+    widths = [width * 2**level for level in range(5)]
+    widths[-1] //= 2 if bilinear else 1
+    shapes = layer("outc.conv", outputs, width, 1, 1)
+    units = {("inc" if i == 0 else f"down{i}.maxpool_conv.1"): (inputs if i == 0 else widths[i - 1], wide, wide)
+             for i, wide in enumerate(widths)}  # fmt: skip
+    for i, wide in enumerate(reversed(widths[:4]), start=1):
+        units[f"up{i}.conv"] = (2 * wide, wide, max(wide // 2, width) if bilinear else wide)
+        if not bilinear:
+            shapes |= {f"up{i}.up.weight": (2 * wide, wide, 2, 2), f"up{i}.up.bias": (wide,)}
+    for name, (before, between, after) in units.items():
+        shapes |= separable(f"{name}.double_conv.0", before, between, per_layer)
+        shapes |= separable(f"{name}.double_conv.3", between, after, per_layer)
+        shapes |= batch_norm(f"{name}.double_conv.1", between) | batch_norm(f"{name}.double_conv.4", after)
+    for i, wide in enumerate(widths if per_layer else [], start=1):
+        squeezed = wide // reduction
+        shapes |= layer(f"cbam{i}.channel_att.MLP.1", squeezed, wide) | layer(
+            f"cbam{i}.channel_att.MLP.3", wide, squeezed
+        )
+        shapes |= {f"cbam{i}.spatial_att.conv.weight": (1, 2, 7, 7)} | batch_norm(f"cbam{i}.spatial_att.bn", 1)
+    return shapes
+
+
+@pytest.mark.parametrize("bilinear", [True, False])
+@pytest.mark.parametrize("per_layer", [None, 1, 3])
+def test_unets_of_another_scale_are_read_from_the_tensors(per_layer, bilinear):
+    shapes = unet_shapes(4, 6, 20, per_layer, bilinear=bilinear, reduction=12)
+    source = "unet" if per_layer is None else "smaat_unet"
+    model = load(source, parity_pack.drawn(shapes, 3, 1.0))
+    assert (model.in_steps, model.out_steps, model.channels, model.bilinear) == (4, 6, 1, bilinear)
+    with torch.inference_mode():
+        assert model(torch.rand(1, 4, 1, 20, 35)).isfinite().all()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 
 from torch import Tensor
 
 from models.nowcaster import Nowcaster
 from models.official import Config, Made, Source, State, renamed
+from models.phydnet import PhyDNet
 from models.simvp import SimVP
 from models.tau import TAU
 
@@ -168,11 +170,11 @@ def _tau_options(tensors: State, config: Config) -> dict:
     return {name: option for name, option in options.items() if name != "middle"}
 
 
-def simvp_names(model: Nowcaster) -> dict[str, str | Made]:
+def simvp_names(model: Nowcaster) -> dict[str, Made]:
     """The convolution of a unit that doubles the grid stands in a sequence; 1 x 1 kernels may be matrices."""
     names = renamed(model, UNITS | (INCEPTION if model.middle == "incepu" else BLOCKS[model.middle]))  # type: ignore
     state = model.state_dict()
-    made: dict[str, str | Made] = {}
+    made: dict[str, Made] = {}
     for ours, official in names.items():
         unit = model.get_submodule(ours.rpartition(".")[0].rpartition(".")[0])
         if ours.startswith("decoder.") and getattr(unit, "shuffled", False) and ".conv." in ours:
@@ -190,3 +192,49 @@ UNUSED = r"\.attn\.relative_position_index$|\.attn_mask$"
 
 SIMVP = Source(SimVP, simvp_options, simvp_names, unused=UNUSED)
 TEMPORAL_ATTENTION = Source(TAU, _tau_options, simvp_names)
+
+# -- PhyDNet ---------------------------------------------------------------------------------------
+
+PHYDNET_NAMES = {
+    r"^physics\.derivatives\.": "phycell.cell_list.0.F.conv1.",
+    r"^physics\.norm\.": "phycell.cell_list.0.F.bn1.",
+    r"^physics\.combine\.": "phycell.cell_list.0.F.conv2.",
+    r"^physics\.gain\.conv\.": "phycell.cell_list.0.convgate.",
+    r"^rest\.(\d+)\.gates\.": r"convcell.cell_list.\1.",
+    r"^encoder\.": "encoder.encoder_E.",
+    r"^see_physics\.": "encoder.encoder_Ep.",
+    r"^see_rest\.": "encoder.encoder_Er.",
+    r"^show_physics\.": "encoder.decoder_Dp.",
+    r"^show_rest\.": "encoder.decoder_Dr.",
+    r"^decoder\.": "encoder.decoder_D.",
+    r"(decoder_D)\.6\.": r"\1.upc3.",
+} | {
+    rf"(coder_{letter}[pr]?)\.{3 * unit + layer}\.": rf"\1.{name}{unit + 1}.main.{layer}."
+    for letter, name in (("E", "c"), ("D", "upc"))
+    for unit in range(3)
+    for layer in range(2)
+}
+"""Units are a convolution, a norm and an activation, counted from 1."""
+
+
+def _phydnet_options(tensors: State, config: Config) -> dict:
+    base, channels = tensors["encoder.encoder_E.c1.main.0.weight"].shape[:2]
+    cells = [tensors[name] for name in tensors if re.fullmatch(r"convcell\.cell_list\.\d+\.conv\.weight", name)]
+    return {
+        "in_steps": config.get("pre_seq_length", 10),
+        "out_steps": config.get("aft_seq_length", 10),
+        "channels": channels,
+        "base_width": base,
+        "widths": tuple(len(cell) // 4 for cell in cells),
+        "kernel": cells[0].shape[-1],
+        "physics_kernel": tensors["phycell.cell_list.0.F.conv1.weight"].shape[-1],
+        "patch": 2 if config.get("patch_size") == 2 else 4,
+    }
+
+
+PHYDNET = Source(
+    PhyDNet,
+    _phydnet_options,
+    lambda model: renamed(model, PHYDNET_NAMES),
+    unused=r"^encoder\.(phycell|convcell)\.|^k2m\._(inv)?M\d$",
+)
