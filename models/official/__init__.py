@@ -15,6 +15,7 @@ from importlib import import_module
 
 from torch import Tensor
 
+from models import MODELS, model_class
 from models.nowcaster import Nowcaster
 
 SOURCES = {
@@ -109,18 +110,25 @@ def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowc
     Raises:
         ValueError: Unknown source, or tensors that are missing, left over or of another shape.
     """
+    return build(source, state_dict, config)[2]
+
+
+def build(source: str, state_dict: Mapping, config: Config | None = None) -> tuple[str, dict, Nowcaster]:
+    """Like ``load``, and what ``models.build`` would be told: (name in ``MODELS``, keywords, network)."""
     known = find(source)
     tensors = _stripped(state_dict.get("state_dict", state_dict))
     try:
-        model = known.model(**known.options(tensors, config or {}))
+        settings = known.options(tensors, config or {})
     except (KeyError, StopIteration, IndexError) as error:
         raise ValueError(f"The state dict is not one of {source}: it misses {error}.") from None
+    model = known.model(**settings)
     names = known.names(model)
     _check_names(source, tensors, names, known.unused)
     ours = {key: _made(tensors, official) for key, official in names.items() if _is_there(tensors, official)}
     _check_shapes(source, ours, names, model)
     model.load_state_dict(model.state_dict() | ours)
-    return model.eval()
+    name = next(name for name in MODELS if model_class(name) is known.model)
+    return name, settings, model.eval()
 
 
 def _stripped(tensors: State) -> dict[str, Tensor]:
