@@ -114,8 +114,9 @@ def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
         want, unit = quantity(name).unit, variables[name].attrs.get("units")
         if unit != want:
             raise BadInput(where, f"{name} is in {unit!r}", f"convert it to {want!r}")
-    if cube["time"].dtype.kind != "M":
-        raise BadInput(where, f"time is {cube['time'].dtype}", "use datetime64 in UTC")
+    stamps = variables["time"] if "time" in variables else cube["time"]
+    if stamps.dtype.kind != "M":
+        raise BadInput(where, f"time is {stamps.dtype}", "use datetime64 in UTC")
     if "crs" not in cube.coords or "crs_wkt" not in variables["crs"].attrs:
         raise BadInput(where, "no grid mapping", "put Grid.coordinates() on it")
     if "sequence" not in cube.coords:

@@ -17,7 +17,7 @@ import socket
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -39,10 +39,10 @@ from nowcast.readers import Item, detect, get
 
 AUTO = "auto"
 BATCH_ITEMS, BATCH_BYTES = 128, 2**26
-"""Items, and bytes of pixels, that one process commits together; meanwhile as many are read."""
+"""Items, and bytes of pixels, that one process commits together."""
 TASK_ITEMS, TASK_BYTES = 32, 2**25
-"""Likewise at most in a task of a worker, of which each has a few at a time."""
-READ_AHEAD, BATCHES_AHEAD = 3, 2
+"""Likewise what one process reads meanwhile, and a task of a worker, of which each has a few at a time."""
+BATCHES_AHEAD = 2
 BLANKS_KEPT = 16
 CONNECT_SECONDS = 10
 KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
@@ -422,21 +422,29 @@ def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Ite
 
 def _alone(found: Sequence[tuple[str, Item]], inspect: Inspect, taking: _Taking,
            report: Callable[[Item], None]) -> None:  # fmt: skip
-    """Reads, looks at and writes items in three threads: neither decoders nor the disk hold up the others."""
-    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
-        prepared = (inspect(*one) for one in _ahead(reader, _read, found, READ_AHEAD))
-        for batch in _ahead(writer, partial(_write_here, taking=taking), _batches(prepared), 1):
+    """Reads and inspects the next items, in a thread each, while a batch is written."""
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "inspector") as inspector:
+
+        def prepare(one: tuple[str, Item]) -> Future[_Prepared]:
+            reading = reader.submit(_read, one)
+            return inspector.submit(lambda: inspect(*reading.result()))
+
+        for batch in _batches(_ahead(map(prepare, found))):
+            _write_here(batch, taking)
             for one in batch:
                 report(one.item)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Any], Any], inputs: Iterable[Any], most: int) -> Iterator[Any]:
-    """What ``work`` makes of the inputs, in order, and of ``most`` more of them meanwhile."""
-    waiting: deque[Any] = deque()
-    for one in inputs:
-        waiting.append(pool.submit(work, one))
+def _ahead(prepared: Iterable[Future[_Prepared]]) -> Iterator[_Prepared]:
+    """Items in order; meanwhile as many more are made as a task may hold."""
+    waiting: deque[Future[_Prepared]] = deque()
+    most = 1
+    for future in prepared:
+        waiting.append(future)
         if len(waiting) > most:
-            yield waiting.popleft().result()
+            one = waiting.popleft().result()
+            most = _together([one], most)
+            yield one
     while waiting:
         yield waiting.popleft().result()
 
@@ -452,10 +460,9 @@ def _batches(prepared: Iterable[_Prepared]) -> Iterator[list[_Prepared]]:
         yield batch
 
 
-def _write_here(batch: list[_Prepared], taking: _Taking) -> list[_Prepared]:
+def _write_here(batch: Sequence[_Prepared], taking: _Taking) -> None:
     for one in taking.batch(batch, _write_alone):
         taking.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
-    return batch
 
 
 def _write_alone(growth: store.Growth, pieces: Pieces) -> list[Any]:
@@ -514,7 +521,7 @@ def _in_parallel(found: list[tuple[str, Item]], inspect: Inspect, taking: _Takin
 
 
 def _together(prepared: Sequence[_Prepared], size: int) -> int:
-    """How many items like these a task may read; ``size`` where nothing is known of them."""
+    """How many items like these a task may hold; ``size`` where nothing is known of them."""
     largest = max(one.size for one in prepared)
     return max(1, min(TASK_ITEMS, TASK_BYTES // largest)) if largest else size
 

@@ -213,6 +213,6 @@ def _clip(values: np.ndarray, highest: float | None) -> np.ndarray:
 
 def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, where: object) -> None:
     limit = now + timedelta(minutes=settings.clock_slack_minutes)
-    latest = cube["time"].values.max().astype("datetime64[s]")
+    latest = cube.variables["time"].values.max().astype("datetime64[s]")
     if latest > np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "s"):
         raise BadInput(where, f"is from the future ({latest} UTC)", "check the clocks of sender and receiver")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -56,14 +57,13 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If the file is not a KNMI composite of one observed image.
     """
     with open_hdf5(item.path, FORM) as file:
-        overview, image = member(file, "overview"), member(file, "image1")
-        if attribute(overview, "number_image_groups") != 1:
+        if attribute(file, "overview/number_image_groups") != 1:
             raise BadInput(item.path, "holds a forecast of several images", "give the observed composite")
-        start, end = (_time(attribute(overview, f"product_datetime_{edge}")) for edge in ("start", "end"))
-        name, factor = _quantity(image, (end - start) / np.timedelta64(1, "s"))
-        values, step = _values(image, name, factor)
+        start, end = (_time(attribute(file, f"overview/product_datetime_{edge}")) for edge in ("start", "end"))
+        name, factor = _quantity(file, (end - start) / np.timedelta64(1, "s"))
+        values, step = _values(file, name, factor)
         attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "KNMI",
-                 "product": attribute(image, "image_product_name"),
+                 "product": attribute(file, "image1/image_product_name"),
                  "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
         grid = _grid(file, values.shape)
     # KNMI names a reflectivity composite after the start of its lowest scan
@@ -72,32 +72,31 @@ def read(item: Item) -> xr.Dataset:
     return check(cube, item.path)
 
 
-def _quantity(image: h5py.Group, seconds: float) -> tuple[str, float]:
+def _quantity(file: h5py.File, seconds: float) -> tuple[str, float]:
     """Cube variable, and the factor that makes the image's unit the variable's."""
-    kind = str(attribute(image, "image_geo_parameter"))
+    kind = str(attribute(file, "image1/image_geo_parameter"))
     if kind.endswith("[DBZ]"):
         return "reflectivity", 1.0
     if not kind.endswith("[MM]"):
-        raise BadInput(image.file.filename, f"holds {kind}", "give an accumulation in MM or a reflectivity in DBZ")
+        raise BadInput(file.filename, f"holds {kind}", "give an accumulation in MM or a reflectivity in DBZ")
     if seconds <= 0:
-        raise BadInput(image.file.filename, "is an accumulation over no time", "fetch it again")
+        raise BadInput(file.filename, "is an accumulation over no time", "fetch it again")
     return "rainfall_rate", 3600 / seconds
 
 
-def _values(image: h5py.Group, name: str, factor: float) -> tuple[np.ndarray, float]:
+def _values(file: h5py.File, name: str, factor: float) -> tuple[np.ndarray, float]:
     """Decoded (row, column) image, its own unit times ``factor``, NaN = no data, and the step of its quantisation."""
-    calibration = member(image, "calibration")
-    formula = str(attribute(calibration, "calibration_formulas"))
+    formula = str(attribute(file, "image1/calibration/calibration_formulas"))
     match = FORMULA.fullmatch(formula.replace(" ", ""))
     if not match:
-        raise BadInput(image.file.filename, f"has the formula {formula!r}", "give one of the form GEO=a*PV+b")
+        raise BadInput(file.filename, f"has the formula {formula!r}", "give one of the form GEO=a*PV+b")
     gain, offset = float(match[1]), float(match[2] or 0)
-    absent = {attribute(calibration, f"calibration_{word}") for word in ("missing_data", "out_of_image")}
+    absent = {attribute(file, f"image1/calibration/calibration_{word}") for word in ("missing_data", "out_of_image")}
     if name == "reflectivity":
         absent -= {0}  # there KNMI calls a scanned pixel without echo "missing"
-    raw = numbers(member(image, "image_data"))
+    raw = numbers(member(file, "image1/image_data"))
     if raw.dtype.kind != "u" or raw.dtype.itemsize > 2:
-        raise BadInput(image.file.filename, f"holds an image of {raw.dtype}", "give one of 8 or 16 bits")
+        raise BadInput(file.filename, f"holds an image of {raw.dtype}", "give one of 8 or 16 bits")
     return by_table(raw, _table(gain * factor, offset * factor, frozenset(absent), raw.dtype)), gain * factor
 
 
@@ -117,17 +116,18 @@ def _time(text: object) -> np.datetime64:
 
 
 def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
-    where = member(file, "geographic")
-    rows, columns, *numbers = (
-        float(attribute(where, f"geo_{name}"))  # type: ignore[arg-type]
+    rows, columns, *offsets = (
+        float(attribute(file, f"geographic/geo_{name}"))  # type: ignore[arg-type]
         for name in ("number_rows", "number_columns", "row_offset", "column_offset", "pixel_size_x", "pixel_size_y")
     )
-    if shape != (rows, columns) or numbers[3] >= 0:
+    if shape != (rows, columns) or offsets[3] >= 0:
         raise BadInput(file.filename, f"has an image of {shape} on a grid of {(rows, columns)}", "fetch it again")
-    unit = METRES[str(attribute(where, "geo_dim_pixel")).split(",")[0].upper()]
-    own = str(attribute(member(where, "map_projection"), "projection_proj4_params"))
-    corners = attribute(where, "geo_product_corners") if "geo_product_corners" in where.attrs else ()
-    misfit, grid = _placed(own, shape, tuple(numbers), unit, tuple(corners))  # type: ignore[arg-type]
+    unit = METRES[str(attribute(file, "geographic/geo_dim_pixel")).split(",")[0].upper()]
+    own = str(attribute(file, "geographic/map_projection/projection_proj4_params"))
+    corners: Any = ()
+    with suppress(BadInput):  # of old files
+        corners = attribute(file, "geographic/geo_product_corners")
+    misfit, grid = _placed(own, shape, tuple(offsets), unit, tuple(corners))
     if misfit > 1:
         raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
     return grid
