@@ -86,7 +86,10 @@ class TrajGRUCell(nn.Module):
     def _look_back(self, h_BCHW: Tensor, flows: Tensor) -> Tensor:
         """What the gates make of the states at the other ends of all links."""
         found = warped(h_BCHW, flows, align_corners=self.align_corners)
-        return self.mix(found.flatten(1, 2))
+        # The 1x1 convolution as a product of matrices: what is found lies channels first, what leaves channels last.
+        weight = self.mix.weight.flatten(1).mT.expand(len(found), -1, -1)
+        mixed = torch.baddbmm(self.mix.bias, found.flatten(1, 2).flatten(2).mT, weight)
+        return mixed.mT.unflatten(2, h_BCHW.shape[2:])
 
     def _update(self, read: Tensor | None, linked: Tensor, h: Tensor | None) -> Tensor:
         r, u, n = linked.chunk(3, dim=-3)
