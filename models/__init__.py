@@ -19,6 +19,8 @@ MODELS = {
     "smaat-unet": "smaat_unet:SmaAtUNet",
     "cms-lstm": "cms_lstm:CMSLSTM",
     "e3d-lstm": "e3d_lstm:E3DLSTM",
+    "sa-convlstm": "sa_convlstm:SAConvLSTM",
+    "sa-convlstm-seq": "sa_convlstm:SASequence",
     "predrnn": "predrnn:PredRNN",
     "predrnn-v2": "predrnn_v2:PredRNNv2",
     "predrnn-pp": "predrnn_pp:PredRNNpp",
@@ -28,6 +30,7 @@ MODELS = {
     "gs2pm": "gs2pm:GS2PM",
     "trajgru": "trajgru:TrajGRU",
     "phydnet": "phydnet:PhyDNet",
+    "mau": "mau:MAU",
     "swinlstm-b": "swin_lstm:SwinLSTMB",
     "swinlstm-d": "swin_lstm:SwinLSTMD",
 }

@@ -30,6 +30,8 @@ State = tuple[Tensor, Tensor]
 
 EXPRESSION_KERNEL = 5
 """Side of the kernels in the expression block, whatever the cell has."""
+SCALES = 3
+"""Of the expression block, in the paper."""
 
 
 class ContextEmbedding(nn.Module):
@@ -75,7 +77,7 @@ class SpatiotemporalExpression(nn.Module):
         scales: Number of scales; sides of the field divide by 2^(scales - 1).
     """
 
-    def __init__(self, width: int, *, grid: Grid = None, scales: int = 3) -> None:
+    def __init__(self, width: int, *, grid: Grid = None, scales: int = SCALES) -> None:
         super().__init__()
         self.scales = scales
         self.query = nn.Linear(width, scales * width)
@@ -208,7 +210,7 @@ class CMSLSTM(Patched):
     scored_from = 2
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, layers: int = 4, width: int = 64,
-                 kernel: int = 3, patch: int = 4, scales: int = 3, grid: Sequence[int] | None = None,
+                 kernel: int = 3, patch: int = 4, scales: int = SCALES, grid: Sequence[int] | None = None,
                  sampling: Sampling = "scheduled", sampling_until: float = 0.5,
                  reverse_input: bool = True) -> None:  # fmt: skip
         _check(layers, width, kernel, scales)

@@ -15,6 +15,7 @@ from models.blocks import fold
 from models.convlstm import ConvGRU, ConvLSTM
 from models.official import SOURCES, find, load
 from models.recurrent import Recurrent
+from models.sa_convlstm import _unrolled
 from tests import parity_pack
 
 SHARED = Path(__file__).parents[2] / "shared" / "parity"
@@ -714,3 +715,61 @@ def test_unets_of_another_scale_are_read_from_the_tensors(per_layer, bilinear):
     assert (model.in_steps, model.out_steps, model.channels, model.bilinear) == (4, 6, 1, bilinear)
     with torch.inference_mode():
         assert model(torch.rand(1, 4, 1, 20, 35)).isfinite().all()
+
+
+# -- SA-ConvLSTM ---------------------------------------------------------------------------------
+
+
+def test_sa_convlstm_states(case):
+    pack, model = only(case, "sa_convlstm")
+    with torch.inference_mode():
+        _, first = model.step(model.embed(pack.frames[:, 0]), None)
+        _, second = model.step(model.embed(pack.frames[:, 1]), first)
+    assert pack.excess(first[0][0], "h0_first") <= 1
+    assert pack.excess(second[0][2], "memory0_second") <= 1
+
+
+def test_sa_convlstm_seq_first_layer(case):
+    """The pack keeps four channels of the first three steps, before the norm."""
+    pack, model = only(case, "sa_convlstm_seq")
+    with torch.inference_mode():
+        hidden = _unrolled(model.cells[0], pack.frames.transpose(1, 2))
+    assert pack.excess(hidden[:, :4, :3], "layer1") <= 1
+
+
+def test_sa_convlstm_scale_is_read_from_the_tensors():
+    """Layers of unlike widths, other kernels and keys."""
+    shapes, below = {}, 1
+    for layer, width in enumerate((6, 10, 4)):
+        sizes = {"conv": (4 * width, below + width, 5), "sa.conv_h": (9, width, 1), "sa.conv_m": (6, width, 1),
+                 "sa.conv_z": (3, 6, 1), "sa.conv_output": (3 * width, width + 3, 5)}  # fmt: skip
+        for name, (outputs, inputs, kernel) in sizes.items():
+            shapes[f"layers.{layer}.{name}.weight"] = (outputs, inputs, kernel, kernel)
+            shapes[f"layers.{layer}.{name}.bias"] = (outputs,)
+        below = width
+    shapes |= {"conv_output.weight": (1, 4, 1, 1), "conv_output.bias": (1,)}
+    model = load("sa_convlstm", parity_pack.drawn(shapes, 5, 1.0), {"input_frames": 2, "future_frames": 3})
+    with torch.inference_mode():
+        assert model(torch.rand(1, 2, 1, 7, 9)).shape == (1, 3, 1, 7, 9)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_sa_convlstm_seq_scale_is_read_from_the_tensors(whole):
+    steps, n, attention, grid, shapes = 3, 6, 2, (5, 8), {}
+    for layer in (1, 2, 3):
+        cell = f"sequential.sam-convlstm{layer}.sam_convlstm_cell."
+        convs = {"query_h": (attention, n), "key_h": (attention, n), "value_h": (n, n), "z_h": (n, n),
+                 "key_m": (attention, n), "value_m": (n, n), "z_m": (n, n), "w_z": (2 * n, 2 * n),
+                 "w": (3 * n, 3 * n)}  # fmt: skip
+        kernels = {f"{cell}attention_memory.{name}": (*sizes, 1, 1) for name, sizes in convs.items()}
+        kernels[f"{cell}convlstm_cell.conv"] = (4 * n, n + (n if layer > 1 else 2), 5, 5)
+        shapes |= {f"{name}.weight": shape for name, shape in kernels.items()}
+        shapes |= {f"{name}.bias": shape[:1] for name, shape in kernels.items()}
+        shapes |= {f"{cell}convlstm_cell.W_c{gate}": (n, *grid) for gate in "ifo"}
+        shapes |= {f"sequential.layernorm{layer}.{leaf}": (n, steps, *grid) for leaf in ("weight", "bias")}
+    shapes |= {"sequential.conv3d.weight": (2, n, 3, 3, 3), "sequential.conv3d.bias": (2,)}
+    config = {"return_sequences": whole, "activation": "leakyRelu"}
+    model = load("sa_convlstm_seq", parity_pack.drawn(shapes, 5, 1.0), config)
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 2, *grid)).shape == (1, 3 if whole else 1, 2, *grid)
+        assert model(torch.rand(1, 3, 2, 7, 9)).shape == (1, 3 if whole else 1, 2, 7, 9)
