@@ -96,6 +96,16 @@ def test_refuses_a_polar_volume(tmp_path):
         knmi.read(Item(path))
 
 
+def test_refuses_an_image_that_is_not_of_codes(tmp_path):
+    path = fixtures.knmi(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        image = file["image1/image_data"][()]
+        del file["image1/image_data"]
+        file["image1/image_data"] = image.astype(np.float32)
+    with pytest.raises(BadInput, match="holds an image of float32; give one of 8 or 16 bits"):
+        knmi.read(Item(path))
+
+
 @pytest.mark.skipif(not (fixtures.SHARED / "knmi").is_dir(), reason="real files are not here")
 def test_real_files():
     items = list(knmi.find(fixtures.SHARED / "knmi"))

@@ -1,7 +1,9 @@
 """Every reader, over the registry: good sources become Cubes, bad ones one sentence."""
 
+import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +24,7 @@ from nowcast.readers import (
     member,
     metric_crs,
     natural,
+    numbers,
     open_hdf5,
 )
 from tests.fixtures import knmi, png
@@ -216,7 +219,37 @@ def test_hdf5_pieces_name_what_is_missing(tmp_path: Path):
     with open_hdf5(path, "x") as file:
         assert attribute(file["image1"], "image_geo_parameter") == "ACCUMULATED_PRECIPITATION_[MM]"
         assert attribute(file["overview"], "number_image_groups") == 1
-        assert len(attribute(file["geographic"], "geo_product_corners")) == 8
+        assert len(attribute(file, "geographic/geo_product_corners")) == 8
+    for name, absent in (("overview/colour", "attribute /overview/colour"), ("image2/colour", "image2")):
+        with pytest.raises(BadInput, match=f"has no {absent};"), open_hdf5(path, "x") as file:
+            attribute(file, name)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">i2", "<f4", ">f8"])
+@pytest.mark.parametrize("layout", [
+    {}, {"chunks": (1, 8, 9)}, {"chunks": (1, 8, 9), "compression": "lzf"},
+    {"chunks": (1, 4, 9), "compression": "gzip"}, {"chunks": (3, 8, 9), "compression": "gzip"},
+    {"chunks": (1, 8, 9), "compression": "gzip"},
+    {"chunks": (1, 8, 9), "compression": "gzip", "shuffle": True},
+    {"chunks": (1, 8, 9), "compression": "gzip", "fletcher32": True},
+])  # fmt: skip
+def test_numbers_are_those_of_the_file(tmp_path: Path, layout: dict, dtype: str):
+    """Whatever filters made its chunks; row 2 was never written."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("a", (3, 8, 9), dtype, fillvalue=7, **layout)
+        data[:2] = np.arange(144).reshape(2, 8, 9)
+        np.testing.assert_array_equal(numbers(data), data[()])
+        for row in range(3):
+            np.testing.assert_array_equal(numbers(data, row), data[row], strict=True)
+
+
+def test_a_chunk_of_another_length_is_damage(tmp_path: Path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("a", (8, 9), "u1", chunks=(8, 9), compression="gzip")
+        data.id.write_direct_chunk((0, 0), zlib.compress(bytes(71)))
+    with pytest.raises(BadInput, match="is damaged or not a picture"), open_hdf5(path, "a picture") as file:
+        numbers(file["a"])
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])

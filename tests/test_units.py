@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from nowcast.units import (
     QUANTITIES,
     Scaling,
+    by_table,
     convert,
     level_from_vil,
     quantity,
@@ -110,6 +111,15 @@ def test_vil_by_hand():
     want = [0, 0, 4 / 90.66, 16 / 90.66, np.exp(-64.9 / 38.9), np.exp(0.1 / 38.9), np.exp(170.1 / 38.9), np.nan]
     np.testing.assert_allclose(vil_from_level(level), want, rtol=1e-6)
     assert vil_from_level(np.zeros((2, 3), np.uint8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "i4"])
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (7,), (4, 5), (2, 300, 4), (3, 0, 2)])
+def test_a_table_gives_what_indexing_gives(dtype: str, shape: tuple[int, ...]):
+    table = np.random.default_rng(0).random(256 ** np.dtype(dtype).itemsize if dtype != "i4" else 90, np.float32)
+    codes = (np.arange(np.prod(shape, dtype=int)).reshape(shape) % len(table)).astype(dtype)
+    for some in (codes, codes[..., ::-1] if shape else codes):
+        np.testing.assert_array_equal(by_table(some, table), table[some])
 
 
 def test_levels_there_and_back():
