@@ -31,6 +31,8 @@ NAME = "default"
 """Every flow's deployment; the plug-in fills it in."""
 SHIPPED = "operations/knmi.yaml"
 """Operations file that ``prefect.yaml`` deploys."""
+BENCHMARK = "benchmarks/radar-debug.yaml"
+"""What ``benchmark`` compares unless it is told otherwise."""
 ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
 """Schedules count from here, so that every 5 minutes means at :00, :05, ..."""
 GRACE_SECONDS = 120
@@ -84,6 +86,7 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
         Deployment("verify", "flows.verify.verify", chain, tags, limit=1),
         Deployment("backfill", "flows.backfill.backfill", chain, tags, limit=1),
         Deployment("ingest", "flows.ingest.ingest", {}, ("data",)),
+        Deployment("benchmark", "flows.benchmark.benchmark", {"config": BENCHMARK}, ("training",), pool="gpu"),
         *(_training(model, recipes.get(model)) for model in trainable()),
     ]
 

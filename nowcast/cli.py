@@ -160,6 +160,24 @@ def train(
 
 
 @app.command()
+def benchmark(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+) -> None:
+    """Trains networks alike and compares them on held-out frames: one table, one figure.
+
+    Example: [bold]nowcast benchmark benchmarks/radar-debug.yaml seeds=[0,1][/]
+    """
+    from nowcast.benchmark import benchmark as compare
+    from nowcast.config import Benchmark, load
+
+    with _bar() as progress:
+        table = compare(load(Benchmark, config, overrides or ()), progress=progress)
+    print(table.read_text())
+    console.print(f"All numbers and the figure: [bold]{table.parent}[/]")
+
+
+@app.command()
 def forecast(
     store: StorePath,
     model: Annotated[str, typer.Option(help="Name in the model table, or a checkpoint file.")],
@@ -432,3 +450,7 @@ def _print_report(lines: list[str]) -> None:
 
 def _print_json(value: object) -> None:
     print(jsonlib.dumps(value, default=str, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,8 @@ def macs(network: Nowcaster, past_shape: Sequence[int]) -> int:
         past_shape: (batch, time, channel, height, width) of what goes in.
     """
     nothing = torch.empty(tuple(past_shape), device="meta")
-    weights = {name: tensor.to("meta") for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+    tensors = chain(network.named_parameters(), network.named_buffers())
+    weights = {name: tensor.detach().to("meta") for name, tensor in tensors}
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         functional_call(network, weights, (nothing,))
     return counter.get_total_flops() // 2

@@ -15,7 +15,12 @@ SHIPPED = sorted(config.shipped_folder().rglob("*.yaml"))
 
 
 def kind_of(path: Path) -> type[config.Frozen]:
-    kinds = {"operations": config.Operations, "training": config.Recipe, "datasets": Simulator}
+    kinds = {
+        "operations": config.Operations,
+        "training": config.Recipe,
+        "benchmarks": config.Benchmark,
+        "datasets": Simulator,
+    }
     return kinds[path.parent.name]
 
 

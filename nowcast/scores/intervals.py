@@ -57,6 +57,4 @@ def _per_block(sums: xr.DataArray, number: np.ndarray, count: int) -> xr.DataArr
     ordered = sums.transpose("window", ...)
     added = np.zeros((count, *ordered.shape[1:]))
     np.add.at(added, number, ordered.values)
-    return xr.DataArray(
-        added, dims=("block", *ordered.dims[1:]), coords=ordered.drop_vars("window", errors="ignore").coords
-    )
+    return xr.DataArray(added, ordered[0].coords, ("block", *ordered.dims[1:]))

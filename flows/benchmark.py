@@ -1,0 +1,29 @@
+"""Compares networks: trains them alike, scores them on held-out frames, and shows the table."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.concurrency.sync import concurrency
+
+from flows.report import progress_bar
+from flows.train import GPU
+
+
+@flow(name="benchmark")
+def benchmark(config: str, overrides: tuple[str, ...] = ()) -> str:
+    """Trains and scores every network of a benchmark; returns the path of its table.
+
+    Args:
+        config: Benchmark file, or the name of a shipped one: benchmarks/radar-debug.yaml.
+        overrides: Changes to it: budget.steps=2000, seeds=[0,1,2].
+    """
+    from nowcast.benchmark import benchmark as compare
+    from nowcast.config import Benchmark, load
+
+    settings = load(Benchmark, config, overrides)
+    # A lease lost when the server restarts must not end days of training.
+    with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+        table = compare(settings, progress=progress_bar("benchmark-progress"))
+    create_markdown_artifact(key="benchmark", markdown=table.read_text())
+    return str(table)
