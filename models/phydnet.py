@@ -73,7 +73,7 @@ class PhyCell(nn.Module):
 
 
 def _corrected(predicted: Tensor, seen: Tensor, gain: Tensor) -> Tensor:
-    return torch.lerp(predicted.expand_as(seen).to(gain.dtype), seen.to(gain.dtype), gain.sigmoid())
+    return predicted + gain.sigmoid() * (seen - predicted)
 
 
 class LSTMCell(nn.Module):
@@ -145,7 +145,7 @@ class PhyDNet(Recurrent):
         seen = self.encoder(channels_last(frames_NCHW))
         return torch.cat((self.see_physics(seen), self.see_rest(seen)), dim=1)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
         """The state is h of the PhyCell, and those of the ConvLSTM cells."""
         h, before = state or (None, [None] * len(self.rest))
         x_physics, x = x.chunk(2, dim=1)
@@ -154,10 +154,10 @@ class PhyDNet(Recurrent):
         for cell, old in zip(self.rest, before, strict=True):
             x, c = cell(x, old)
             after.append((x, c))
-        return torch.cat((h, x), dim=1), (h, after)
+        return (h, x), (h, after)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        physics, rest = hidden.chunk(2, dim=1)
+    def head(self, hidden: tuple[Tensor, Tensor]) -> Tensor:
+        physics, rest = hidden
         return self.decoder(self.show_physics(physics) + self.show_rest(rest)).sigmoid()
 
     def fed(self, batch: int, progress: float) -> Tensor:

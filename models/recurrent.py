@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from models.blocks import each_frame, fold, unfold
 from models.nowcaster import Nowcaster, check_past, weighted_mse
+from models.winograd import kept_kernels
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -60,17 +62,27 @@ class Recurrent(Nowcaster):
         """What a step reads of frames, independent of the state: known frames come all at once."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State) -> tuple[Any, State]:
         """(embedded frame, state) -> (what ``head`` reads, next state)."""
         raise NotImplementedError
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Any) -> Tensor:
         """Output of a step -> the next frame, NCHW; left out where nobody needs the frame."""
         raise NotImplementedError
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         check_past(past_BTCHW, self)
-        return self.on_any_grid(self.roll_out, past_BTCHW)
+        with self.same_kernels():
+            return self.on_any_grid(self.roll_out, past_BTCHW)
+
+    def same_kernels(self) -> AbstractContextManager[None]:
+        """Kernels stay the same over the steps of a roll-out, which makes convolutions cheaper on CPUs.
+
+        Not where steps are computed again in the backward pass, when the roll-out is over.
+        """
+        if torch.compiler.is_compiling() or (self.checkpointing and torch.is_grad_enabled()):
+            return nullcontext()
+        return kept_kernels(self.in_steps + self.out_steps - 1)
 
     def roll_out(self, past_BTCHW: Tensor, *, every: bool = False) -> Tensor:
         """Forecast of frames whose sides divide by ``multiple``.
@@ -137,7 +149,8 @@ class Recurrent(Nowcaster):
             extra.append(self.regularisation(states))
             return made
 
-        made = self.on_any_grid(predicted, clip)
+        with self.same_kernels():
+            made = self.on_any_grid(predicted, clip)
         first = min(self.scored_from, self.in_steps)  # the forecast counts in any case
         weight = None if weight is None else weight[:, first:]
         return self.error(made[:, first - 1 :], clip[:, first:], weight) + extra[0]

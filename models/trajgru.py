@@ -88,6 +88,7 @@ class TrajGRUCell(nn.Module):
         found = warped(h_BCHW, flows, align_corners=self.align_corners)
         # The 1x1 convolution as a product of matrices: what is found lies channels first, what leaves channels last.
         weight = self.mix.weight.flatten(1).mT.expand(len(found), -1, -1)
+        assert self.mix.bias is not None
         mixed = torch.baddbmm(self.mix.bias, found.flatten(1, 2).flatten(2).mT, weight)
         return mixed.mT.unflatten(2, h_BCHW.shape[2:])
 

@@ -16,6 +16,7 @@ from models.convlstm import ConvGRU, ConvLSTM
 from models.official import SOURCES, find, load
 from models.recurrent import Recurrent
 from models.sa_convlstm import _unrolled
+from models.swin_lstm import by_row
 from tests import parity_pack
 
 SHARED = Path(__file__).parents[2] / "shared" / "parity"
@@ -773,3 +774,116 @@ def test_sa_convlstm_seq_scale_is_read_from_the_tensors(whole):
     with torch.inference_mode():
         assert model(torch.rand(1, 3, 2, *grid)).shape == (1, 3 if whole else 1, 2, *grid)
         assert model(torch.rand(1, 3, 2, 7, 9)).shape == (1, 3 if whole else 1, 2, 7, 9)
+
+
+# -- MAU -----------------------------------------------------------------------------------------
+
+
+def test_mau_states(case):
+    pack, model = only(case, "mau")
+    with torch.inference_mode():
+        state = None
+        memories, shown = [], []
+        for x in model.embed(pack.frames[0, :3]).split(1):
+            x, state = model.cells[0](x, state)
+            shown.append(x)
+            memories.append(state[1][-1])
+    assert pack.excess(memories[0], "t0_first") <= 1
+    assert pack.excess(shown[2], "s0_third") <= 1
+
+
+@pytest.mark.parametrize(("cell_mode", "model_mode"), [("normal", "recall"), ("residual", "normal")])
+def test_mau_of_another_scale_is_read_from_the_tensors(cell_mode, model_mode):
+    options = {"patch": 2, "tau": 3, "cell_mode": cell_mode, "model_mode": model_mode}
+    scale = {"channels": 2, "width": 5, "layers": 3, "kernel": 3, "downscale": 8, "grid": (16, 32)}
+    ours = build("mau", in_steps=4, out_steps=2, **options, **scale)
+    shapes: parity_pack.Shapes = {}
+    for n in range(3):
+        for name, outputs in (("conv_t", 15), ("conv_t_next", 5), ("conv_s", 15), ("conv_s_next", 5)):
+            shapes |= {f"cell_list.{n}.{name}.0.weight": (outputs, 5, 3, 3), f"cell_list.{n}.{name}.0.bias": (outputs,)}
+            shapes |= {f"cell_list.{n}.{name}.1.{leaf}": (outputs, 1, 2) for leaf in ("weight", "bias")}
+    layers = ["encoders.1.encoder_t0", "encoders.2.encoder_t1", "encoders.3.encoder_t2"]
+    layers += [f"decoders.{n}.c_decoder{n}" for n in range(3)]
+    shapes |= {"encoders.0.encoder_t_conv-1.weight": (5, 8, 1, 1), "encoders.0.encoder_t_conv-1.bias": (5,)}
+    shapes |= {f"{name}.weight": (5, 5, 3, 3) for name in layers} | {f"{name}.bias": (5,) for name in layers}
+    shapes |= {"srcnn.0.weight": (8, 5, 1, 1), "srcnn.0.bias": (8,)}
+    config = {"patch_size": 2, "tau": 3, "cell_mode": cell_mode, "model_mode": model_mode}
+    config |= {"pre_seq_length": 4, "aft_seq_length": 2}
+    model = load("mau", parity_pack.drawn(shapes, 7, 1), config)
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in ours.state_dict().items()
+    }
+    with torch.inference_mode():
+        assert model(torch.rand(1, 4, 2, 20, 35)).shape == (1, 2, 2, 20, 35)
+
+
+# -- SwinLSTM ------------------------------------------------------------------------------------
+
+
+def test_swin_lstm_first_steps(case):
+    pack, model = only(case, "swin_lstm_b", "swin_lstm_d")
+    cell = (model.cells if hasattr(model, "cells") else model.down)[0]
+
+    def excess(tokens: torch.Tensor, name: str) -> float:
+        return pack.excess(by_row(tokens, cell.window).flatten(1, 2)[..., :16], name)
+
+    with torch.inference_mode():
+        first, second = (model.embed(pack.frames[:, t]) for t in (0, 1))
+        _, memory = cell(first, None)
+        assert excess(first, "tokens_first") <= 1
+        assert excess(cell.blocks[0](first, None, memory.windows.biases[0]), "block0_first") <= 1
+        assert excess(cell(second, memory)[0], "cell0_second") <= 1
+
+
+def swin_cell_shapes(name: str, width: int, depth: int, heads: int, window: int) -> parity_pack.Shapes:
+    shapes: parity_pack.Shapes = {}
+    for block in range(depth):
+        part = f"{name}.Swin.layers.{block}"
+        shapes[f"{part}.attn.relative_position_bias_table"] = ((2 * window - 1) ** 2, heads)
+        for layer, outputs, inputs in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4),
+                                       ("red", 1, 2)):  # fmt: skip
+            shapes[f"{part}.{layer}.weight"] = (outputs * width, inputs * width)
+            shapes[f"{part}.{layer}.bias"] = (outputs * width,)
+        for norm in ("norm1", "norm2"):
+            shapes[f"{part}.{norm}.weight"] = shapes[f"{part}.{norm}.bias"] = (width,)
+    return shapes
+
+
+def swin_patch_shapes(part: str, width: int, channels: int, patch: int) -> parity_pack.Shapes:
+    return {f"{part}.patch_embed.proj.weight": (width, channels, patch, patch), **{
+        f"{part}.patch_embed.{leaf}": (width,) for leaf in ("proj.bias", "norm.weight", "norm.bias")}}  # fmt: skip
+
+
+def test_swin_lstm_b_of_another_scale_is_read_from_the_tensors():
+    shapes = swin_patch_shapes("ST", 12, 2, 2)
+    shapes |= {"ST.PatchInflated.ConvT.weight": (12, 2, 3, 3), "ST.PatchInflated.ConvT.bias": (2,)}
+    shapes |= swin_cell_shapes("ST.layers.0", 12, 11, 3, 5) | swin_cell_shapes("ST.layers.1", 12, 2, 6, 5)
+    weights = parity_pack.drawn(shapes, 5, 1)
+    model = load("swin_lstm_b", weights, {"T_in": 3, "T_out": 4, "drop_path_rate": 0.2})
+    assert (model.in_steps, model.out_steps, model.channels, model.multiple) == (3, 4, 2, 10)
+    assert model.cells[1].blocks[1].drop_path == 0.2
+    assert model(torch.rand(1, 3, 2, 20, 37)).shape == (1, 4, 2, 20, 37)
+    buffers = {"ST.layers.0.Swin.layers.1.attn_mask": torch.zeros(16, 25, 25),
+               "ST.layers.0.Swin.layers.0.attn.relative_position_index": torch.zeros(25, 25)}  # fmt: skip
+    again = load("swin_lstm_b", {f"module.{name}": value for name, value in (weights | buffers).items()})
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_swin_lstm_d_of_another_scale_is_read_from_the_tensors():
+    """Three scales, of which the coarsest is as small as its windows."""
+    shapes = swin_patch_shapes("Downsample", 8, 3, 2) | swin_patch_shapes("Upsample", 8, 3, 2)
+    shapes |= {"Upsample.Unembed.Conv.weight": (8, 3, 3, 3), "Upsample.Unembed.Conv.bias": (3,)}
+    for level, (depth, heads) in enumerate([(1, 2), (2, 1), (3, 4)]):
+        width = 8 * 2**level
+        shapes |= swin_cell_shapes(f"Downsample.layers.{level}", width, depth, heads, 4)
+        shapes |= {f"Downsample.downsample.{level}.reduction.weight": (2 * width, 4 * width)}
+        shapes |= {f"Downsample.downsample.{level}.norm.{leaf}": (4 * width,) for leaf in ("weight", "bias")}
+    for level, (depth, heads, window) in enumerate([(4, 8, 2), (1, 2, 4), (2, 4, 4)]):
+        width = 64 // 2**level
+        shapes |= swin_cell_shapes(f"Upsample.layers.{level}", width, depth, heads, window)
+        shapes |= {f"Upsample.upsample.{level}.expand.weight": (2 * width, width)}
+        shapes |= {f"Upsample.upsample.{level}.norm.{leaf}": (width // 2,) for leaf in ("weight", "bias")}
+    model = load("swin_lstm_d", parity_pack.drawn(shapes, 5, 1), {"num_frames_input": 2, "num_frames_output": 3})
+    assert (model.in_steps, model.out_steps, model.channels, model.multiple) == (2, 3, 3, 32)
+    assert [len(cell.blocks) for cell in (*model.down, *model.up)] == [1, 2, 3, 4, 1, 2]
+    assert model(torch.rand(1, 2, 3, 30, 41)).shape == (1, 3, 3, 30, 41)

@@ -6,8 +6,10 @@ import math
 import re
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from models.mau import MAU
 from models.nowcaster import Nowcaster
 from models.official import Config, Made, Source, State, renamed
 from models.phydnet import PhyDNet
@@ -238,3 +240,56 @@ PHYDNET = Source(
     lambda model: renamed(model, PHYDNET_NAMES),
     unused=r"^encoder\.(phycell|convcell)\.|^k2m\._(inv)?M\d$",
 )
+
+# -- MAU -------------------------------------------------------------------------------------------
+
+MAU_NAMES = {
+    r"^cells\.": "cell_list.",
+    r"\.conv_t\.": ".conv_t.0.",
+    r"\.norm_t\.": ".conv_t.1.",
+    r"\.conv_next\.": ".conv_t_next.0.",
+    r"\.norm_next\.": ".conv_t_next.1.",
+    r"\.norm_s\.": ".conv_s.1.",
+    r"\.norm_query\.": ".conv_s_next.1.",
+    r"^encoder\.0\.": "encoders.0.encoder_t_conv-1.",
+    r"^decoder\.(\d+)\.": r"decoders.\1.c_decoder\1.",
+    r"^conv_last\.": "srcnn.0.",
+}
+
+
+def _mau_names(model: Nowcaster) -> dict[str, str | Made]:
+    """Two convolutions of the same field are one of ours; layers of the encoder after the first count from 0."""
+    names: dict[str, str | Made] = {}
+    for ours, official in renamed(model, MAU_NAMES).items():
+        stem, _, leaf = official.rpartition(".")
+        if stem.endswith(".conv_s"):
+            names[ours] = Made((f"{stem}_next.0.{leaf}", f"{stem}.0.{leaf}"), lambda *parts: torch.cat(parts))
+        elif layer := re.fullmatch(r"encoder\.(\d+)", stem):
+            names[ours] = f"encoders.{layer[1]}.encoder_t{int(layer[1]) - 1}.{leaf}"
+        else:
+            names[ours] = official
+    return names
+
+
+def _mau_options(tensors: State, config: Config) -> dict:
+    width, folded = tensors["encoders.0.encoder_t_conv-1.weight"].shape[:2]
+    *_, height, side = tensors["cell_list.0.conv_t_next.1.weight"].shape
+    patch = int(config.get("patch_size", 1))  # type: ignore[call-overload]
+    downscale = 2 ** count(tensors, "decoders.{0}.c_decoder{0}.weight")
+    return {
+        "in_steps": config.get("pre_seq_length", 10),
+        "out_steps": config.get("aft_seq_length", 10),
+        "channels": folded // patch**2,
+        "width": width,
+        "layers": count(tensors, "cell_list.{}.conv_t.0.weight"),
+        "kernel": tensors["cell_list.0.conv_t.0.weight"].shape[-1],
+        "tau": config.get("tau", 5),
+        "patch": patch,
+        "downscale": downscale,
+        "cell_mode": config.get("cell_mode", "normal"),
+        "model_mode": config.get("model_mode", "normal"),
+        "grid": (height * patch * downscale, side * patch * downscale),
+    }
+
+
+MAU_UNITS = Source(MAU, _mau_options, _mau_names, unused=r"^(merge|conv_last_sr)\.(weight|bias)$")
