@@ -318,17 +318,19 @@ def start(
 
     Example: [bold]nowcast run train-convlstm --watch[/]
     """
-    import yaml
-
     from flows.up import run_deployment_by_name
 
-    pairs = (parameter.partition("=")[::2] for parameter in parameters or ())
-    run = run_deployment_by_name(flow, {key: yaml.safe_load(value) for key, value in pairs}, watch=watch)
+    run = run_deployment_by_name(flow, _pairs(parameters), watch=watch)
     console.print(f"{flow}: run [bold]{run.name}[/] is {run.state.name if run.state else 'scheduled'}")
 
 
-@app.command()
+models_app = typer.Typer(help="The networks: their table, official weights in, ONNX out.", rich_markup_mode="rich")
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(invoke_without_command=True)
 def models(
+    context: typer.Context,
     readers: Annotated[bool, typer.Option("--readers", help="The sources instead of the networks.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -336,6 +338,8 @@ def models(
 
     Example: [bold]nowcast models[/]
     """
+    if context.invoked_subcommand:
+        return
     from nowcast.registry import networks, sources
 
     rows = sources() if readers else networks()
@@ -348,6 +352,43 @@ def models(
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     console.print(table)
+
+
+@models_app.command("import")
+def import_weights(
+    source: Annotated[str, typer.Argument(help="Whose weights: a name of models.official.SOURCES.")],
+    file: Annotated[Path, typer.Argument(help=".pt, .pth, .ckpt, .safetensors or .npz; read without running code.")],
+    config: Annotated[list[str] | None, typer.Argument(help="What shapes cannot tell: T_in=10 patch_size=4.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Checkpoint to write; beside the file by default.")] = None,
+    quantity: Annotated[str, typer.Option(help="What the frames are.")] = "intensity",
+    step_seconds: Annotated[int, typer.Option(min=1, help="Time between frames.")] = 1,
+) -> None:
+    """Makes a checkpoint of ours from the weights of an official implementation.
+
+    Example: [bold]nowcast models import predrnn kth_model.ckpt input_length=10 total_length=30[/]
+    """
+    from nowcast.exchange import Domain, import_official
+
+    path = import_official(source, file, out or file.with_suffix(".safetensors"), config=_pairs(config),
+                           domain=Domain(quantity, step_seconds))  # fmt: skip
+    console.print(f"wrote [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
+
+
+@models_app.command("export")
+def export_network(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="FILE.onnx, or FILE.pt2 for torch.export.")],
+    height: Annotated[int, typer.Option(min=1, help="Rows of the frames.")] = 256,
+    width: Annotated[int, typer.Option(min=1, help="Columns of the frames.")] = 256,
+) -> None:
+    """Writes a network for other runtimes, for one size of frames, checked against ours.
+
+    Example: [bold]nowcast models export runs/simvp/best.safetensors simvp.onnx --height 700 --width 700[/]
+    """
+    from nowcast.checkpoint import load
+    from nowcast.exchange import export
+
+    console.print(f"wrote [bold]{export(load(checkpoint).network, out, size=(height, width))}[/]")
 
 
 @app.command()
@@ -372,6 +413,13 @@ def doctor(
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _pairs(words: list[str] | None) -> dict[str, Any]:
+    """``key=value`` words, the values as YAML."""
+    import yaml
+
+    return {key: yaml.safe_load(value) for key, value in (word.partition("=")[::2] for word in words or ())}
 
 
 def _product_name(model: Path) -> str:
