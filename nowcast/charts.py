@@ -128,7 +128,7 @@ def _lines(axes: Axes, values: xr.DataArray, learned: Sequence[bool]) -> None:
         marker, dash, colour = next(styles) if trained else ("", (), next(greys))
         axes.plot(leads, line, marker=marker, ms=3.5, lw=1.6 if trained else 4, dashes=dash or (None, None),
                   color=colour, label=name, zorder=3 if trained else 1)  # fmt: skip
-        axes.fill_between(leads, low, high, color=colour, alpha=0.13, lw=0, zorder=2 if trained else 0)
+        axes.fill_between(leads, low, high, color=colour, alpha=0.1, lw=0, zorder=2 if trained else 0)
 
 
 def _lead_axis(values: xr.DataArray | xr.Dataset) -> tuple[np.ndarray, str]:

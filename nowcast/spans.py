@@ -325,7 +325,8 @@ def _name(span: Span) -> str:
     """A span in words, for errors."""
     parts = [f"split {span.split}"] if span.split else []
     parts += [f"sequences {', '.join(span.sequences)}"] if span.sequences else []
-    parts += [f"{span.start or 'start'} to {span.end or 'end'}"] if span.start or span.end else []
+    start, end = (f"{time:%Y-%m-%dT%H:%MZ}" if time else "" for time in (span.start, span.end))
+    parts += [f"{start or 'start'} to {end or 'end'}"] if span.start or span.end else []
     return f"{span.store} ({'; '.join(parts) or 'all of it'})"
 
 

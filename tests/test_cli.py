@@ -15,7 +15,7 @@ from nowcast import cli, ingest
 from tests import sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-COMMANDS = ("demo", "ingest", "inspect", "show", "train", "forecast", "verify", "publish", "serve", "cycle", "up",
+COMMANDS = ("demo", "ingest", "inspect", "show", "train", "benchmark", "forecast", "verify", "publish", "serve", "cycle", "up",
             "run", "models", "doctor")  # fmt: skip
 
 
