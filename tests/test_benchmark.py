@@ -135,6 +135,15 @@ def test_networks_are_scored_where_every_reference_has_a_forecast(tmp_path: Path
     assert error == pytest.approx([((still - seen)[lead][compared[lead]] ** 2).sum() for lead in (0, 1)], rel=1e-2)
 
 
+def test_frames_are_squeezed_as_networks_see_them(tmp_path: Path) -> None:
+    windows = {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "resize": 32}
+    exam = Exam(settings(tmp_path, windows=windows))
+    past, seen = next(exam._pairs())
+    assert past.shape == seen.shape == (2, 32, 32) == (2, *exam.frame)
+    assert 10 < np.nanmax(seen) < 12, "mm/h"
+    assert exam.sums(exam.references[0], tmp_path / "sums.nc")["n"].values[0, 0] < 32 * 32
+
+
 def test_moving_pictures_have_no_thresholds_and_every_clip_is_a_block(tmp_path: Path, trainings: list) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
     images = idx(tmp_path / "digits-idx3-ubyte.gz", pictures)

@@ -15,8 +15,8 @@ from nowcast import cli, ingest
 from tests import sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-COMMANDS = ("demo", "ingest", "inspect", "show", "train", "benchmark", "forecast", "verify", "publish", "serve", "cycle",
-            "up", "run", "models", "doctor")  # fmt: skip
+COMMANDS = ("demo", "ingest", "inspect", "show", "train", "benchmark", "forecast", "verify", "publish", "serve",
+            "cycle", "up", "run", "models", "doctor")  # fmt: skip
 
 
 def run(*arguments: str) -> str:

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 import flows
-from flows import backfill, cycle, deployments, ingest, plugin, report, train, verify
+from flows import backfill, benchmark, cycle, deployments, ingest, plugin, report, train, verify
 from nowcast import config
 from nowcast import cycle as chain
 from nowcast.cycle import Report
@@ -235,3 +235,20 @@ class TestRuns:
 
         monkeypatch.setitem(sys.modules, "nowcast.train", SimpleNamespace(train=fit))
         assert train.convlstm(str(tmp_path / "recipe.yaml")) == "runs/tiny/best.safetensors"
+
+    def test_benchmark_takes_the_gpu_slot_and_shows_its_table(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        from prefect.client.orchestration import get_client
+
+        deployments.limit_gpu()
+
+        def compare(settings: config.Benchmark, *, progress: Callable[[int, int, str], None]) -> Path:
+            progress(0, 2, settings.name)
+            with get_client(sync_client=True) as client:
+                assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
+            (tmp_path / "leaderboard.md").write_text("| model |")
+            return tmp_path / "leaderboard.md"
+
+        monkeypatch.setitem(sys.modules, "nowcast.benchmark", SimpleNamespace(benchmark=compare))
+        assert benchmark.benchmark(deployments.BENCHMARK) == str(tmp_path / "leaderboard.md")
