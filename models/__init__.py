@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 MODELS = {
     "persistence": "persistence:Persistence",
     "extrapolation": "extrapolation:Extrapolation",
+    "sprog": "sprog:SPROG",
+    "steps": "steps:STEPS",
     "convlstm": "convlstm:ConvLSTM",
     "convgru": "convlstm:ConvGRU",
     "simvp": "simvp:SimVP",

@@ -59,9 +59,12 @@ class Extrapolation(Nowcaster):
         batch, _, channels, height, width = past.shape
         future = np.empty((batch, self.out_steps, channels, height, width), np.float32)
         for b, c in np.ndindex(batch, channels):
-            frames = past[b, :, c]
-            future[b, :, c] = advect(frames[-1], motion(frames), steps=self.out_steps)
+            future[b, :, c] = self.forecast(past[b, :, c])
         return torch.from_numpy(future).to(past_BTCHW)
+
+    def forecast(self, frames_THW: np.ndarray) -> np.ndarray:
+        """(out_steps, H, W) of one sequence of one channel."""
+        return advect(frames_THW[-1], motion(frames_THW), steps=self.out_steps)
 
 
 def motion(frames_THW: np.ndarray) -> np.ndarray:
@@ -155,7 +158,7 @@ def _track(coarse: list[tuple[np.ndarray, np.ndarray]], *, peak: float) -> tuple
 def _bytes(image: np.ndarray, *, peak: float) -> np.ndarray:
     """uint8 with the peak at 255, extended to the size that optical flow needs."""
     below, right = (max(0, SMALLEST - size) for size in image.shape)
-    scaled = np.clip(image * (255 / peak) + 0.5, 0, 255).astype(np.uint8)
+    scaled = np.clip(image / peak * 255 + 0.5, 0, 255).astype(np.uint8)
     return cv2.copyMakeBorder(scaled, 0, below, 0, right, cv2.BORDER_REPLICATE)
 
 

@@ -65,6 +65,9 @@ class Nowcaster(nn.Module):
     history: ClassVar[tuple[int, int]] = (1, 1)
     """References only: the least number of past frames they work with, and the best."""
 
+    extra: ClassVar[str] = ""
+    """Package that it needs and that is not installed by default: ``pip install 'nowcast-radar[<extra>]'``."""
+
     multiple: int = 1
     """Sides are padded to a multiple of this, and cut off again."""
 

@@ -22,7 +22,7 @@ FLOORS = {
     "nowcast.demo": 6, "nowcast.doctor": 6, "nowcast.cli": 6, "flows": 6,
 }  # fmt: skip
 VERBS = {"nowcast.ingest", "nowcast.forecast", "nowcast.verify", "nowcast.publish", "nowcast.train"}
-ALLOWED_IN_MODELS = {"models", "torch", "numpy", "cv2"}
+ALLOWED_IN_MODELS = {"models", "torch", "numpy", "cv2", "pysteps"}
 FORBIDDEN_IN_FLOWS = {"torch", "xarray", "matplotlib", "numpy", "zarr", "icechunk"}
 FORBIDDEN_IN_LIBRARY = {"prefect", "flows"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,8 @@ from models.recurrent import shares
 
 def smallest(name: str, **steps: int) -> torch.nn.Module:
     """The network in its smallest size, with repeatable weights."""
+    if (extra := model_class(name).extra) and not find_spec(extra):
+        pytest.skip(f"{name} needs {extra}, which is not installed")
     torch.manual_seed(1)
     size = ":debug" if model_class(name).trainable else ""
     return build(name + size, **({"in_steps": 3, "out_steps": 2} | steps)).eval()
