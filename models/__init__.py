@@ -33,6 +33,7 @@ MODELS = {
     "trajgru": "trajgru:TrajGRU",
     "phydnet": "phydnet:PhyDNet",
     "mau": "mau:MAU",
+    "earthformer": "earthformer:Earthformer",
     "swinlstm-b": "swin_lstm:SwinLSTMB",
     "swinlstm-d": "swin_lstm:SwinLSTMD",
 }
