@@ -207,6 +207,25 @@ class SAConvLSTM(Patched):
         return x, after
 
 
+class TimeConv(nn.Module):
+    """3-D convolution with kernels of three in time and space, for few channels out.
+
+    Every frame is convolved once for each of the three it counts in, and those are added up.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.taps = nn.Conv2d(inputs, 3 * outputs, 3, padding=1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, fields_BCTHW: Tensor) -> Tensor:
+        """Frames that come out: BTCHW."""
+        batch, _, steps = fields_BCTHW.shape[:3]
+        taps = self.taps(fields_BCTHW.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, steps))
+        before, here, after = functional.pad(taps, (0, 0) * 3 + (1, 1)).chunk(3, dim=2)
+        return before[:, :-2] + here[:, 1:-1] + after[:, 2:] + self.bias[:, None, None]
+
+
 class SASequence(Direct):
     """Layers that run over all frames, each followed by a norm over space and time, and a 3-D convolution.
 
@@ -253,7 +272,7 @@ class SASequence(Direct):
         )
         bound = (in_steps, *self.grid) if self.grid else None
         self.norms = nn.ModuleList(FieldNorm(width, bound) for _ in range(layers))
-        self.output = nn.Conv3d(width, channels, 3, padding=1)
+        self.output = TimeConv(width, channels)
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         check_past(past_BTCHW, self)
@@ -273,8 +292,8 @@ class SASequence(Direct):
         for cell, norm in zip(self.cells, self.norms, strict=True):
             fields_BCTHW = norm(self.segment(_unrolled, cell, fields_BCTHW))
         if self.single:  # the last frame is made of the last two
-            return self.output(fields_BCTHW[:, :, -2:])[:, :, -1:].transpose(1, 2)
-        return self.output(fields_BCTHW).transpose(1, 2)
+            return self.output(fields_BCTHW[:, :, -2:])[:, -1:]
+        return self.output(fields_BCTHW)
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip

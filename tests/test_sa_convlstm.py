@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import build
-from models.sa_convlstm import AttentionMemory, SACell
+from models.sa_convlstm import AttentionMemory, SACell, TimeConv
 
 
 def fields(*shape: int) -> torch.Tensor:
@@ -60,6 +60,14 @@ def test_blocks_of_cms_lstm_plug_in(options):
     model.training_loss(fields(2, 2, 1, 18, 11), fields(2, 2, 1, 18, 11), 0.5).backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
     assert model.eval()(fields(1, 2, 1, 18, 11)).shape == (1, 2, 1, 18, 11)
+
+
+def test_time_convolution_is_3d():
+    conv, clip = TimeConv(4, 2), fields(2, 4, 5, 6, 7)
+    torch.nn.init.normal_(conv.bias)
+    kernel = conv.taps.weight.unflatten(0, (3, 2)).movedim(0, 2)
+    expected = torch.nn.functional.conv3d(clip, kernel, conv.bias, padding=1)
+    torch.testing.assert_close(conv(clip), expected.transpose(1, 2))
 
 
 def test_sequence_forecasts_longer_by_reading_its_own():

@@ -27,8 +27,10 @@ def _names(model: Nowcaster) -> Mapping[str, str | Made]:
 
 
 def _official(ours: str) -> str | Made:
-    if ours.startswith("output."):
-        return ours.replace("output", "sequential.conv3d")
+    if ours == "output.taps.weight":
+        return Made(("sequential.conv3d.weight",), _taps)
+    if ours == "output.bias":
+        return "sequential.conv3d.bias"
     kind, layer, *rest = ours.split(".")
     number = int(layer) + 1
     if kind == "norms":
@@ -48,6 +50,11 @@ def _stack(*peepholes: Tensor) -> Tensor:
 
 def _join(*projections: Tensor) -> Tensor:
     return torch.cat(projections)
+
+
+def _taps(kernel: Tensor) -> Tensor:
+    """From (outputs, inputs, time, height, width) to time and outputs together."""
+    return kernel.movedim(2, 0).flatten(0, 1)
 
 
 def _options(tensors: State, config: Config) -> dict:
