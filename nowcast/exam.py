@@ -100,7 +100,8 @@ class Exam:
         dims = ("window", "lead_time", "threshold")
         table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         leads = np.arange(1, self.windows.out_steps + 1) * np.timedelta64(self.sources[0].step_seconds, "s")
-        coords = {"lead_time": leads.astype("timedelta64[ns]"), "threshold": list(self.thresholds)}
+        limits = ("threshold", np.asarray(self.thresholds, np.float64), {"units": self.quantity.unit})
+        coords = {"lead_time": leads.astype("timedelta64[ns]"), "threshold": limits}
         made = xr.Dataset({name: (dims[: values.ndim], values) for name, values in table.items()}, coords, what)
         path.parent.mkdir(parents=True, exist_ok=True)
         made.to_netcdf(temporary := path.with_name(f".{path.name}"))
