@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.nowcaster import Published
 from models.unet import UNet
@@ -36,6 +37,31 @@ class CBAM(nn.Module):
         x = x_BCHW * (self.channel(x_BCHW.mean((2, 3))) + self.channel(x_BCHW.amax((2, 3)))).sigmoid()[..., None, None]
         seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
         return x * self.pixel(seen).sigmoid()
+
+
+class Separable(nn.Module):
+    """Depthwise 3 x 3 convolution of several kernels per channel, then 1 x 1.
+
+    It is the sum over the kernels of a channel of separable convolutions with one kernel: torch has fast code for
+    those on CPUs, and none for several.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernels: int) -> None:
+        super().__init__()
+        wide, self.kernels = inputs * kernels, kernels
+        self.depthwise, self.pointwise = nn.Conv2d(inputs, wide, 3, groups=inputs), nn.Conv2d(wide, outputs, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        total = self.of_kernel(0, x_BCHW)
+        for k in range(1, self.kernels):
+            total = total + self.of_kernel(k, x_BCHW)
+        return total
+
+    def of_kernel(self, k: int, x_BCHW: Tensor) -> Tensor:
+        """What the k-th kernel of every channel adds to the result; the first brings the bias along."""
+        each, deep, point = slice(k, None, self.kernels), self.depthwise, self.pointwise
+        x = functional.conv2d(x_BCHW, deep.weight[each], deep.bias[each], padding=1, groups=deep.groups)  # type: ignore
+        return functional.conv2d(x, point.weight[:, each], None if k else point.bias)
 
 
 class SmaAtUNet(UNet):
@@ -73,8 +99,7 @@ class SmaAtUNet(UNet):
         self.attention = nn.ModuleList(CBAM(wide, reduction) for wide in self.widths)
 
     def conv(self, inputs: int, outputs: int) -> nn.Module:
-        wide = inputs * self._kernels
-        return nn.Sequential(nn.Conv2d(inputs, wide, 3, padding=1, groups=inputs), nn.Conv2d(wide, outputs, 1))
+        return Separable(inputs, outputs, self._kernels)
 
     def skip(self, level: int, x_BCHW: Tensor) -> Tensor:
         return self.attention[level](x_BCHW)

@@ -10,7 +10,7 @@ from models import build
 from models.blocks import channels_last
 from models.metaformers import Attention, Dilated, MultiOrder, Place, Pooling, WindowAttention, add_branch, depthwise
 from models.simvp import SimVP
-from models.smaat_unet import CBAM
+from models.smaat_unet import CBAM, Separable
 from models.tau import TemporalGate, differential_divergence
 
 MIDDLES = ("incepu", *SimVP.METAFORMERS)
@@ -246,6 +246,13 @@ def test_attention_of_cbam_by_hand():
         torch.testing.assert_close(attention(x), x / 4)
         attention.channel[2].bias[0] = 50
         torch.testing.assert_close(attention(x), x * torch.tensor([0.5, 0.25])[:, None, None])
+
+
+@pytest.mark.parametrize("kernels", [1, 2, 3])
+def test_separable_is_depthwise_then_pointwise(kernels):
+    conv = Separable(4, 5, kernels)
+    wide = functional.conv2d(fields(2, 4, 6, 7), conv.depthwise.weight, conv.depthwise.bias, padding=1, groups=4)
+    torch.testing.assert_close(conv(fields(2, 4, 6, 7)), conv.pointwise(wide))
 
 
 @pytest.mark.parametrize("name", ["unet", "smaat-unet"])

@@ -14,7 +14,6 @@ UNITS = {
     r"^enlarge(\d+)\.": r"up\1.up.",
     r"^head\.": "outc.conv.",
 }
-SEPARABLE = {r"(double_conv\.[03])\.0\.": r"\1.depthwise.", r"(double_conv\.[03])\.1\.": r"\1.pointwise."}
 ATTENTION = {
     r"\.channel\.0\.": ".channel_att.MLP.1.",
     r"\.channel\.2\.": ".channel_att.MLP.3.",
@@ -67,7 +66,7 @@ def _unet_names(model: Nowcaster) -> dict[str, str]:
 
 
 def _smaat_names(model: Nowcaster) -> dict[str, str]:
-    return renamed(model, _counted(model) | UNITS | SEPARABLE | ATTENTION)
+    return renamed(model, _counted(model) | UNITS | ATTENTION)
 
 
 UNET = Source(UNet, _unet_options, _unet_names)
