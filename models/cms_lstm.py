@@ -32,6 +32,8 @@ EXPRESSION_KERNEL = 5
 """Side of the kernels in the expression block, whatever the cell has."""
 SCALES = 3
 """Of the expression block, in the paper."""
+BLOCKS = 2 ** (SCALES - 1)
+"""Into so many blocks each way the finest of them cuts a field."""
 
 
 class ContextEmbedding(nn.Module):
@@ -216,10 +218,7 @@ class CMSLSTM(Patched):
         _check(layers, width, kernel, scales)
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input, hidden=width, patch=patch,
-                         grid=grid, bias=True)  # fmt: skip
-        self.multiple = patch * 2 ** (scales - 1)
-        if self.grid and any(side % self.multiple for side in self.grid):
-            raise ValueError(f"Sides of grid divide by patch * 2^(scales - 1) = {self.multiple}, got {grid}.")
+                         grid=grid, bias=True, blocks=2 ** (scales - 1))  # fmt: skip
         self.embedding = nn.Conv2d(self.folded, width, 1)
         self.cells = nn.ModuleList(CMSCell(width, kernel=kernel, grid=self.field, scales=scales) for _ in range(layers))
 

@@ -17,12 +17,14 @@ Shape letters: B batch, C channel, H height, W width of the folded frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks import FieldConv, lean
+from models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
 from models.nowcaster import Published
 from models.recurrent import Patched, Sampling, State
 
@@ -110,6 +112,29 @@ def _show(gate: Tensor, content: Tensor, highway: Tensor | None) -> Tensor:
     return shown if highway is None else shown + (1 - gate) * highway
 
 
+class ExpressiveCell(STLSTMCell):
+    """Spatiotemporal LSTM between the two blocks of CMS-LSTM, whose paper reports that they help, without code.
+
+    Context embedding comes before the gates; expression mixes the hidden state with the spatiotemporal memory.
+    """
+
+    def __init__(self, inputs: int, width: int, *, kernel: int, norm: bool = False,
+                 grid: tuple[int, int] | None = None, context: bool, expression: bool) -> None:  # fmt: skip
+        super().__init__(inputs, width, kernel=kernel, norm=norm, grid=grid)
+        self.context = ContextEmbedding(inputs, width, kernel=kernel, grid=grid) if context else None
+        self.expression = SpatiotemporalExpression(width, grid=grid) if expression else None
+
+    def forward(self, x_BCHW: Tensor, state: State, m_BCHW: Tensor | None,
+                highway_BCHW: Tensor | None = None) -> tuple[State, Tensor, Gates]:  # fmt: skip
+        x, (h, c) = x_BCHW, state or (None, None)
+        if self.context is not None:
+            x, h = self.context(x, h)
+        (h, c), m, gates = super().forward(x, (h, c), m_BCHW, highway_BCHW)
+        if self.expression is not None:
+            h, m = self.expression(h, m)
+        return (h, c), m, gates
+
+
 class PredRNN(Patched):
     """Layers of spatiotemporal LSTM cells on folded frames.
 
@@ -119,6 +144,8 @@ class PredRNN(Patched):
         patch: Side of the patches that frames are folded into.
         layer_norm: Normalise what every convolution gives.
         grid: Height and width of the frames that the norms are bound to, as in published weights; None: any.
+        context: Context embedding of CMS-LSTM before the gates.
+        expression: Expression block of CMS-LSTM after every cell.
         sampling: See ``Recurrent``.
         sampling_until: See ``Recurrent``.
         reverse_input: See ``Recurrent``.
@@ -136,16 +163,18 @@ class PredRNN(Patched):
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (128,) * 4,
                  kernel: int = 5, patch: int = 4, layer_norm: bool = False, grid: Sequence[int] | None = None,
-                 sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+                 context: bool = False, expression: bool = False, sampling: Sampling = "scheduled",
+                 sampling_until: float = 0.625, reverse_input: bool = False) -> None:  # fmt: skip
         check_stack(widths, kernel, same="the memory")
         check_norm(layer_norm, grid)
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         grid=grid)  # fmt: skip
+                         grid=grid, blocks=BLOCKS if expression else 1)  # fmt: skip
         below = (self.folded, *widths[:-1])
+        plain = not (context or expression)
+        cell = STLSTMCell if plain else partial(ExpressiveCell, context=context, expression=expression)
         self.cells = nn.ModuleList(
-            STLSTMCell(inputs, width, kernel=kernel, norm=layer_norm, grid=self.field)
+            cell(inputs, width, kernel=kernel, norm=layer_norm, grid=self.field)
             for inputs, width in zip(below, widths, strict=True)
         )
 

@@ -172,9 +172,10 @@ class Patched(Recurrent):
         patch: Side of a patch in pixels.
         grid: Height and width of the frames that weights are bound to; None: any.
         bias: Whether that convolution has a bias.
+        blocks: Into as many blocks each way the network cuts a folded frame.
 
     Raises:
-        ValueError: If the grid does not consist of whole patches.
+        ValueError: If the grid does not consist of whole patches in whole blocks.
     """
 
     order: ClassVar[str] = "pixels-first"
@@ -182,12 +183,15 @@ class Patched(Recurrent):
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int, sampling: Sampling, sampling_until: float,
                  reverse_input: bool, hidden: int, patch: int, grid: Sequence[int] | None = None,
-                 bias: bool = False) -> None:  # fmt: skip
+                 bias: bool = False, blocks: int = 1) -> None:  # fmt: skip
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input)  # fmt: skip
-        if patch < 1 or (grid is not None and (len(grid) != 2 or any(side < 1 or side % patch for side in grid))):
-            raise ValueError(f"grid is a height and a width that divide by patch, got grid {grid} and patch {patch}.")
-        self.patch = self.multiple = patch
+        self.patch, self.multiple = patch, patch * blocks
+        if patch < 1 or (
+            grid is not None and (len(grid) != 2 or any(side < 1 or side % self.multiple for side in grid))
+        ):
+            cut = f"patch * {blocks}" if blocks > 1 else "patch"
+            raise ValueError(f"grid is a height and a width that divide by {cut}, got grid {grid} and patch {patch}.")
         self.grid = None if grid is None else (grid[0], grid[1])
         self.conv_last = nn.Conv2d(hidden, self.folded, 1, bias=bias)
 

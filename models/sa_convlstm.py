@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import FieldNorm, channels_last, lean
-from models.cms_lstm import SCALES, ContextEmbedding, SpatiotemporalExpression
+from models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
 from models.direct import Direct
 from models.nowcaster import Published, check_past
 from models.predrnn import check_stack
@@ -180,7 +180,7 @@ class SAConvLSTM(Patched):
             raise ValueError(f"attention must be >= 1, got {attention}.")
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         bias=True)  # fmt: skip
+                         bias=True, blocks=BLOCKS if expression else 1)  # fmt: skip
 
         def memory(width: int) -> nn.Module:
             if expression:
@@ -193,8 +193,6 @@ class SAConvLSTM(Patched):
                    context=ContextEmbedding(inputs, width, kernel=kernel) if context else None)
             for inputs, width in zip((self.folded, *widths[:-1]), widths, strict=True)
         )  # fmt: skip
-        if expression:
-            self.multiple = patch * 2 ** (SCALES - 1)
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
         return channels_last(super().embed(frames_NCHW))

@@ -73,12 +73,23 @@ def test_first_prediction_does_not_count():
     assert seen == [3, 2]
 
 
+@pytest.mark.parametrize("blocks", [{"context": True}, {"expression": True}, {"context": True, "expression": True}])
+@pytest.mark.parametrize("norms", [{}, {"layer_norm": True, "grid": (16, 24)}])
+def test_blocks_plug_into_predrnn(blocks, norms):
+    """They learn, and forecast on any grid."""
+    model = build("predrnn:debug", in_steps=2, out_steps=2, **blocks, **norms)
+    model.training_loss(fields(2, 2, 1, 16, 24), fields(2, 2, 1, 16, 24), 0.5).backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
+    with torch.no_grad():
+        assert model.eval()(fields(1, 2, 1, 18, 11)).shape == (1, 2, 1, 18, 11)
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
         ({"kernel": 4}, "kernel must be odd, got 4"),
         ({"layers": 0}, "layers, width and scales must be >= 1"),
-        ({"grid": (64, 40)}, r"patch \* 2\^\(scales - 1\) = 16, got \(64, 40\)"),
+        ({"grid": (64, 40)}, r"divide by patch \* 4, got grid \(64, 40\) and patch 4"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, fault):
