@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.winograd import convolve
+
 Forecast = Callable[[Tensor], Tensor]
 """past_BTCHW -> future_BTCHW, same grid."""
 
@@ -25,6 +27,10 @@ FOLDS = {
     "columns-first": (0, 2, 1),  # channel * p² + column * p + row: CMS-LSTM
 }
 """How the pixels of a patch become channels: the order of (channel, row, column), slowest first."""
+
+
+PORTION = 2**24
+"""Bytes of the largest map, where maps are taken in portions."""
 
 
 def each_frame(module: Callable[[Tensor], Tensor], frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -58,6 +64,18 @@ def channels_last(x_NCHW: Tensor) -> Tensor:
     return x_NCHW.permute(0, 2, 3, 1).flatten().view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
+def portion(x_NCHW: Tensor, channels: int) -> int:
+    """How many of the maps to take at a time through layers of so many channels at their full size.
+
+    On a CPU few: buffers beyond 32 MiB are mapped anew by the C library whenever they are used, which takes longer
+    than arithmetic on them, and small ones stay in the cache. Elsewhere all.
+    """
+    if x_NCHW.device.type != "cpu" or torch.compiler.is_compiling():
+        return len(x_NCHW)
+    count, _, height, width = x_NCHW.shape
+    return min(count, max(1, PORTION // (4 * channels * height * width)))
+
+
 def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
     """Calls cheap arithmetic and keeps only what goes in: it is done again in the backward pass.
 
@@ -74,9 +92,10 @@ class FieldNorm(nn.Module):
     Args:
         channels: Of the field.
         grid: Scale and shift per element of a field of this height and width; None: per channel, for any grid.
+            Or of this time, height and width: then fields are NCTHW.
     """
 
-    def __init__(self, channels: int, grid: tuple[int, int] | None = None, *, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, grid: tuple[int, ...] | None = None, *, eps: float = 1e-5) -> None:
         super().__init__()
         self.grid, self.eps = grid, eps
         # Laid out in memory as convolutions leave their fields, channels last, so that nothing has to be copied.
@@ -110,6 +129,10 @@ class FieldConv(nn.Sequential):
                  grid: tuple[int, int] | None = None) -> None:  # fmt: skip
         conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
         super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        made = convolve(x_NCHW, self[0].weight)  # type: ignore[arg-type]
+        return self[1](made) if len(self) > 1 else made
 
     def of(self, x_NCHW: Tensor | None) -> Tensor | None:
         """None stands for zeros, which are not convolved, in and out."""
