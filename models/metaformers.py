@@ -169,6 +169,14 @@ class LargeKernel(nn.Module):
         self.near, self.far = depthwise(channels, 5), depthwise(channels, 7, dilation=3)
         self.point = nn.Conv2d(channels, outputs, 1)
 
+    def forward(self, p_BCHW: Tensor) -> Tensor:
+        """What the kernel makes of the activated input."""
+        return self.point(self.far(self.near(functional.gelu(p_BCHW))))
+
+    def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        """The input, before its activation, and what the kernel made of it, put together."""
+        raise NotImplementedError
+
 
 class SigmoidGate(LargeKernel):
     """gSTA: one half of the channels gates the other."""
@@ -176,12 +184,8 @@ class SigmoidGate(LargeKernel):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, 2 * channels)
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        return lean(self.gated, self.point(self.far(self.near(z_BCHW))))
-
-    @staticmethod
-    def gated(both_BCHW: Tensor) -> Tensor:
-        value, gate = both_BCHW.chunk(2, dim=1)
+    def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        value, gate = made_BCHW.chunk(2, dim=1)
         return value * gate.sigmoid()
 
 
@@ -191,19 +195,23 @@ class ProductGate(LargeKernel):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        return z_BCHW * self.point(self.far(self.near(z_BCHW)))
+    def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        return functional.gelu(p_BCHW) * made_BCHW
 
 
 class GatedMixing(nn.Module):
-    """y + proj_2(gate(GELU(proj_1(y))))."""
+    """y + proj_2(gated(GELU(proj_1(y)))): of the maps between only the results of 1 x 1 convolutions are kept."""
 
-    def __init__(self, channels: int, gate: nn.Module) -> None:
+    def __init__(self, channels: int, gate: LargeKernel) -> None:
         super().__init__()
         self.proj_1, self.gate, self.proj_2 = nn.Conv2d(channels, channels, 1), gate, nn.Conv2d(channels, channels, 1)
 
     def forward(self, y_BCHW: Tensor) -> Tensor:
-        return y_BCHW + self.proj_2(self.gate(functional.gelu(self.proj_1(y_BCHW))))
+        p = self.proj_1(y_BCHW)
+        return y_BCHW + lean(self.rest, p, lean(self.gate, p))
+
+    def rest(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        return self.proj_2(self.gate.gated(p_BCHW, made_BCHW))
 
 
 def gsta(place: Place) -> nn.Module:
@@ -214,7 +222,7 @@ def van(place: Place) -> nn.Module:
     return large_kernel_block(place, ProductGate(place.channels)).apply(fan_out)
 
 
-def large_kernel_block(place: Place, gate: nn.Module) -> Block:
+def large_kernel_block(place: Place, gate: LargeKernel) -> Block:
     """What gSTA, VAN and TAU share; they differ in the gate."""
     width = place.channels
     mlp = Mlp(width, place.ratio, local=True)

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.metaformers import LargeKernel, Place, fan_out, large_kernel_block
 from models.nowcaster import Published, weighted_mse
@@ -35,9 +36,9 @@ class TemporalGate(LargeKernel):
             nn.Linear(channels, squeezed, bias=False), nn.ReLU(), nn.Linear(squeezed, channels, bias=False)
         )
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        across = self.squeeze(z_BCHW.mean((2, 3))).sigmoid()[:, :, None, None]
-        return across * self.point(self.far(self.near(z_BCHW))) * z_BCHW
+    def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        z = functional.gelu(p_BCHW)
+        return self.squeeze(z.mean((2, 3))).sigmoid()[:, :, None, None] * made_BCHW * z
 
 
 def tau(place: Place) -> nn.Module:
