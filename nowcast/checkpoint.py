@@ -175,9 +175,16 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
 
 
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Of kernels over two and over three dimensions."""
+
+
 def fast_layout(network: Nowcaster) -> Nowcaster:
     """Lays weights out channels last: a third faster on CPUs, and what tensor cores want."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for weight in network.parameters():
+        if weight.ndim in LAYOUTS:
+            weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
+    return network
 
 
 def file_digest(path: Path) -> str:

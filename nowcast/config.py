@@ -284,6 +284,8 @@ class TrainerSettings(Frozen):
     devices: int | Literal["auto"] = "auto"
     strategy: str = "auto"
     """Lightning strategy for several devices: ddp, fsdp."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass: far less memory, for a third more time."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes."""
     seed: int = 0

@@ -38,7 +38,7 @@ RESUME = "last.ckpt"
 KEEP_EVERY = timedelta(minutes=10)
 """``RESUME`` is written after every epoch, and in long ones this often."""
 STEP_TOLERANCE = 0.25
-FREE = {"epochs", "minutes", "patience", "workers", "devices", "accelerator", "strategy"}
+FREE = {"epochs", "minutes", "patience", "workers", "devices", "accelerator", "strategy", "checkpointing"}
 """Settings of the trainer that may change when a run is resumed."""
 PLANNED = {"one-cycle", "cosine"}
 """Schedules laid out over all epochs, of which there cannot be more later."""
@@ -178,11 +178,13 @@ def _check_unchanged(recipe: Recipe, folder: Path) -> None:
 
 def _network(recipe: Recipe) -> Nowcaster:
     windows = recipe.windows
-    network = build(recipe.model, in_steps=windows.in_steps, out_steps=windows.out_steps, **recipe.options)
+    network = build(recipe.model, in_steps=windows.in_steps, out_steps=windows.out_steps, channels=windows.channels,
+                    **recipe.options)  # fmt: skip
     if not network.trainable:
         raise ConfigError(f"{recipe.model} has nothing to learn; choose a network (`nowcast models`).")
     if recipe.start_from:
         network.load_state_dict(checkpoint.load(recipe.start_from).network.state_dict())
+    network.checkpointing = recipe.trainer.checkpointing
     return checkpoint.fast_layout(network)
 
 
@@ -262,7 +264,7 @@ def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
     spans = tuple(source.facts() for source in fitting.sources)
     return Card(
         model=recipe.model, options=recipe.options, in_steps=recipe.windows.in_steps,
-        out_steps=recipe.windows.out_steps, quantity=recipe.windows.quantity,
+        out_steps=recipe.windows.out_steps, channels=recipe.windows.channels, quantity=recipe.windows.quantity,
         scaling=ScalingSettings.model_validate(vars(scaling)),
         cadence_seconds=fitting.step_seconds, recipe=recipe.model_dump(mode="json"), data=spans,
         training=facts, code_version=__version__, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

@@ -24,7 +24,6 @@ from tests.sources_video import idx
 lightning = train.lightning
 DIGITS = Path("/work/shared/data/mnist/t10k-images-idx3-ubyte.gz")
 TRAINABLE = [name for name in MODELS if model_class(name).trainable]
-SMALL = {"first_width": 4, "widths": [32, 32, 32], "kernel": 3, "strides": [2, 2, 2]}
 
 
 def recipe(tmp_path: Path, model: str = "convgru", **trainer: object) -> Recipe:
@@ -32,7 +31,7 @@ def recipe(tmp_path: Path, model: str = "convgru", **trainer: object) -> Recipe:
     if not Path(path).exists():
         synthetic.make_store(tmp_path / "frames", range(24))
     return Recipe.model_validate({
-        "name": "debug", "model": model, "options": SMALL, "runs": tmp_path / "runs",
+        "name": "debug", "model": f"{model}:debug", "runs": tmp_path / "runs",
         "train": [{"store": path, "end": "2010-08-26T01:00Z"}],
         "valid": [{"store": path, "start": "2010-08-26T01:00Z"}],
         "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32, "crops_per_window": 2},
@@ -52,7 +51,7 @@ def losses(tmp_path: Path, column: str = "valid_loss") -> list[float]:
 def test_every_network_trains_and_its_export_forecasts(tmp_path: Path, model: str) -> None:
     path = train.train(recipe(tmp_path, model))
     card = checkpoint.read_card(path)
-    assert card.model == model
+    assert card.model == f"{model}:debug"
     assert card.training["steps"] == 3
     assert card.data[0]["frames"] == 12
     assert card.data[0]["title"] == "synthetic rain"
@@ -97,6 +96,7 @@ EXTRAS = [
     {"schedule": "one-cycle"},
     {"schedule": "cosine", "clip_norm": None, "clip_value": 1.0},
     {"precision": "bf16-mixed", "optimiser": "adamw"},
+    {"checkpointing": True},
 ]
 
 
