@@ -64,16 +64,16 @@ def channels_last(x_NCHW: Tensor) -> Tensor:
     return x_NCHW.permute(0, 2, 3, 1).flatten().view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
-def portion(x_NCHW: Tensor, channels: int) -> int:
-    """How many of the maps to take at a time through layers of so many channels at their full size.
+def portions(maps_NCHW: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """The maps, as many at a time as should go together through layers of so many channels at their full size.
 
     On a CPU few: buffers beyond 32 MiB are mapped anew by the C library whenever they are used, which takes longer
     than arithmetic on them, and small ones stay in the cache. Elsewhere all.
     """
-    if x_NCHW.device.type != "cpu" or torch.compiler.is_compiling():
-        return len(x_NCHW)
-    count, _, height, width = x_NCHW.shape
-    return min(count, max(1, PORTION // (4 * channels * height * width)))
+    if maps_NCHW.device.type != "cpu" or torch.compiler.is_compiling():
+        return (maps_NCHW,)
+    height, width = maps_NCHW.shape[-2:]
+    return maps_NCHW.split(max(1, PORTION // (4 * channels * height * width)))
 
 
 def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:

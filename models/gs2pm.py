@@ -128,8 +128,7 @@ class GS2PM(SimVP):
 
     def fill(self, masked_BTCHW: Tensor) -> Tensor:
         """The masked branch: frames with holes in, whole frames out; sides divide by ``multiple``."""
-        latent, first = self.segment(self.encode, masked_BTCHW.flatten(0, 1))
-        return self.segment(self.decode, latent, first).unflatten(0, masked_BTCHW.shape[:2])
+        return self.decode_all(*self.encode_all(masked_BTCHW.flatten(0, 1))).unflatten(0, masked_BTCHW.shape[:2])
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, lean
+from models.blocks import channels_last, lean, portions
 from models.direct import Direct
 from models.metaformers import METAFORMERS, Place, narrow
 from models.nowcaster import Published
@@ -226,10 +226,20 @@ class SimVP(Direct):
             )  # fmt: skip
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
-        batch = len(past_BTCHW)
-        latent, first = self.segment(self.encode, past_BTCHW.flatten(0, 1))
-        latent = self.translate(latent.unflatten(0, (batch, -1)))
-        return self.segment(self.decode, latent.flatten(0, 1), first).unflatten(0, (batch, -1))
+        latent, firsts = self.encode_all(past_BTCHW.flatten(0, 1))
+        latent = self.translate(latent.unflatten(0, past_BTCHW.shape[:2]))
+        return self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, past_BTCHW.shape[:2])
+
+    def encode_all(self, frames_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latent frames, and the first features in the portions that they were made in."""
+        parts = portions(frames_NCHW, self.readout.in_channels)
+        latents, firsts = zip(*(self.segment(self.encode, part) for part in parts), strict=True)
+        return torch.cat(latents), list(firsts)
+
+    def decode_all(self, latent_NCHW: Tensor, firsts_NCHW: list[Tensor]) -> Tensor:
+        """Frames from latent ones and the portions of first features."""
+        latents = latent_NCHW.split([len(first) for first in firsts_NCHW])
+        return torch.cat([self.segment(self.decode, *parts) for parts in zip(latents, firsts_NCHW, strict=True)])
 
     def encode(self, frames_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Latent frames, and the features of the first layer at full resolution."""

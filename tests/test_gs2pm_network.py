@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import build
+from models.blocks import portions
 from models.gs2pm import GS2PM
 from models.official import find, load
 
@@ -203,3 +204,14 @@ def test_the_source_tells_the_stage():
     weights = {name: torch.rand(shape) for name, shape in official(SCALES[0]).items()}
     stages = [load(source, weights, {"heads": 4}).stage for source in ("gs2pm_small", "gs2pm_small_tuned")]
     assert stages == ["pretraining", "fine-tuning"]
+
+
+def test_frames_in_portions_give_the_same_as_all_at_once(monkeypatch):
+    """12 frames of 24 x 20 with 8 channels: five of them are 75 kB."""
+    model, past = build("gs2pm:debug", in_steps=6, out_steps=6).eval(), clip(6)
+    assert [len(part) for part in portions(past.flatten(0, 1), 8)] == [12]
+    whole = model(past)
+    monkeypatch.setattr("models.blocks.PORTION", 80_000)
+    assert [len(part) for part in portions(past.flatten(0, 1), 8)] == [5, 5, 2]
+    torch.testing.assert_close(model(past), whole)
+    assert [len(part) for part in portions(past.flatten(0, 1), 1000)] == [1] * 12

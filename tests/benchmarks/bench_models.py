@@ -3,7 +3,7 @@
     pytest -o addopts= -s tests/benchmarks/bench_models.py           # all of them, an hour
     python -m tests.benchmarks.bench_models predrnn convgru          # some of them
 
-Every network runs in a process of its own at the setting that the official figure was measured at: 64 x 64
+Every network runs in a process of its own at the setting that the official figure was measured at: mostly 64 x 64
 pixels, ten frames in and ten out, a forecast of one sequence, and a training step (forward, backward, Adam) of
 ``batch`` of them. Memory is the most that the process held in the training step. Official figures are from
 another 2-core machine, so ratios tell more than either column; those of CPU seconds are steadier than of time.
@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pytest
@@ -37,6 +37,11 @@ class Case:
     memory: float | None = None
     batch: int = 4
     forward_batch: int = 1
+    channels: int = 1
+    side: int = 64
+    """Of the frames, pixels."""
+    options: dict[str, object] = field(default_factory=dict)
+    """Of the network."""
     seed: bool = False
     """Counts in the mean of the networks that the project began with."""
 
@@ -70,14 +75,18 @@ CASES = [
     Case("simvp:hornet", 0.44, 6.09),
     Case("simvp:mlp-mixer", 0.40, 5.03),
     Case("simvp:vit", 0.44, 5.73),
+    Case("gs2pm:small", 1.5, 38, 8.1, batch=8, channels=3, side=128, options={"stage": "fine-tuning"}),
+    Case("gs2pm:small", 1.5, 56, 12.0, batch=8, channels=3, side=128),
+    Case("gs2pm:small", 1.5, 27, 7.6, batch=8, channels=3, side=128, options={"stage": "prompt-tuning"}),
 ]
 
 
 def measure(case: Case) -> dict[str, float]:
     """Runs one case in this process."""
     torch.manual_seed(0)
-    model = build(case.model, in_steps=10, out_steps=10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    past, future = torch.rand(2, max(case.batch, case.forward_batch), 10, 1, 64, 64)
+    model = build(case.model, in_steps=10, out_steps=10, channels=case.channels, **case.options)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    past, future = torch.rand(2, max(case.batch, case.forward_batch), 10, case.channels, case.side, case.side)
     model.eval()
     with torch.inference_mode():
         forward = least(lambda: model(past[: case.forward_batch]))
@@ -124,7 +133,8 @@ def table(cases: list[Case]) -> None:
         official = {key: value for key, value in asdict(case).items() if key in ours and value}
         ratios.append((case, {key: ours[key] / official[key] for key in official}))
         cells = [f"{ours[key]:8.2f} {ratios[-1][1].get(key, float('nan')):6.2f}" for key in ours]
-        print(f"{case.model:28} " + "   ".join(cells), flush=True)
+        label = " ".join((case.model, *map(str, case.options.values())))
+        print(f"{label:28} " + "   ".join(cells), flush=True)
     for name, chosen in (("all", ratios), ("seeds", [one for one in ratios if one[0].seed])):
         means = {key: np.exp(np.mean([np.log(ratio[key]) for _, ratio in chosen if key in ratio]))
                  for key in ("forward", "train", "memory") if any(key in ratio for _, ratio in chosen)}  # fmt: skip
