@@ -26,6 +26,7 @@ from torch.nn import functional
 from models.blocks import FieldNorm, channels_last, fold, lean, unfold
 from models.nowcaster import Published
 from models.recurrent import Recurrent, Sampling, State
+from models.winograd import convolve
 
 CellMode = Literal["normal", "residual"]
 ModelMode = Literal["normal", "recall"]
@@ -64,9 +65,10 @@ class MAUCell(nn.Module):
             assert self.conv_t.bias is not None
             temporal = self.conv_t.bias[None, :, None, None].expand(-1, -1, *s_BCHW.shape[2:])
         else:
-            query, spatial = self.conv_s(s_BCHW).split((self.width, 3 * self.width), dim=1)
+            query, spatial = _convolved(self.conv_s, s_BCHW).split((self.width, 3 * self.width), dim=1)
             trend = lean(self._trend, query, *inputs, *memories)
-            temporal = self.conv_t(lean(self._fused, self.conv_next(memories[-1]), memories[-1], trend))
+            fused = lean(self._fused, _convolved(self.conv_next, memories[-1]), memories[-1], trend)
+            temporal = _convolved(self.conv_t, fused)
         shown, memory = lean(self._exchange, temporal, spatial, s_BCHW)
         return shown, ((*inputs, s_BCHW)[-self.tau :], (*memories, memory)[-self.tau :])
 
@@ -98,6 +100,10 @@ class MAUCell(nn.Module):
         memory = torch.lerp(s_given, t_own, t_gate.sigmoid())
         shown = torch.lerp(t_given, s_own, s_gate.sigmoid())
         return shown + s if self.residual else shown, memory
+
+
+def _convolved(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    return convolve(x_BCHW, conv.weight, conv.bias)
 
 
 class MAU(Recurrent):

@@ -25,6 +25,7 @@ from torch.nn import functional
 from models.blocks import channels_last, lean
 from models.nowcaster import Published, weighted_mse
 from models.recurrent import Recurrent, State, shares
+from models.winograd import convolve
 
 GROUPS = 16
 """Of every normalisation of encoder and decoder."""
@@ -42,7 +43,7 @@ class JointConv(nn.Module):
     def forward(self, x_BCHW: Tensor, h_BCHW: Tensor | None) -> Tensor:
         """None stands for zeros: their part of the kernel is left out."""
         if h_BCHW is not None:
-            return self.conv(torch.cat((x_BCHW, h_BCHW), dim=1))
+            return convolve(torch.cat((x_BCHW, h_BCHW), dim=1), self.conv.weight, self.conv.bias)
         return functional.conv2d(x_BCHW, self.conv.weight[:, : self.inputs], self.conv.bias, padding=self.conv.padding)
 
 

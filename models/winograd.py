@@ -69,15 +69,21 @@ def kept_kernels(uses: int) -> Iterator[None]:
         _kept.reset(token)
 
 
-def convolve(x_BCHW: Tensor, weight_OCKK: Tensor) -> Tensor:
-    """Convolution with an odd square kernel that keeps the size."""
+def convolve(x_BCHW: Tensor, weight_OCKK: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """Convolution with an odd square kernel that keeps the size.
+
+    Args:
+        x_BCHW: Field.
+        weight_OCKK: The parameter itself: what is cut out of it anew in every step would be transformed every time.
+    """
     kernel = weight_OCKK.shape[-1]
     kept = None if torch.compiler.is_compiling() else _kept.get()
     if kept is None or not _pays(x_BCHW, weight_OCKK, kept.uses):
-        return functional.conv2d(x_BCHW, weight_OCKK, padding=kernel // 2)
+        return functional.conv2d(x_BCHW, weight_OCKK, bias_O, padding=kernel // 2)
     if id(weight_OCKK) not in kept.kernels:
         kept.kernels[id(weight_OCKK)] = weight_OCKK, spread(weight_OCKK)
-    return _RowConvolution.apply(x_BCHW, kept.kernels[id(weight_OCKK)][1], kernel)
+    made = _RowConvolution.apply(x_BCHW, kept.kernels[id(weight_OCKK)][1], kernel)
+    return made if bias_O is None else made + bias_O[:, None, None]
 
 
 def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
