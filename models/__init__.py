@@ -36,6 +36,7 @@ MODELS = {
     "earthformer": "earthformer:Earthformer",
     "swinlstm-b": "swin_lstm:SwinLSTMB",
     "swinlstm-d": "swin_lstm:SwinLSTMD",
+    "lmc-memory": "lmc_memory:LMCMemory",
 }
 
 __all__ = ["MODELS", "Nowcaster", "build", "model_class"]

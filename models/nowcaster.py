@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.blocks import on_multiple, tiled
+from models.winograd import kept_kernels
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,15 @@ class Nowcaster(nn.Module):
                 f"{_times(size)}. Train on crops of that size, or build it with grid=None."
             )
         return tiled(forecast, past_BTCHW, tile=self.grid, overlap=min(self.grid) // 4)
+
+    def same_kernels(self) -> AbstractContextManager[None]:
+        """Kernels stay the same over the steps of a roll-out, which makes convolutions cheaper on CPUs.
+
+        Not where steps are computed again in the backward pass, when the roll-out is over.
+        """
+        if torch.compiler.is_compiling() or (self.checkpointing and torch.is_grad_enabled()):
+            return nullcontext()
+        return kept_kernels(self.in_steps + self.out_steps - 1)
 
     def segment(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a large part of the network, with activation checkpointing where that is on."""

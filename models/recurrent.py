@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from models.blocks import each_frame, fold, unfold
 from models.nowcaster import Nowcaster, check_past, weighted_mse
-from models.winograd import kept_kernels
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -74,15 +72,6 @@ class Recurrent(Nowcaster):
         check_past(past_BTCHW, self)
         with self.same_kernels():
             return self.on_any_grid(self.roll_out, past_BTCHW)
-
-    def same_kernels(self) -> AbstractContextManager[None]:
-        """Kernels stay the same over the steps of a roll-out, which makes convolutions cheaper on CPUs.
-
-        Not where steps are computed again in the backward pass, when the roll-out is over.
-        """
-        if torch.compiler.is_compiling() or (self.checkpointing and torch.is_grad_enabled()):
-            return nullcontext()
-        return kept_kernels(self.in_steps + self.out_steps - 1)
 
     def roll_out(self, past_BTCHW: Tensor, *, every: bool = False) -> Tensor:
         """Forecast of frames whose sides divide by ``multiple``.

@@ -887,3 +887,46 @@ def test_swin_lstm_d_of_another_scale_is_read_from_the_tensors():
     assert (model.in_steps, model.out_steps, model.channels, model.multiple) == (2, 3, 3, 32)
     assert [len(cell.blocks) for cell in (*model.down, *model.up)] == [1, 2, 3, 4, 1, 2]
     assert model(torch.rand(1, 2, 3, 30, 41)).shape == (1, 3, 3, 30, 41)
+
+
+# -- LMC-Memory ----------------------------------------------------------------------------------
+
+
+def test_lmc_memory_of_both_phases(case):
+    pack, model = only(case, "lmc_memory")
+    past, memory = pack.frames, model.memory
+    with torch.inference_mode():
+        assert pack.excess(model.encoder(past[:, 0]), "encoded_first") <= 1
+        assert pack.excess(memory.matching(past)[:, :64, None], "query_phase2") <= 1
+        stored, found = memory.both(past, pack.inputs["long_frames"]).chunk(2)
+        assert pack.excess(found, "memory_phase2") <= 1
+        assert pack.excess(stored, "memory_phase1") <= 1
+        assert pack.excess(model.told(model.watched(past), stored, 10), "prediction_phase1") <= 1
+
+
+def test_lmc_memory_of_another_scale_is_read_from_the_tensors():
+    shapes: parity_pack.Shapes = {"memory.memory_w": (7, 64)}
+
+    def layer(name: str, *shape: int, outputs: int = 0) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, (outputs or shape[0],)
+
+    for n, sizes in zip((0, 2, 4, 6), ((8, 2), (8, 8), (16, 8), (16, 16)), strict=True):
+        layer(f"encoder.{n}", *sizes, 3, 3)
+    for n, sizes in zip((0, 2, 4, 6), ((32, 16), (16, 8), (8, 8), (8, 2)), strict=True):
+        layer(f"decoder.{n}", *sizes, 3, 3, outputs=sizes[1])
+    for n in range(3):
+        layer(f"convlstm_list.{n}.conv2d_x", 64, 16, 3, 3)
+        layer(f"convlstm_list.{n}.conv2d_h", 64, 16, 3, 3)
+    for encoder in ("matching", "context"):
+        sizes = ((8, 2), (16, 8), (32, 16), (32, 32), (64, 32), (64, 64))
+        for n, size in zip((0, 3, 6, 8, 11, 13), sizes, strict=True):
+            layer(f"memory.motion_{encoder}_encoder.{n}", *size, 3, 3, 3)
+    for n, sizes in zip((0, 2), ((64, 32), (32, 16)), strict=True):
+        layer(f"memory.embedder.{n}", *sizes, 3, 3, outputs=sizes[1])
+    layer("attention_func.2", 2, 32)
+    layer("attention_func.4", 16, 2)
+    weights = {f"module.{name}": value for name, value in parity_pack.drawn(shapes, 5, 1).items()}
+    model = load("lmc_memory", weights, {"dataset": "kth", "short_len": 4, "out_len": 3, "long_len": 5})
+    assert (model.in_steps, model.out_steps, model.channels, model.long_steps) == (4, 3, 2, 5)
+    assert model.sigmoid
+    assert model(torch.rand(1, 4, 2, 30, 41)).shape == (1, 3, 2, 30, 41)

@@ -47,6 +47,7 @@ SOURCES = {
     "smaat_unet": "smaat_unet:SMAAT_UNET",
     "swin_lstm_b": "swin_lstm:SWIN_LSTM_B",
     "swin_lstm_d": "swin_lstm:SWIN_LSTM_D",
+    "lmc_memory": "lmc_memory:LMC_MEMORY",
 }
 """Stem of a parity pack -> file and name of its ``Source``."""
 
