@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
                   help="Precipitation nowcasting: radar files in, verified forecasts and maps out.")  # fmt: skip
@@ -324,7 +324,7 @@ def start(
     console.print(f"{flow}: run [bold]{run.name}[/] is {run.state.name if run.state else 'scheduled'}")
 
 
-models_app = typer.Typer(help="The networks: their table, official weights in, ONNX out.", rich_markup_mode="rich")
+models_app = typer.Typer(rich_markup_mode="rich")
 app.add_typer(models_app, name="models")
 
 
@@ -334,7 +334,7 @@ def models(
     readers: Annotated[bool, typer.Option("--readers", help="The sources instead of the networks.")] = False,
     json: AsJson = False,
 ) -> None:
-    """The registry of networks (or, with --readers, of sources) as a table.
+    """The registry of networks (or, with --readers, of sources) as a table; --json tells options as well.
 
     Example: [bold]nowcast models[/]
     """
@@ -346,12 +346,14 @@ def models(
     if json:
         _print_json(rows)
         return
-    table = Table(box=None)
-    for index, name in enumerate(rows[0]):
-        table.add_column(name, no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    console.print(table)
+    if readers:
+        console.print(_table(rows))
+        return
+    costs = ("model", "parameters", "published", "unused", "GMACs", "lengths", "grid")
+    console.print(_table([{name: row[name] for name in costs} for row in rows]))
+    of_model = {str(row["model"]).partition(":")[0]: row for row in rows}
+    console.print(_table([{"model": name, "paper": row["paper"], "official weights": row["licence"]}
+                          for name, row in of_model.items() if row["paper"]]))  # fmt: skip
 
 
 @models_app.command("import")
@@ -442,6 +444,14 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
             bars.update(task, completed=done, total=total, description=name[:34], rate=rate)
 
         yield advance
+
+
+def _table(rows: list[dict[str, object]]) -> Table:
+    first, *others = rows[0]
+    table = Table(Column(first, no_wrap=True), *others, box=None)
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    return table
 
 
 def _print_facts(facts: Mapping[str, object]) -> None:

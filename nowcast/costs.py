@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,10 +30,11 @@ def macs(network: Nowcaster, past_shape: Sequence[int]) -> int:
         past_shape: (batch, time, channel, height, width) of what goes in.
     """
     nothing = torch.empty(tuple(past_shape), device="meta")
-    tensors = chain(network.named_parameters(), network.named_buffers())
-    weights = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    tensors: dict[str, torch.Tensor] = {name: tensor.to("meta") for name, tensor in network.named_buffers()}
+    for name, weight in network.named_parameters():
+        tensors[name] = nn.Parameter(weight.detach().to("meta"), requires_grad=False)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        functional_call(network, weights, (nothing,))
+        functional_call(network, tensors, (nothing,))
     return counter.get_total_flops() // 2
 
 

@@ -63,8 +63,9 @@ def _row(name: str, size: str) -> dict[str, object]:
     return {
         "model": full,
         "parameters": parameters(network),
-        "published": _published(kind.PUBLISHED.get(size)),
-        "GMACs": f"{counted()[full] / 1e9:.2f}" if kind.trainable else "",
+        "published": lengths.parameters or "",
+        "unused": lengths.unused or "",
+        "GMACs": f"{(counted().get(full) or count(name, size)) / 1e9:.2f}" if kind.trainable else "",
         "lengths": f"{lengths.in_steps} -> {lengths.out_steps}, {'any' if kind.free_lengths else 'out: any'}",
         "grid": "{} x {}, tiled elsewhere".format(*network.grid) if network.grid else "any",
         "what": (kind.__doc__ or "").splitlines()[0],
@@ -72,12 +73,6 @@ def _row(name: str, size: str) -> dict[str, object]:
         "licence": kind.LICENCE,
         "options": ", ".join(kind.options()),
     }
-
-
-def _published(paper: Published | None) -> str:
-    if not paper:
-        return ""
-    return f"{paper.parameters:,}" + (f", {paper.unused:,} unused" if paper.unused else "")
 
 
 @cache

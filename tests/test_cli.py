@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from nowcast import cli, ingest
-from tests import sources_video, synthetic
+from nowcast import checkpoint, cli, ingest
+from tests import parity_pack, sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
 COMMANDS = ("demo", "ingest", "inspect", "show", "train", "benchmark", "forecast", "verify", "publish", "serve",
-            "cycle", "up", "run", "models", "doctor")  # fmt: skip
+            "cycle", "up", "run", "doctor", "models", "models import", "models export")  # fmt: skip
 
 
 def run(*arguments: str) -> str:
@@ -35,12 +36,15 @@ def refused(*arguments: str) -> str:
 
 
 def test_the_commands_are_these() -> None:
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
+    groups = {"": cli.app} | {f"{group.name} ": group.typer_instance for group in cli.app.registered_groups}
+    found = {f"{name}{command.name or command.callback.__name__}" for name, group in groups.items()
+             for command in group.registered_commands}  # fmt: skip
+    assert found | {name.strip() for name in groups if name} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    assert f"Example: nowcast {command}" in " ".join(run(command, "--help").split())
+    assert f"Example: nowcast {command}" in " ".join(run(*command.split(), "--help").split())
 
 
 def test_a_session_from_files_to_page(tmp_path: Path) -> None:
@@ -101,6 +105,16 @@ def test_the_registries_are_tables() -> None:
     assert rows["convlstm:published"]["parameters"] == 9_032_225
     assert rows["convgru:published"]["parameters"] == 6_880_289
     assert {row["reader"] for row in json.loads(run("models", "--readers", "--json"))} >= {"knmi", "odim", "hko7"}
+
+
+def test_official_weights_come_in_and_a_network_goes_out(tmp_path: Path) -> None:
+    torch.save(parity_pack.read("sa_convlstm").weights(), tmp_path / "official.pth")
+    run("models", "import", "sa_convlstm", tmp_path / "official.pth", "input_frames=3", "future_frames=2",
+        "--quantity", "rainfall_rate", "--step-seconds", "300")  # fmt: skip
+    card = checkpoint.read_card(tmp_path / "official.safetensors")
+    assert (card.model, card.in_steps, card.out_steps, card.cadence_seconds) == ("sa-convlstm", 3, 2, 300)
+    run("models", "export", tmp_path / "official.safetensors", tmp_path / "network.pt2", "--height", 16, "--width", 20)
+    assert (tmp_path / "network.pt2").stat().st_size > 1e6
 
 
 def test_the_doctor_names_what_to_fix(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_count_of_a_network_by_hand() -> None:
     """U-Net's first two convolutions alone are 64 x 64 x 9 x (12 + 64) x 64 of its multiplications."""
     assert COUNTED["unet:published"] > 64 * 64 * 9 * (12 + 64) * 64
     rows = {row["model"]: row for row in registry.networks()}
-    assert rows["convlstm:published"]["published"] == "9,032,225"
+    assert rows["convlstm:published"]["published"] == 9_032_225
     assert rows["smaat-unet:published"]["lengths"] == "12 -> 1, out: any"
 
 
