@@ -104,7 +104,7 @@ class SpatiotemporalExpression(nn.Module):
             c = self.norm(c + i.sigmoid() * (g.tanh() - c))
             return o.sigmoid() * c, c
 
-        z = self.merge(lean(halves, self.gather(self.attended(h_BCHW, c_BCHW))))
+        z = self.merge(lean(halves, self.gather(lean(self.attended, h_BCHW, c_BCHW))))
         return lean(update, conv_h(h_BCHW), conv_z(z), c_BCHW)
 
     def attended(self, h_BCHW: Tensor, c_BCHW: Tensor) -> Tensor:

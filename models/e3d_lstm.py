@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import FieldNorm, lean
+from models.blocks import FieldConv, FieldNorm, lean
 from models.nowcaster import Published
 from models.recurrent import Patched, Sampling
 
@@ -43,28 +43,24 @@ class WindowConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int) -> None:
         super().__init__()
-        self.here = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-        self.after = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.here = FieldConv(inputs, outputs, kernel=kernel)
+        self.after = FieldConv(inputs, outputs, kernel=kernel)
+        self.bias = nn.Parameter(torch.zeros(outputs))  # added by who goes on with what is made, within lean arithmetic
 
     def forward(self, x_BSHWC: Tensor) -> Tensor:
         made = _pixels_last(self.here, x_BSHWC.flatten(0, 1)).unflatten(0, x_BSHWC.shape[:2])
         made[:, 0] += _pixels_last(self.after, x_BSHWC[:, 1])
         return made
 
-    def of_zeros(self) -> Tensor:
-        """What it makes of a window of zeros: the same everywhere."""
-        return self.here.bias  # type: ignore[return-value]
-
 
 class WindowNorm(FieldNorm):
     """Normalises every sample over slices, pixels and channels together, with a scale and shift per channel."""
 
-    def forward(self, x_BSHWC: Tensor) -> Tensor:
-        return super().forward(x_BSHWC.flatten(1, 2).movedim(-1, 1)).movedim(1, -1).unflatten(1, (WINDOW, -1))
-
-    def of_constant(self, x_C: Tensor) -> Tensor:
-        """What it makes of a field that is the same everywhere."""
-        return functional.layer_norm(x_C, x_C.shape, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes BSHWC, or C alone for a window that is the same everywhere."""
+        if x.ndim == 1:
+            return functional.layer_norm(x, x.shape, self.weight, self.bias, self.eps)
+        return super().forward(x.flatten(1, 2).movedim(-1, 1)).movedim(1, -1).unflatten(1, (WINDOW, -1))
 
 
 class E3DCell(nn.Module):
@@ -116,7 +112,7 @@ class E3DCell(nn.Module):
             history = (*history, c)
             c = lean(self._remember, self.recall(recaller, history), c, fresh)
         content = self.show(torch.cat([c, memory], dim=-1))
-        h = lean(_show, gate, self.cell_to_gate(c), self.memory_to_gate(memory), content)
+        h = lean(self._show, gate, self.cell_to_gate(c), self.memory_to_gate(memory), content)
         return (h, c, history), memory
 
     def recall(self, recaller: Tensor, history: tuple[Tensor, ...]) -> Tensor:
@@ -126,18 +122,20 @@ class E3DCell(nn.Module):
 
     def _gates(self, from_x: Tensor, from_h: Tensor | None, from_memory: Tensor | None) -> tuple[Tensor, ...]:
         """Recall gate, what is new, output gate without the new states, new memory."""
-        of_h = self.norm_h.of_constant(self.from_h.of_zeros()) if from_h is None else self.norm_h(from_h)
-        if from_memory is None:
-            zeros = self.memory_bias if self.stale_memory else self.from_memory.of_zeros()
-            of_memory = self.norm_memory.of_constant(zeros)
-        else:
-            of_memory = self.norm_memory(from_memory)
-        of_x, of_x_too = self.norm_x(from_x).split((4 * self.width, 3 * self.width), dim=-1)
+        of_h = self.norm_h(self.from_h.bias if from_h is None else from_h + self.from_h.bias)
+        zeros = self.memory_bias if self.stale_memory else self.from_memory.bias
+        of_memory = self.norm_memory(zeros if from_memory is None else from_memory + zeros)
+        of_x, of_x_too = self.norm_x(from_x + self.from_x.bias).split((4 * self.width, 3 * self.width), dim=-1)
         i, g, r, o = (of_x + of_h).chunk(4, dim=-1)
         i_x, g_x, f_x = of_x_too.chunk(3, dim=-1)
         i_m, f_m, g_m, m_m = of_memory.chunk(4, dim=-1)
         memory = (f_x + f_m + 1).sigmoid() * m_m.tanh() + (i_x + i_m).sigmoid() * (g_x + g_m).tanh()
         return r.sigmoid(), i.sigmoid() * g.tanh(), o.clone(), memory  # a view would keep the other gates alive
+
+    def _show(self, gate: Tensor, of_cell: Tensor, of_memory: Tensor, content: Tensor) -> Tensor:
+        """The output gate is a tanh and then a sigmoid."""
+        gate = gate + of_cell + of_memory + (self.cell_to_gate.bias + self.memory_to_gate.bias)
+        return content.tanh() * gate.tanh().sigmoid()
 
     def _remember(self, recalled: Tensor, c: Tensor, fresh: Tensor) -> Tensor:
         return self.norm_recall(c + recalled) + fresh
@@ -198,12 +196,14 @@ class E3DLSTM(Patched):
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         here, after = x.movedim(1, -1).chunk(2, dim=-1)
-        before, layers, memory = state or (self.first.of_zeros(), [], None)
+        before, layers, memory = state or (torch.zeros_like(here), [], None)
+        from_x = torch.stack([before + after, here], dim=1)
         made: list[CellState] = []
         for layer, cell in enumerate(self.cells):
-            from_x = cell.from_x(made[-1][0]) if made else torch.stack([before + after, here], dim=1)  # type: ignore[operator]
             new, memory = cell(from_x, layers[layer] if layers else None, memory)
             made.append(new)
+            if layer + 1 < len(self.cells):
+                from_x = self.cells[layer + 1].from_x(new[0])  # type: ignore[operator]
         return made[-1][0], (here, made, memory)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -216,10 +216,5 @@ class E3DLSTM(Patched):
         return loss.mean() if weight_BTCHW is None else (loss * weight_BTCHW).sum() / weight_BTCHW.sum().clamp(min=1)
 
 
-def _pixels_last(conv: nn.Conv2d, x_NHWC: Tensor) -> Tensor:
-    return conv(x_NHWC.movedim(-1, 1)).movedim(1, -1)
-
-
-def _show(gate: Tensor, of_cell: Tensor, of_memory: Tensor, content: Tensor) -> Tensor:
-    """The output gate is a tanh and then a sigmoid."""
-    return content.tanh() * (gate + of_cell + of_memory).tanh().sigmoid()
+def _pixels_last(conv: FieldConv, x_NHWC: Tensor) -> Tensor:
+    return conv(x_NHWC.movedim(-1, 1)).movedim(1, -1).contiguous()

@@ -25,9 +25,9 @@ def cell(*, stale: bool = False) -> E3DCell:
 
 def test_window_convolution_is_3d_with_a_zero_after_the_window():
     conv, window = WindowConv(3, 5, kernel=3), fields(2, 2, 6, 7, 3)
-    kernel = torch.stack([conv.here.weight, conv.after.weight], dim=2)
+    kernel = torch.stack([conv.here[0].weight, conv.after[0].weight], dim=2)
     padded = functional.pad(window.movedim(-1, 1), (1, 1, 1, 1, 0, 1))
-    expected = functional.conv3d(padded, kernel, conv.here.bias).movedim(1, -1)
+    expected = functional.conv3d(padded, kernel).movedim(1, -1)
     torch.testing.assert_close(conv(window), expected)
 
 
@@ -36,7 +36,7 @@ def test_window_norm_is_over_slices_pixels_and_channels():
     mean, spread = window.mean((1, 2, 3, 4), keepdim=True), window.var((1, 2, 3, 4), False, keepdim=True).sqrt()
     torch.testing.assert_close(norm(window), (window - mean) / spread, rtol=1e-3, atol=1e-4)
     constant = fields(5)
-    torch.testing.assert_close(norm.of_constant(constant), norm(constant.expand(1, 2, 3, 4, 5))[0, 0, 0, 0])
+    torch.testing.assert_close(norm(constant), norm(constant.expand(1, 2, 3, 4, 5))[0, 0, 0, 0])
 
 
 def test_none_stands_for_zeros():
