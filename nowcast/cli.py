@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -171,6 +172,7 @@ def benchmark(
     from nowcast.benchmark import benchmark as compare
     from nowcast.config import Benchmark, load
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the training under way must end with us
     with _bar() as progress:
         table = compare(load(Benchmark, config, overrides or ()), progress=progress)
     print(table.read_text())
