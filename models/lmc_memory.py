@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import each_frame, lean
+from models.blocks import channels_last, each_frame, lean
 from models.nowcaster import Nowcaster, Published, check_past
 from models.winograd import convolve
 
@@ -61,28 +61,55 @@ def _gated(gates: Tensor, bias: Tensor, c: Tensor | None) -> tuple[Tensor, Tenso
     return o.sigmoid() * c.tanh(), c
 
 
+class FrameConv(nn.Conv2d):
+    """Three-dimensional convolution, 3 x 3 x 3, as one of every frame with the frames before and after it.
+
+    On CPUs twice as fast as torch's own, and as exact. The channels of the frame before come first.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(3 * inputs, outputs, 3, padding=1)
+
+    def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        return lean(self.convolved, clip_BTCHW)
+
+    def convolved(self, clip_BTCHW: Tensor) -> Tensor:
+        batch, steps, channels, height, width = clip_BTCHW.shape
+        beside = functional.pad(clip_BTCHW.movedim(2, -1), (0, 0, 0, 0, 0, 0, 1, 1))
+        threes_BTHWC = torch.cat([beside[:, t : t + steps] for t in range(3)], dim=-1)
+        threes_NHWC = threes_BTHWC.view(batch * steps, height, width, 3 * channels)
+        return super().forward(threes_NHWC.permute(0, 3, 1, 2)).unflatten(0, (batch, steps))
+
+
 class MotionEncoder(nn.Module):
     """What moves in a clip, as a map of queries with a sixteenth of the frames' sides."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         widths = (channels, width // 2, width, 2 * width, 2 * width, 4 * width, 4 * width)
-        self.convs = nn.ModuleList(nn.Conv3d(inputs, outputs, 3, padding=1) for inputs, outputs in pairwise(widths))
+        self.convs = nn.ModuleList(FrameConv(inputs, outputs) for inputs, outputs in pairwise(widths))
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Frames -> queries BFHW; of a single frame nothing is known to move."""
         pairs = clip_BTCHW if clip_BTCHW.shape[1] > 1 else clip_BTCHW.expand(-1, 2, -1, -1, -1)
-        x = pairs.diff(dim=1).transpose(1, 2)
-        x = lean(lambda x: _pooled(self.convs[0](x), 1), x)  # at full resolution: cheaper to do again than to keep
-        x = _pooled(self.convs[1](x), 2)
-        x = _pooled(self.convs[3](self.convs[2](x).relu_()), 2)
-        return _pooled(self.convs[5](self.convs[4](x).relu_()), 2).mean(dim=2)
+        x = lean(lambda x: _halved(self.convs[0](x)), pairs.diff(dim=1))  # cheaper to do again than to keep
+        x = _paired(_halved(self.convs[1](x)))
+        x = _paired(_halved(self.convs[3](self.convs[2](x).relu_())))
+        return _paired(_halved(self.convs[5](self.convs[4](x).relu_()))).mean(dim=1)
 
 
-def _pooled(x_BCTHW: Tensor, time: int) -> Tensor:
-    """Halves height and width, and time where asked for and where there is more than one frame left."""
-    # The largest of the positive parts is the positive part of the largest, of which there are fewer.
-    return functional.max_pool3d(x_BCTHW, (min(time, x_BCTHW.shape[2]), 2, 2)).relu_()
+def _halved(clip_BTCHW: Tensor) -> Tensor:
+    """Positive parts, of four pixels the largest: found in this order, there are fewer to look at."""
+    pooled = functional.max_pool2d(clip_BTCHW.flatten(0, 1), 2)
+    return pooled.relu_().unflatten(0, clip_BTCHW.shape[:2])
+
+
+def _paired(clip_BTCHW: Tensor) -> Tensor:
+    """The larger of every two frames; one frame alone stays."""
+    pairs = clip_BTCHW.shape[1] // 2
+    if not pairs:
+        return clip_BTCHW
+    return torch.maximum(clip_BTCHW[:, : 2 * pairs : 2], clip_BTCHW[:, 1 : 2 * pairs : 2])
 
 
 class Memory(nn.Module):
@@ -174,9 +201,14 @@ class LMCMemory(Nowcaster):
     def watched(self, past_BTCHW: Tensor) -> State:
         """State of the LSTMs after the past."""
         state: State = []
-        for x in each_frame(self.encoder, past_BTCHW.unbind(1)):
+        for x in each_frame(self.encode, past_BTCHW.unbind(1)):
             state = self.segment(self.step, x, state)
         return state
+
+    def encode(self, frames_NCHW: Tensor) -> Tensor:
+        """What the LSTMs read of frames."""
+        # This and the head are a fifth of the work, and to do it again costs less than to keep what lies between.
+        return lean(self.encoder, channels_last(frames_NCHW))
 
     def step(self, x_BCHW: Tensor, state: State) -> State:
         """(encoded frame, state) -> next state."""
@@ -191,8 +223,8 @@ class LMCMemory(Nowcaster):
         made: list[Tensor] = []
         for t in range(steps):
             if t:
-                state = self.segment(self.step, self.encoder(made[-1]), state)
-            made.append(self.segment(self.head, *state[-1], recalled_BCHW))
+                state = self.segment(self.step, self.encode(made[-1]), state)
+            made.append(lean(self.head, *state[-1], recalled_BCHW))
         return torch.stack(made, dim=1)
 
     def head(self, h_BCHW: Tensor, c_BCHW: Tensor, recalled_BCHW: Tensor) -> Tensor:

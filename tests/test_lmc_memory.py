@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import build
-from models.lmc_memory import LSTMCell, Memory, MotionEncoder
+from models.lmc_memory import FrameConv, LSTMCell, Memory, MotionEncoder
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -137,3 +137,10 @@ def test_frames_stay_between_zero_and_one_where_asked():
 def test_options_that_do_not_fit_are_refused(options, fault):
     with pytest.raises(ValueError, match=fault):
         tiny(**options)
+
+
+def test_convolution_of_frames_is_the_three_dimensional_one():
+    ours, clip = FrameConv(2, 5), noise(2, 4, 2, 6, 7)
+    kernel = ours.weight.unflatten(1, (3, 2)).transpose(1, 2)
+    expected = torch.nn.functional.conv3d(clip.transpose(1, 2), kernel, ours.bias, padding=1).transpose(1, 2)
+    torch.testing.assert_close(ours(clip), expected)

@@ -37,12 +37,15 @@ def _options(tensors: State, config: Config) -> dict:
 
 
 def _names(model: Nowcaster) -> dict[str, str | Made]:
-    kernels = {}
-    for name in model.state_dict():
-        if cell := re.match(r"cells\.(\d+)\.weight$", name):
+    names: dict[str, str | Made] = {**renamed(model, MOTION | LAYERS)}
+    for ours, official in renamed(model, MOTION | LAYERS).items():
+        if cell := re.match(r"cells\.(\d+)\.weight$", ours):
             both = tuple(f"convlstm_list.{cell[1]}.conv2d_{source}.weight" for source in "xh")
-            kernels[name] = Made(both, lambda of_x, of_h: torch.cat([of_x, of_h], dim=1))
-    return renamed(model, MOTION | LAYERS) | kernels
+            names[ours] = Made(both, lambda of_x, of_h: torch.cat([of_x, of_h], dim=1))
+        elif ".convs." in ours and ours.endswith("weight"):
+            # (out, in, time, row, column): the frame before, itself and the one after become channels
+            names[ours] = Made((official,), lambda kernel: kernel.transpose(1, 2).flatten(1, 2))
+    return names
 
 
 LMC_MEMORY = Source(LMCMemory, _options, _names)
