@@ -36,6 +36,9 @@ from torch.nn import functional
 ROWS = 4
 """Of the output, made at once."""
 KERNELS = (3, 5)
+PORTION = 2**24
+"""Bytes of products taken at once, at least those of one field: small ones stay in the cache, and leave no holes in
+the heap for more of the batch."""
 LEAST_CHANNELS = 32
 """In and out, from which it pays."""
 LEAST_PIXELS = 1024
@@ -69,21 +72,26 @@ def kept_kernels(uses: int) -> Iterator[None]:
         _kept.reset(token)
 
 
-def convolve(x_BCHW: Tensor, weight_OCKK: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def convolve(x_BCHW: Tensor, weight_OCKK: Tensor, bias_O: Tensor | None = None, *,
+             channels: slice = slice(None)) -> Tensor:  # fmt: skip
     """Convolution with an odd square kernel that keeps the size.
 
     Args:
         x_BCHW: Field.
         weight_OCKK: The parameter itself: what is cut out of it anew in every step would be transformed every time.
+        bias_O: Added to what comes out.
+        channels: Those of the kernel that the field has; the others are zeros, and left out.
     """
     kernel = weight_OCKK.shape[-1]
     kept = None if torch.compiler.is_compiling() else _kept.get()
     if kept is None or not _pays(x_BCHW, weight_OCKK, kept.uses):
-        return functional.conv2d(x_BCHW, weight_OCKK, bias_O, padding=kernel // 2)
+        return functional.conv2d(x_BCHW, weight_OCKK[:, channels], bias_O, padding=kernel // 2)
     if id(weight_OCKK) not in kept.kernels:
         kept.kernels[id(weight_OCKK)] = weight_OCKK, spread(weight_OCKK)
-    made = _RowConvolution.apply(x_BCHW, kept.kernels[id(weight_OCKK)][1], kernel)
-    return made if bias_O is None else made + bias_O[:, None, None]
+    kernels = kept.kernels[id(weight_OCKK)][1]
+    if channels != slice(None):
+        kernels = kernels[:, channels]
+    return _RowConvolution.apply(x_BCHW, kernels, bias_O, kernel)
 
 
 def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
@@ -120,25 +128,36 @@ class _RowConvolution(torch.autograd.Function):
     """Keeps the plain input for the backward pass, since its transform is twice as large and quickly made."""
 
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, kernels: Tensor, kernel: int) -> Tensor:
+    def forward(ctx: Any, x_BCHW: Tensor, kernels: Tensor, bias_O: Tensor | None, kernel: int) -> Tensor:
         ctx.save_for_backward(x_BCHW, kernels)
         ctx.kernel = kernel
-        return _write(_multiply(_read(x_BCHW, kernel), kernels), kernel, x_BCHW.shape[2])
+        made = x_BCHW.new_empty(len(x_BCHW), len(kernels) // (kernel + ROWS - 1), *x_BCHW.shape[2:])
+        size = _portion(made)
+        for part, x in zip(made.split(size), x_BCHW.split(size), strict=True):
+            rows = _write(_multiply(_read(x, kernel), kernels), kernel, x.shape[2])
+            part.copy_(rows if bias_O is None else rows.add_(bias_O[:, None, None]))
+        return made
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BOHW: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, kernels = ctx.saved_tensors
-        kernel = ctx.kernel
-        read, grad = _read(x, kernel), _write_back(grad_BOHW, kernel)
-        of_x = of_kernels = None
-        if ctx.needs_input_grad[0]:
-            sizes = [1, 1], [0, kernel // 2], [1, 1], False, [0, 0], kernel + ROWS - 1, [True, False, False]
-            of_read = torch.ops.aten.convolution_backward(grad, read, kernels, None, *sizes)[0]
-            of_x = _read_back(of_read, kernel, x.shape[2])
-        if ctx.needs_input_grad[1]:
-            of_kernels = _correlate(grad, read, kernel)
-        return of_x, of_kernels, None
+    def backward(ctx: Any, grad_BOHW: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x_BCHW, kernels = ctx.saved_tensors
+        wanted, size = ctx.needs_input_grad, _portion(grad_BOHW)
+        of_x = torch.empty_like(x_BCHW, memory_format=torch.contiguous_format) if wanted[0] else None
+        of_kernels = torch.zeros_like(kernels, memory_format=torch.contiguous_format) if wanted[1] else None
+        for first in range(0, len(x_BCHW), size):
+            part = slice(first, first + size)
+            read, grad = _read(x_BCHW[part], ctx.kernel), _write_back(grad_BOHW[part], ctx.kernel)
+            if of_x is not None:
+                of_x[part] = _read_back(_multiply_back(grad, read, kernels), ctx.kernel, x_BCHW.shape[2])
+            if of_kernels is not None:
+                of_kernels += _correlate(grad, read, ctx.kernel)
+        return of_x, of_kernels, grad_BOHW.sum((0, 2, 3)) if wanted[2] else None, None
+
+
+def _portion(made_BOHW: Tensor) -> int:
+    """How many fields to take at once, of which the products are twice as large as what comes out."""
+    return max(1, PORTION // (2 * made_BOHW.element_size() * made_BOHW[0].numel()))
 
 
 def _multiply(read_BFHW: Tensor, kernels: Tensor) -> Tensor:
@@ -146,16 +165,29 @@ def _multiply(read_BFHW: Tensor, kernels: Tensor) -> Tensor:
     return functional.conv2d(read_BFHW, kernels, padding=(0, kernel // 2), groups=kernel + ROWS - 1)
 
 
+def _multiply_back(grad_BFHW: Tensor, read_BFHW: Tensor, kernels: Tensor) -> Tensor:
+    """Gradient of what the products read."""
+    kernel = kernels.shape[-1]
+    sizes = [1, 1], [0, kernel // 2], [1, 1], False, [0, 0], kernel + ROWS - 1, [True, False, False]
+    return torch.ops.aten.convolution_backward(grad_BFHW, read_BFHW, kernels, None, *sizes)[0]
+
+
 def _correlate(grad_BFHW: Tensor, read_BFHW: Tensor, kernel: int) -> Tensor:
-    """Gradient of the kernels: one product of matrices each, which is faster here than torch's own convolution."""
+    """Gradient of the kernels: products of matrices, which are faster here than torch's own convolution.
+
+    Column by column of the kernel, since shifted copies of the input for all of them are large.
+    """
     batch, _, tiles, width = grad_BFHW.shape
     products = kernel + ROWS - 1
-    grad = grad_BFHW.reshape(batch, products, -1, tiles * width).permute(1, 2, 0, 3).flatten(2)
-    edge = kernel // 2
-    shifted = functional.pad(read_BFHW, (edge, edge)).unfold(3, width, 1)  # (B, F C, H / 4, K, W)
-    read = shifted.reshape(batch, products, -1, tiles, kernel, width).permute(1, 2, 4, 0, 3, 5)
-    made = torch.bmm(grad, read.reshape(products, -1, batch * tiles * width).transpose(1, 2))
-    return made.reshape(-1, read.shape[1], 1, kernel)
+
+    def by_product(x_BFHW: Tensor) -> Tensor:
+        """(F, channels, all pixels)"""
+        return x_BFHW.reshape(batch, products, -1, tiles * width).permute(1, 2, 0, 3).flatten(2)
+
+    grad = by_product(grad_BFHW)
+    padded = functional.pad(read_BFHW, (kernel // 2, kernel // 2))
+    columns = [torch.bmm(grad, by_product(padded[..., k : k + width]).mT) for k in range(kernel)]
+    return torch.stack(columns, dim=-1).flatten(0, 1)[:, :, None]
 
 
 def _read(x_BCHW: Tensor, kernel: int) -> Tensor:

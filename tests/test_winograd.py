@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models import build
+from models import build, winograd
 from models.winograd import convolve, kept_kernels, matrices
 from tests.test_models import frames
 
@@ -23,7 +23,9 @@ def is_fast(made: torch.Tensor) -> bool:
 @pytest.mark.parametrize("side", [3, 5])
 @pytest.mark.parametrize("shape", [(2, 32, 16, 16), (1, 40, 13, 9), (3, 32, 4, 5), (1, 33, 7, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_same_convolution_and_gradients(side, shape, layout):
+@pytest.mark.parametrize("portion", [1, winograd.PORTION])
+def test_same_convolution_and_gradients(side, shape, layout, portion, monkeypatch):
+    monkeypatch.setattr(winograd, "PORTION", portion)
     x, weight = frames(*shape).to(memory_format=layout).requires_grad_(), kernels(36, shape[1], side)
     upstream = frames(shape[0], 36, *shape[2:]).to(memory_format=layout)
     with kept_kernels(1000):
@@ -35,6 +37,18 @@ def test_same_convolution_and_gradients(side, shape, layout):
     exact_gradients = torch.autograd.grad(exact, (exact_x, exact_weight), upstream.double())
     for ours, theirs in zip((made, *gradients), (exact, *exact_gradients), strict=True):
         assert (ours - theirs).norm() < 2e-6 * theirs.norm()
+
+
+@pytest.mark.parametrize("channels", [slice(32), slice(32, None)])
+def test_part_of_a_kernel_and_a_bias(channels):
+    x, weight, bias = frames(2, 32, 16, 16), kernels(36, 64, 5), torch.rand(36).requires_grad_()
+    with kept_kernels(1000):
+        made = convolve(x, weight, bias, channels=channels)
+    assert is_fast(made)
+    plain = functional.conv2d(x, weight[:, channels], bias, padding=2)
+    torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), (weight, bias)) for out in (made, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("side", "products"), [(3, 6), (5, 8)])
