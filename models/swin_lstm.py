@@ -320,8 +320,8 @@ class SwinLSTMD(Recurrent):
     SIZES: ClassVar = {
         "published": {"patch": 2, "width": 128, "window": 4, "depths": (2, 6), "heads": (4, 8),
                       "depths_up": (2, 6), "heads_up": (8, 4)},
-        "debug": {"patch": 2, "width": 32, "window": 2, "depths": (1, 2), "heads": (2, 2), "depths_up": (2, 1),
-                  "heads_up": (2, 2), "drop_path": 0.0},
+        "debug": {"patch": 2, "width": 32, "window": 2, "depths": (2,), "heads": (2,), "depths_up": (1,),
+                  "heads_up": (2,), "drop_path": 0.0},
     }  # fmt: skip
     PUBLISHED: ClassVar = {"published": Published(20_191_969, unused=1_346_560)}
 
