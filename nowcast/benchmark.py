@@ -167,7 +167,7 @@ def _spent(model: Model, card: Card, exam: Exam) -> dict[str, float]:
     on_gpu = facts["device"].startswith("cuda")
     spent: dict[str, float] = {"parameters": costs.parameters(model.network), "macs": costs.macs(model.network, shape)}
     spent |= {"gpu_hours": hours} if on_gpu else {"cpu_hours": hours * facts["threads"]}
-    return spent | {key: facts[key] for key in ("seconds", "peak_memory_bytes") if key in facts}
+    return spent | {key: facts[key] for key in ("steps", "seconds", "peak_memory_bytes") if key in facts}
 
 
 # --- what was done --------------------------------------------------------------------------------

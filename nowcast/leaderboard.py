@@ -20,6 +20,7 @@ COSTS = {
     "parameters": ("parameters", lambda value: f"{value / 1e6:.3g} M" if value else "0"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:.3g}"),
     "milliseconds": ("ms", lambda value: f"{value:.3g}"),
+    "steps": ("best at step", lambda value: f"{value:.0f}"),
     "gpu_hours": ("GPU-h", lambda value: f"{value:.2g}"),
     "cpu_hours": ("CPU-h", lambda value: f"{value:.2g}"),
     "peak_memory_bytes": ("GPU GiB", lambda value: f"{value / 2**30:.3g}"),
