@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.blocks import each_frame, lean
 from models.nowcaster import Nowcaster, Published, check_past
@@ -45,6 +46,12 @@ class GateConv(nn.Module):
         both = torch.cat([part for part in (x_BCHW, h_BCHW) if part is not None], dim=1)
         return convolve(both, self.conv.weight, self.conv.bias, channels=channels)
 
+    def gate(self, convolved_BCHW: Tensor, number: int, *, of: int = 1) -> Tensor:
+        """One of the gates, normalised: by itself, since no group spans two, and small where all would be large."""
+        x, weight, bias = (whole.chunk(of, dim)[number] for whole, dim in
+                           ((convolved_BCHW, 1), (self.norm.weight, 0), (self.norm.bias, 0)))  # fmt: skip
+        return functional.group_norm(x, len(weight) // GROUP, weight, bias, self.norm.eps)
+
 
 class LSTMCell(nn.Module):
     """State (h, c); gates in the order input, forget, candidate, output."""
@@ -58,10 +65,12 @@ class LSTMCell(nn.Module):
         return lean(self._update, self.gates(x_BCHW, h), c)
 
     def _update(self, gates_BCHW: Tensor, c: Tensor | None) -> State:
-        i, f, g, o = self.gates.norm(gates_BCHW).chunk(4, dim=1)
-        fresh = i.sigmoid() * g.tanh()
-        c = fresh if c is None else fresh + f.sigmoid() * c
-        return o.sigmoid() * c.tanh(), c
+        def gate(number: int) -> Tensor:
+            return self.gates.gate(gates_BCHW, number, of=4)
+
+        fresh = gate(0).sigmoid() * gate(2).tanh()
+        c = fresh if c is None else fresh + gate(1).sigmoid() * c
+        return gate(3).sigmoid() * c.tanh(), c
 
 
 class GRUCell(nn.Module):
@@ -79,11 +88,10 @@ class GRUCell(nn.Module):
         return (lean(self._update, gates, candidate, h),)
 
     def _reset(self, gates_BCHW: Tensor, h: Tensor) -> Tensor:
-        return self.gates.norm(gates_BCHW).chunk(2, dim=1)[1].sigmoid() * h
+        return self.gates.gate(gates_BCHW, 1, of=2).sigmoid() * h
 
     def _update(self, gates_BCHW: Tensor, candidate_BCHW: Tensor, h: Tensor | None) -> Tensor:
-        z = self.gates.norm(gates_BCHW).chunk(2, dim=1)[0].sigmoid()
-        candidate = self.candidate.norm(candidate_BCHW).tanh()
+        z, candidate = self.gates.gate(gates_BCHW, 0, of=2).sigmoid(), self.candidate.gate(candidate_BCHW, 0).tanh()
         return z * candidate if h is None else torch.lerp(h, candidate, z)
 
 
