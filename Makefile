@@ -2,13 +2,19 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+# One process per core, with one thread each: otherwise they wait for each other.
+TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto
+
+.PHONY: demo test test-slow check bench clean
 
 demo: $(VENV)/.installed  ## install, then run the main job on three hours of real radar
 	$(VENV)/bin/nowcast demo $(DEMO)
 
 test: $(VENV)/.installed-test check  ## install the test extras, then run the checks and the tests
-	$(VENV)/bin/python -m pytest
+	$(TEST)
+
+test-slow: $(VENV)/.installed-test  ## the tests that take minutes
+	$(TEST) -m "slow and not gpu"
 
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -285,7 +285,7 @@ class TrainerSettings(Frozen):
     strategy: str = "auto"
     """Lightning strategy for several devices: ddp, fsdp."""
     checkpointing: bool = False
-    """Activations are computed again in the backward pass: far less memory, for a third more time."""
+    """Activations are computed again in the backward pass instead of kept: less memory, more time."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes."""
     seed: int = 0

@@ -22,7 +22,7 @@ from tests import fixtures
 from tests.benchmarks.bench_loader import fields
 
 SAMPLE = sorted((Path(demo.__file__).parent / "sample").glob("*.h5"))
-COPIES, ROUNDS, EVENTS, FILE_EVENTS = 12, 3, 40, 20
+COPIES, ROUNDS, EVENTS, FILE_EVENTS = 31, 3, 40, 20
 SEVIR_EVENTS = 20_000
 
 
