@@ -1,0 +1,98 @@
+"""Training throughput of the networks on a GPU: bf16, compiled and channels-last beside eager float32.
+
+    python -m tests.benchmarks.bench_gpu                      # all networks in their published sizes, one call
+    python -m tests.benchmarks.bench_gpu predrnn:published simvp:gsta --batch 32
+
+A step is forward, backward and Adam on ``batch`` sequences of 10 + 10 frames of 64 x 64 pixels. The share of the
+peak is that of large bf16 matrix products on the same card, at three times the operations of a forecast per
+sequence. A network that fails is named, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models import Nowcaster, build
+from nowcast.checkpoint import fast_layout
+from nowcast.costs import device_name, macs
+from tests.benchmarks.bench_models import CASES
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARM, ROUNDS, SIDE, STEPS = 3, 10, 64, 10
+PEAK_SIDE = 8192 if DEVICE == "cuda" else 1024
+
+
+def rate(job: Callable[[], object]) -> float:
+    """Calls per second, after a few that do not count."""
+    for _ in range(WARM):
+        job()
+    wait()
+    start = time.perf_counter()
+    for _ in range(ROUNDS):
+        job()
+    wait()
+    return ROUNDS / (time.perf_counter() - start)
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak() -> float:
+    """Operations per second of a product of large bf16 matrices."""
+    left, right = torch.randn(2, PEAK_SIDE, PEAK_SIDE, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * PEAK_SIDE**3 * rate(lambda: left @ right)
+
+
+def training(name: str, batch: int, *, fast: bool) -> tuple[float, Nowcaster]:
+    """Sequences per second."""
+    torch.manual_seed(0)
+    network = build(name, in_steps=STEPS, out_steps=STEPS).to(DEVICE).train()
+    if fast:
+        network = fast_layout(network)
+    past, future = torch.rand(2, batch, STEPS, 1, SIDE, SIDE, device=DEVICE)
+    loss_of = torch.compile(network.training_loss) if fast else network.training_loss
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-5, fused=fast)
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=fast):
+            loss = loss_of(past, future, 0.3)
+        loss.backward()
+        optimiser.step()
+        return loss
+
+    return batch * rate(step), network
+
+
+def row(name: str, batch: int, highest: float) -> str:
+    plain, network = training(name, batch, fast=False)
+    fast, _ = training(name, batch, fast=True)
+    operations = 3 * 2 * macs(network.eval(), (1, STEPS, 1, SIDE, SIDE)) * fast
+    return f"{name:28} {plain:10.1f} {fast:10.1f} {fast / plain:7.2f} {operations / highest:8.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[case.model for case in CASES if case.channels == 1])
+    parser.add_argument("--batch", type=int, default=16)
+    arguments = parser.parse_args()
+    highest = peak()
+    print(f"{device_name(DEVICE)}, torch {torch.__version__}, bf16 peak {highest / 1e12:.1f} TFLOP/s, "
+          f"batch {arguments.batch}")  # fmt: skip
+    print(f"{'network':28} {'fp32 seq/s':>10} {'bf16 seq/s':>10} {'ratio':>7} {'of peak':>8}", flush=True)
+    for name in arguments.names:
+        try:
+            print(row(name, arguments.batch, highest), flush=True)
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            print(f"{name:28} {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
