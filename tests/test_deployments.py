@@ -236,7 +236,8 @@ class TestBox:
         assert "Created flow run" in _prefect(box, f"deployment run {name} --start-in 2h")
 
     def test_run_by_name(self) -> None:
-        with pytest.raises(up.UpError, match=r"No deployment 'train-nix'; known: backfill, benchmark, cycle, .*train-convlstm"):
+        known = "backfill, benchmark, cycle, .*train-convlstm"
+        with pytest.raises(up.UpError, match=f"No deployment 'train-nix'; known: {known}"):
             up.run_deployment_by_name("train-nix")
         assert up.run_deployment_by_name("cycle").deployment_id
 
