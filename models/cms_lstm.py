@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from models.blocks import FieldConv, FieldNorm, lean
 from models.nowcaster import Published
-from models.recurrent import Patched, Sampling
+from models.recurrent import Patched, Sampling, through_stack
 
 Grid = tuple[int, int] | None
 State = tuple[Tensor, Tensor]
@@ -226,11 +226,8 @@ class CMSLSTM(Patched):
         return self.embedding(super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last))
 
     def step(self, x: Tensor, state: list[State] | None) -> tuple[Tensor, list[State]]:
-        after = []
-        for layer, cell in enumerate(self.cells):
-            after.append(cell(x, state[layer] if state else None))
-            x = after[-1][0]
-        return x, after
+        after = through_stack(self.cells, x, state)
+        return after[-1][0], after
 
 
 def _scaled(field: Tensor, by: Tensor, layer: FieldConv) -> Tensor:

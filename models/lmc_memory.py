@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from models.blocks import channels_last, each_frame, lean
 from models.nowcaster import Nowcaster, Published, check_past
+from models.recurrent import through_stack
 from models.winograd import convolve
 
 State = list[tuple[Tensor, Tensor]]
@@ -212,11 +213,7 @@ class LMCMemory(Nowcaster):
 
     def step(self, x_BCHW: Tensor, state: State) -> State:
         """(encoded frame, state) -> next state."""
-        after: State = []
-        for n, cell in enumerate(self.cells):
-            after.append(cell(x_BCHW, state[n] if state else None))
-            x_BCHW = after[-1][0]
-        return after
+        return through_stack(self.cells, x_BCHW, state)
 
     def told(self, state: State, recalled_BCHW: Tensor, steps: int) -> Tensor:
         """The frames that follow from the state after the past and from what was recalled."""

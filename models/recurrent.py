@@ -13,7 +13,7 @@ Shape letters: B batch, T time, C channel, H height, W width, N batch times time
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -199,6 +199,15 @@ class Patched(Recurrent):
 
     def head(self, hidden: Tensor) -> Tensor:
         return unfold(self.conv_last(hidden), self.patch, self.order)
+
+
+def through_stack(cells: Iterable[nn.Module], x: Tensor, states: Sequence[State] | None) -> list[State]:
+    """Next states of cells of which each reads what the one below shows: the first tensor of its state."""
+    after: list[State] = []
+    for layer, cell in enumerate(cells):
+        after.append(cell(x, states[layer] if states else None))
+        x = after[-1][0]
+    return after
 
 
 def shares(sampling: Sampling, done: float) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
 from models.direct import Direct
 from models.nowcaster import Published, check_past
 from models.predrnn import check_stack
-from models.recurrent import Patched, Sampling
+from models.recurrent import Patched, Sampling, through_stack
 
 State = tuple[Tensor, Tensor, Tensor]
 """h, c and the memory of a layer."""
@@ -198,11 +198,8 @@ class SAConvLSTM(Patched):
         return channels_last(super().embed(frames_NCHW))
 
     def step(self, x: Tensor, state: list[State] | None) -> tuple[Tensor, list[State]]:
-        after = []
-        for layer, cell in enumerate(self.cells):
-            after.append(cell(x, state[layer] if state else None))
-            x = after[-1][0]
-        return x, after
+        after = through_stack(self.cells, x, state)
+        return after[-1][0], after
 
 
 class TimeConv(nn.Module):

@@ -371,10 +371,10 @@ def import_weights(
 
     Example: [bold]nowcast models import predrnn kth_model.ckpt input_length=10 total_length=30[/]
     """
-    from nowcast.exchange import Domain, import_official
+    from nowcast.exchange import import_official
 
     path = import_official(source, file, out or file.with_suffix(".safetensors"), config=_pairs(config),
-                           domain=Domain(quantity, step_seconds))  # fmt: skip
+                           quantity=quantity, cadence_seconds=step_seconds)  # fmt: skip
     console.print(f"wrote [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
 
 

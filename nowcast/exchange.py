@@ -6,7 +6,6 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models import Nowcaster, official
-from nowcast import __version__, checkpoint
+from nowcast import __version__, checkpoint, units
 from nowcast.checkpoint import Card
 from nowcast.config import ScalingSettings
 from nowcast.cube import BadInput
-from nowcast.units import quantity
 
 OPSET = 20
 """Of ONNX; the first with the bilinear sampling that extrapolating networks need."""
@@ -29,18 +27,8 @@ TOLERANCE = 1e-3
 """Exported networks must agree with ours to this; frames are in [0, 1]."""
 
 
-@dataclass(frozen=True)
-class Domain:
-    """What the frames of a network are: official weights do not say it."""
-
-    quantity: str = "intensity"
-    cadence_seconds: int = 1
-    scaling: ScalingSettings | None = None
-    """None: the quantity's own."""
-
-
 def import_official(source: str, path: Path, out: Path, *, config: Mapping[str, object] | None = None,
-                    domain: Domain | None = None) -> Path:  # fmt: skip
+                    quantity: str = "intensity", cadence_seconds: int = 1) -> Path:  # fmt: skip
     """Makes a checkpoint of ours from a file of official weights.
 
     Args:
@@ -48,22 +36,22 @@ def import_official(source: str, path: Path, out: Path, *, config: Mapping[str, 
         path: ``.pt``, ``.pth``, ``.ckpt`` (read without running code), ``.safetensors``, or ``.npz`` of named arrays.
         out: Checkpoint to write.
         config: What shapes cannot tell, in the words of the official code: ``{"T_in": 10}``.
-        domain: What the frames are.
+        quantity: What the frames are, scaled as this quantity is by default: official weights do not say it.
+        cadence_seconds: Time between them.
 
     Raises:
         BadInput: If the file holds no weights of this source.
         ValueError: If the source is unknown.
     """
     official.find(source)
-    domain = domain or Domain()
     try:
         name, settings, network = official.build(source, read_weights(path), config)
     except ValueError as error:
         raise BadInput(path, str(error).rstrip("."), "name its source, and its config as key=value") from None
-    scaling = domain.scaling or ScalingSettings.model_validate(vars(quantity(domain.quantity).scaling))
+    scaling = ScalingSettings.model_validate(vars(units.quantity(quantity).scaling))
     steps = {key: settings.pop(key) for key in ("in_steps", "out_steps", "channels")}
-    card = Card(model=name, options=settings, **steps, quantity=domain.quantity, scaling=scaling,
-                cadence_seconds=domain.cadence_seconds, code_version=__version__,
+    card = Card(model=name, options=settings, **steps, quantity=quantity, scaling=scaling,
+                cadence_seconds=cadence_seconds, code_version=__version__,
                 training={"imported_from": path.name, "source": source, "digest": checkpoint.file_digest(path),
                           "licence": network.LICENCE},
                 created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
@@ -100,21 +88,20 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def export(network: Nowcaster, out: Path, *, size: tuple[int, int], batch: int = 1) -> Path:
+def export(network: Nowcaster, out: Path, *, size: tuple[int, int]) -> Path:
     """Writes a network for other runtimes, checked against ours on random frames.
 
     Args:
         network: In eval mode.
         out: ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (``torch.export``).
         size: Height and width of the frames: a program is made for one shape.
-        batch: Sequences at once.
 
     Raises:
         BadInput: Another suffix; a network that cannot be exported; a program that computes something else.
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise BadInput(out, "is neither .onnx nor .pt2", "choose one of them")
-    shape = (batch, network.in_steps, network.channels, *size)
+    shape = (1, network.in_steps, network.channels, *size)
     past = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     write = {".onnx": _onnx, ".pt2": _program}[out.suffix]

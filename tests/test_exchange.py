@@ -37,8 +37,7 @@ def test_official_weights_become_a_checkpoint(suffix: str, weights: dict, tmp_pa
             np.savez(file, **{name: tensor.numpy() for name, tensor in weights.items()})
         case _:
             torch.save({"epoch": 7, "state_dict": {f"module.{name}": value for name, value in weights.items()}}, file)
-    domain = exchange.Domain("rainfall_rate", 300)
-    exchange.import_official("sa_convlstm", file, out, config=CONFIG, domain=domain)
+    exchange.import_official("sa_convlstm", file, out, config=CONFIG, quantity="rainfall_rate", cadence_seconds=300)
     model, past = checkpoint.load(out), torch.rand(1, 6, 1, 20, 24)
     assert (model.name, model.quantity, model.cadence_seconds) == ("sa-convlstm", "rainfall_rate", 300)
     assert checkpoint.read_card(out).training["imported_from"] == file.name
@@ -102,7 +101,7 @@ def test_onnx_computes_the_same(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_export_writes_one_file_checked_against_ours(suffix: str, tmp_path: Path) -> None:
-    made = exchange.export(network("convlstm"), tmp_path / f"network{suffix}", size=(24, 20), batch=2)
+    made = exchange.export(network("convlstm"), tmp_path / f"network{suffix}", size=(24, 20))
     assert [path.name for path in tmp_path.iterdir()] == [made.name]
 
 

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from models import MODELS, model_class
+from models import MODELS
 from models.nowcaster import Nowcaster
 
 SOURCES = {
@@ -114,15 +114,22 @@ def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowc
     Raises:
         ValueError: Unknown source, or tensors that are missing, left over or of another shape.
     """
-    return build(source, state_dict, config)[2]
+    return _built(find(source), source, state_dict, config or {})[1]
 
 
 def build(source: str, state_dict: Mapping, config: Config | None = None) -> tuple[str, dict, Nowcaster]:
     """Like ``load``, and what ``models.build`` would be told: (name in ``MODELS``, keywords, network)."""
     known = find(source)
+    settings, network = _built(known, source, state_dict, config or {})
+    place = f"{known.model.__module__.removeprefix('models.')}:{known.model.__name__}"
+    return next(name for name, where in MODELS.items() if where == place), settings, network
+
+
+def _built(known: Source, source: str, state_dict: Mapping, config: Config) -> tuple[dict, Nowcaster]:
+    """Constructor keywords, and the network with its weights."""
     tensors = _stripped(state_dict.get("state_dict", state_dict))
     try:
-        settings = known.options(tensors, config or {})
+        settings = known.options(tensors, config)
     except (KeyError, StopIteration, IndexError) as error:
         raise ValueError(f"The state dict is not one of {source}: it misses {error}.") from None
     model = known.model(**settings)
@@ -131,8 +138,7 @@ def build(source: str, state_dict: Mapping, config: Config | None = None) -> tup
     ours = {key: _made(tensors, official) for key, official in names.items() if _is_there(tensors, official)}
     _check_shapes(source, ours, names, model)
     model.load_state_dict(model.state_dict() | ours)
-    name = next(name for name in MODELS if model_class(name) is known.model)
-    return name, settings, model.eval()
+    return settings, model.eval()
 
 
 def _stripped(tensors: State) -> dict[str, Tensor]:
