@@ -46,6 +46,8 @@ class Card(Frozen):
     """Stores, versions, spans and licences trained on."""
     training: dict[str, object] = Field(default={})
     """Epochs, best validation loss, duration, device."""
+    base: dict[str, str] | None = None
+    """Where these weights are only what was tuned: ``digest`` and ``path`` of the checkpoint that they belong to."""
     code_version: str
     created: str
 
