@@ -5,7 +5,6 @@ Shape letters: B batch, T time, C channel, H height, W width.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -15,16 +14,16 @@ from models.nowcaster import Nowcaster, check_past
 
 
 class Direct(Nowcaster):
-    """A network that makes the next ``in_steps`` frames at once.
+    """A network that makes the next frames at once, mostly ``in_steps`` of them.
 
-    A subclass gives ``block``. Blocks are repeated until there are ``out_steps`` frames, each read from the one
-    before, in training too, so the gradient runs through all of them; what is too much is cut off.
+    A subclass gives ``block``. Blocks are repeated until there are ``out_steps`` frames, each read from the newest
+    frames before, in training too, so the gradient runs through all of them; what is too much is cut off.
     """
 
     free_lengths: ClassVar[bool] = False
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
-        """``in_steps`` frames -> the next ``in_steps``; sides divide by ``multiple``."""
+        """``in_steps`` frames -> the next ones; sides divide by ``multiple``."""
         raise NotImplementedError
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
@@ -33,7 +32,8 @@ class Direct(Nowcaster):
 
     def roll_out(self, past_BTCHW: Tensor) -> Tensor:
         """Forecast of frames whose sides divide by ``multiple``."""
-        made = [past_BTCHW]
-        for _ in range(math.ceil(self.out_steps / self.in_steps)):
-            made.append(self.block(made[-1]))
-        return torch.cat(made[1:], dim=1)[:, : self.out_steps]
+        made = self.block(past_BTCHW)
+        while made.shape[1] < self.out_steps:
+            newest = made if made.shape[1] >= self.in_steps else torch.cat([past_BTCHW, made], dim=1)
+            made = torch.cat([made, self.block(newest[:, -self.in_steps :])], dim=1)
+        return made[:, : self.out_steps]

@@ -8,9 +8,10 @@ encoder and decoder alone, with neither translator nor prompt. Pretrained weight
 sequences by training all of them further, or the prompt alone.
 
 Unlike the released code: any grid and any number of channels and forecast frames; the masked branch runs in
-pretraining only; masks are drawn for every sample, by torch's generator; tuning the prompt changes nothing else,
-statistics of the normalisation included. As in that code, and unlike its words, the "mask ratio" of 0.6 is the
-share that is kept, and branches of the translator are skipped at random even where ``drop_path`` is 0.
+pretraining only; masks are drawn for every sample, by torch's generator; tuning the prompt (``tune("prompt")``)
+changes nothing else, statistics of the normalisation included. As in that code, and unlike its words, the
+"mask ratio" of 0.6 is the share that is kept, and branches of the translator are skipped at random even where
+``drop_path`` is 0.
 
 Shape letters: B batch, T time, C channel, H height, W width.
 """
@@ -18,7 +19,7 @@ Shape letters: B batch, T time, C channel, H height, W width.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,6 @@ from torch.nn import functional
 
 from models.nowcaster import Published
 from models.simvp import SimVP
-
-Stage = Literal["pretraining", "fine-tuning", "prompt-tuning"]
-STAGES: tuple[Stage, ...] = ("pretraining", "fine-tuning", "prompt-tuning")
 
 
 class Prompt(nn.Module):
@@ -69,8 +67,9 @@ class GS2PM(SimVP):
         drop_path: Probability that a sample skips a branch of the last block; earlier ones go towards 1 %.
         prompt_grid: Height and width that the prompt is learned for; it is stretched to frames of other sizes.
         border: Width of the prompt, pixels.
-        stage: What is trained. ``pretraining``: all, with the masked branch; ``fine-tuning``: all, on the forecast
-            alone; ``prompt-tuning``: ``prompt`` alone, the rest needs no gradient and stays in evaluation mode.
+        at_once: All ``out_steps`` frames from one pass, by a translator that ends in as many; otherwise it makes as
+            many as it reads, and reads them again for more.
+        masked: Pretraining: the loss has the masked branch too. Tuning turns it off.
         kept: Share of the cells that the masked branch sees. The official code calls it mask ratio, but blanks
             the others.
         cell: Side of the cells, pixels.
@@ -92,6 +91,7 @@ class GS2PM(SimVP):
         "debug": {"width": 8, "hidden": 16, "blocks": 3, "ratio": 2, "heads": 2, "prompt_grid": (16, 16), "border": 4,
                   "cell": 4},
     }  # fmt: skip
+    tunings = ("full", "prompt")
     PUBLISHED: ClassVar = {
         "small": Published(10_379_779, channels=3),
         "medium": Published(99_899_395, channels=3),
@@ -101,24 +101,30 @@ class GS2PM(SimVP):
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, hidden: int = 128,
                  layers: int = 4, blocks: int = 8, ratio: float = 8.0, heads: int = 8, drop_path: float = 0.0,
-                 prompt_grid: tuple[int, int] = (128, 128), border: int = 32, stage: Stage = "pretraining",
-                 kept: float = 0.6, cell: int = 16, one_mask: bool = False) -> None:  # fmt: skip
+                 prompt_grid: tuple[int, int] = (128, 128), border: int = 32, at_once: bool = False,
+                 masked: bool = True, kept: float = 0.6, cell: int = 16, one_mask: bool = False) -> None:  # fmt: skip
         super().__init__(
             in_steps=in_steps, out_steps=out_steps, channels=channels, middle="uniformer", width=width, hidden=hidden,
-            layers=layers, blocks=blocks, ratio=ratio, heads=heads, drop_path=drop_path,
+            layers=layers, blocks=blocks, ratio=ratio, heads=heads, drop_path=drop_path, at_once=at_once,
         )  # fmt: skip
-        _check_prompt(prompt_grid, border, stage, kept, cell)
-        self.stage, self.kept, self.cell, self.one_mask = stage, kept, cell, one_mask
+        _check_prompt(prompt_grid, border, kept, cell)
+        self.masked, self.kept, self.cell, self.one_mask = masked, kept, cell, one_mask
+        self.frozen = False
+        """True: all but the prompt stays as it is."""
         self.apply(_xavier)
         self.prompt = Prompt(channels, prompt_grid, border)
-        if stage == "prompt-tuning":
-            self.requires_grad_(False)
-            self.prompt.requires_grad_(True)
+
+    def tune(self, method: str) -> None:
+        """``full``: all weights learn; ``prompt``: it alone, the rest needs no gradient. Both on the forecast alone."""
+        super().tune(method)
+        self.masked, self.frozen = False, method == "prompt"
+        self.requires_grad_(not self.frozen)
+        self.prompt.requires_grad_(True)
 
     def train(self, mode: bool = True) -> GS2PM:
-        """Switches to training; what is not trained stays in evaluation mode."""
+        """Switches to training; what is frozen stays in evaluation mode."""
         super().train(mode)
-        if self.stage == "prompt-tuning":
+        if self.frozen:
             for part in self.children():
                 part.eval()
         return self
@@ -134,7 +140,7 @@ class GS2PM(SimVP):
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
         """Squared plus absolute error of the forecast, and in pretraining of the past seen through a mask."""
         loss = _error(self(past_BTCHW), future_BTCHW, mask_BTCHW)
-        if self.stage != "pretraining":
+        if not self.masked:
             return loss
         filled = self.on_any_grid(self.fill, past_BTCHW * self.seen(past_BTCHW))
         return loss + _error(filled, past_BTCHW)
@@ -163,10 +169,8 @@ def _error(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
     return ((off + off.square()) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _check_prompt(grid: tuple[int, int], border: int, stage: str, kept: float, cell: int) -> None:
+def _check_prompt(grid: tuple[int, int], border: int, kept: float, cell: int) -> None:
     if border < 1 or min(grid) <= 2 * border:
         raise ValueError(f"border must be >= 1 and leave an inside in prompt_grid {tuple(grid)}, got {border}.")
-    if stage not in STAGES:
-        raise ValueError(f"Unknown stage {stage!r}; known: {', '.join(STAGES)}.")
     if not 0 < kept <= 1 or cell < 1:
         raise ValueError(f"kept must lie in (0, 1] and cell be >= 1, got {kept} and {cell}.")

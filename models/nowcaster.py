@@ -60,6 +60,9 @@ class Nowcaster(nn.Module):
     """True: NaN in the past means no data and comes out as NaN where nothing is known.
     False: the caller fills NaN with 0 and masks the forecast."""
 
+    tunings: ClassVar[tuple[str, ...]] = ("full",)
+    """Ways to fit trained weights to other data, see ``tune``."""
+
     trainable: ClassVar[bool] = True
     """False for the references that have nothing to learn."""
 
@@ -100,6 +103,20 @@ class Nowcaster(nn.Module):
         A network with its own recipe overrides this. ``progress`` runs from 0 to 1 over the training.
         """
         return weighted_mse(self(past_BTCHW), future_BTCHW, mask_BTCHW)
+
+    def tune(self, method: str) -> None:
+        """Prepares trained weights for a training on other data; what will change is what needs a gradient.
+
+        Args:
+            method: One of ``tunings``. ``full``: all weights, on the forecast alone.
+
+        Raises:
+            ValueError: If the network cannot be tuned so; the message lists how it can.
+        """
+        if method not in self.tunings:
+            raise ValueError(
+                f"{type(self).__name__} has no tuning {method!r}; it can be tuned by: {', '.join(self.tunings)}."
+            )
 
     def on_any_grid(self, forecast: Callable[[Tensor], Tensor], past_BTCHW: Tensor) -> Tensor:
         """Runs ``forecast`` on frames of any size: padded to ``multiple``, or tiled where weights are bound to a grid.

@@ -86,14 +86,15 @@ class Inception(nn.Module):
 class InceptionTranslator(nn.Module):
     """Version 1: a U-net of Inception modules whose grid stays the same."""
 
-    def __init__(self, channels: int, hidden: int, *, blocks: int, kernels: Sequence[int], groups: int) -> None:
+    def __init__(self, channels: int, hidden: int, outputs: int, *, blocks: int, kernels: Sequence[int],
+                 groups: int) -> None:  # fmt: skip
         super().__init__()
 
         def module(inputs: int, outputs: int) -> Inception:
             return Inception(inputs, hidden // 2, outputs, kernels=kernels, groups=groups)
 
         ins = [channels, *[hidden] * (blocks - 1)]
-        outs = [*[hidden] * (blocks - 1), channels]
+        outs = [*[hidden] * (blocks - 1), outputs]
         self.down = nn.ModuleList(module(n, hidden) for n in ins)
         self.up = nn.ModuleList(module(hidden * (2 if i else 1), n) for i, n in enumerate(outs))
 
@@ -110,17 +111,17 @@ class InceptionTranslator(nn.Module):
 class MetaTranslator(nn.ModuleList):
     """Blocks of one kind, the first and the last of which change the width by a 1 x 1 convolution."""
 
-    def __init__(self, channels: int, hidden: int, *, block: Callable[[Place], nn.Module], blocks: int, ratio: float,
-                 drop_path: float, window: int, tokens: int, heads: int) -> None:  # fmt: skip
+    def __init__(self, channels: int, hidden: int, outputs: int, *, block: Callable[[Place], nn.Module], blocks: int,
+                 ratio: float, drop_path: float, window: int, tokens: int, heads: int) -> None:  # fmt: skip
         super().__init__()
         rates = [0.01 + (drop_path - 0.01) * i / (blocks - 1) for i in range(blocks)]
-        widths = [channels, *[hidden] * (blocks - 1), channels]
+        widths = [channels, *[hidden] * (blocks - 1), outputs]
         for i, rate in enumerate(rates):
-            inputs, outputs = widths[i : i + 2]
-            place = Place(inputs, i, ratio, rate, inputs == outputs, window, tokens, heads)
+            width, after = widths[i : i + 2]
+            place = Place(width, i, ratio, rate, width == after, window, tokens, heads)
             stage = OrderedDict(block=block(place))
-            if inputs != outputs:
-                stage["reduction"] = nn.Conv2d(inputs, outputs, 1)
+            if width != after:
+                stage["reduction"] = nn.Conv2d(width, after, 1)
             self.append(nn.Sequential(stage))
 
     def forward(self, x_BCHW: Tensor, run: Callable[..., Tensor]) -> Tensor:
@@ -130,7 +131,7 @@ class MetaTranslator(nn.ModuleList):
 
 
 class SimVP(Direct):
-    """As many frames out as go in, at once.
+    """As many frames out as go in, or as are asked for, at once.
 
     Args:
         middle: Kind of the translator: ``incepu`` or a name in ``METAFORMERS``.
@@ -149,6 +150,8 @@ class SimVP(Direct):
         window: Side of the windows of ``swin``, in latent pixels.
         heads: Of the attention of ``swin``, ``vit`` and ``uniformer``.
         grid: Height and width of the frames, for ``mlp-mixer`` only, whose weights are bound to it.
+        at_once: All ``out_steps`` frames from one pass, by a translator that ends in as many; otherwise it makes as
+            many as it reads, and reads them again for more.
 
     Raises:
         ValueError: If the options do not fit each other.
@@ -193,8 +196,10 @@ class SimVP(Direct):
                  hidden: int = 512, layers: int = 4, blocks: int = 8, ratio: float = 8.0, drop_path: float = 0.0,
                  encoder_kernel: int = 3, decoder_kernel: int = 3, original: bool = False,
                  kernels: Sequence[int] = (3, 5, 7, 11), groups: int = 8, window: int = 4, heads: int = 8,
-                 grid: tuple[int, int] | None = None) -> None:  # fmt: skip
+                 grid: tuple[int, int] | None = None, at_once: bool = False) -> None:  # fmt: skip
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
+        self.made = out_steps if at_once else in_steps
+        """Frames that a pass makes."""
         self.middle, known = middle, ("incepu", *self.METAFORMERS)
         if middle not in known:
             raise ValueError(f"Unknown middle {middle!r}; known: {', '.join(known)}.")
@@ -213,22 +218,30 @@ class SimVP(Direct):
         self.joined = original
         self.decoder.append(Unit(width * (2 if original else 1), width, kernel=decoder_kernel, original=original))
         self.readout = nn.Conv2d(width, channels, 1)
-        stacked = in_steps * width
+        stacked, made = in_steps * width, self.made * width
         if middle == "incepu":
             self.translator: nn.Module = InceptionTranslator(
-                stacked, hidden, blocks=blocks, kernels=kernels, groups=groups
+                stacked, hidden, made, blocks=blocks, kernels=kernels, groups=groups
             )
         else:
             height, length = self.grid or (stride, stride)
             self.translator = MetaTranslator(
-                stacked, hidden, block=self.METAFORMERS[middle], blocks=blocks, ratio=ratio, drop_path=drop_path,
-                window=window, tokens=height * length // stride**2, heads=heads,
+                stacked, hidden, made, block=self.METAFORMERS[middle], blocks=blocks, ratio=ratio,
+                drop_path=drop_path, window=window, tokens=height * length // stride**2, heads=heads,
             )  # fmt: skip
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
         latent, firsts = self.encode_all(past_BTCHW.flatten(0, 1))
         latent = self.translate(latent.unflatten(0, past_BTCHW.shape[:2]))
-        return self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, past_BTCHW.shape[:2])
+        if self.made != self.in_steps:
+            firsts = self.matched(firsts)
+        return self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, (-1, self.made))
+
+    def matched(self, firsts_NCHW: list[Tensor]) -> list[Tensor]:
+        """First features for every frame that is made: of the past frame of the same number, or of the last."""
+        number = torch.arange(self.made).clamp(max=self.in_steps - 1)
+        matched = torch.cat(firsts_NCHW).unflatten(0, (-1, self.in_steps))[:, number].flatten(0, 1)
+        return list(matched.split(len(firsts_NCHW[0])))
 
     def encode_all(self, frames_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Latent frames, and the first features in the portions that they were made in."""
@@ -252,7 +265,7 @@ class SimVP(Direct):
     def translate(self, latent_BTCHW: Tensor) -> Tensor:
         """Latent frames of the past -> of the future."""
         stacked = channels_last(latent_BTCHW.flatten(1, 2))
-        return self.translator(stacked, self.segment).unflatten(1, latent_BTCHW.shape[1:3])
+        return self.translator(stacked, self.segment).unflatten(1, (self.made, -1))
 
     def decode(self, latent_NCHW: Tensor, first_NCHW: Tensor) -> Tensor:
         """Frames from latent ones and the first features of the frames before."""

@@ -1,16 +1,20 @@
 """One file that is a network: weights, and a card with all that is needed to use them.
 
-The file is safetensors: loading it runs no code. The card travels in its header.
+The file is safetensors: loading it runs no code. The card travels in its header. A *prompt file* holds the few
+weights that were tuned (``Nowcaster.tune``), and its card names the checkpoint that has all others, its base.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -66,17 +70,29 @@ class Model:
     """None: any."""
     digest: str
     """Of the checkpoint file; the name and code version where there is none."""
+    base: Model | None = None
+    """Of a prompt file."""
+
+
+_shared: WeakValueDictionary[tuple[Path, int, str], Model] = WeakValueDictionary()
+"""Checkpoints in use by file, its time and device, whose weights several networks hold together."""
 
 
 def save(path: Path, network: Nowcaster, card: Card) -> Path:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all; over a base only the weights that were learned."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    kept = learned(network) if card.base else network.state_dict()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     save_file(weights, temporary, metadata={HEADER_KEY: card.model_dump_json()})
     temporary.chmod(0o644)  # safetensors makes it private
     temporary.replace(path)
     return path
+
+
+def learned(network: Nowcaster) -> dict[str, torch.Tensor]:
+    """The weights that a training changes, where ``tune`` left some of them as they are."""
+    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
 
 
 def find(name: str | Path) -> Path:
@@ -87,10 +103,30 @@ def find(name: str | Path) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    shipped = {file.name: file for file in sorted(Path(str(files("nowcast") / "weights")).glob("*.safetensors"))}
-    if str(name) not in shipped:
+    if str(name) not in (shipped := _shipped()):
         raise BadInput(name, "no such checkpoint", f"give a file, or one that is shipped: {', '.join(shipped)}")
     return shipped[str(name)]
+
+
+def _shipped() -> dict[str, Path]:
+    return {file.name: file for file in sorted(Path(str(files("nowcast") / "weights")).glob("*.safetensors"))}
+
+
+def find_base(path: Path, base: Mapping[str, str]) -> Path:
+    """The base of a prompt file: where it was, beside the prompt under its name or its digest, or shipped.
+
+    Raises:
+        BadInput: If it is nowhere, or if other weights lie there.
+    """
+    digest, name = base["digest"], Path(base["path"]).name
+    places = [Path(base["path"]), path.with_name(name), path.with_name(f"{digest}.safetensors")]
+    there = [place for place in (*places, _shipped().get(name)) if place and place.is_file()]
+    for place in there:
+        if _digest(place, place.stat().st_mtime_ns) == digest:
+            return place
+    other = f"{there[0]} has the digest {_digest(there[0], there[0].stat().st_mtime_ns)}" if there else "it is gone"
+    raise BadInput(path, f"was tuned over {base['path']} with the digest {digest}, and {other}",
+                   f"bring that checkpoint back, or put it beside this file as {digest}.safetensors")  # fmt: skip
 
 
 def read_card(path: Path) -> Card:
@@ -113,24 +149,56 @@ def read_card(path: Path) -> Card:
         raise BadInput(path, f"card: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
 
 
-def load(path: Path, *, device: str = "cpu") -> Model:
-    """Loads a checkpoint in evaluation mode.
+def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
+    """Loads a checkpoint, or a prompt file over its base, in evaluation mode.
+
+    Args:
+        path: The file.
+        device: Where the weights go.
+        shared: Weights that other networks loaded so have too are in memory once, and must not be changed: all
+            prompts of a base cost little more than one.
 
     Raises:
-        BadInput: If the file is not a checkpoint, or its weights do not fit its card.
+        BadInput: If the file is not a checkpoint, its weights do not fit its card, or its base is not found.
     """
+    key = path.resolve(), path.stat().st_mtime_ns if path.is_file() else 0, device
+    if shared and (held := _shared.get(key)):
+        return held
     card = read_card(path)
+    base = load(find_base(path, card.base), device=device, shared=shared) if card.base else None
+    network = _filled(path, card, base).to(device).eval()
+    name, scaling = card.model.partition(":")[0], card.scaling.build()
+    model = Model(name, fast_layout(network), card.quantity, scaling, card.cadence_seconds, file_digest(path), base)
+    if shared:
+        _shared[key] = model
+    return model
+
+
+def _filled(path: Path, card: Card, base: Model | None) -> Nowcaster:
+    """The network of a card with the weights of its file; those of the base are taken over, not copied."""
     network = build(card.model, in_steps=card.in_steps, out_steps=card.out_steps, channels=card.channels,
                     **card.options)  # fmt: skip
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if base:
+        weights = base.network.state_dict() | weights
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(weights, assign=base is not None)
     except RuntimeError as error:
         raise BadInput(path, f"weights do not fit {card.model}: {str(error).splitlines()[-1].strip()}") from None
-    network = fast_layout(network.to(device).eval())
-    name, scaling = card.model.partition(":")[0], card.scaling.build()
-    return Model(name, network, card.quantity, scaling, card.cadence_seconds, file_digest(path))
+    return network
+
+
+def adopt(network: Nowcaster, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Takes over the weights that fit, of a checkpoint that may have other lengths or channels.
+
+    Returns:
+        Names of the weights that are new: no other has their name and shape.
+    """
+    own = network.state_dict()
+    fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    network.load_state_dict(own | fitting)
+    return [name for name in own if name not in fitting]
 
 
 def reference(name: str, *, in_steps: int, out_steps: int, code_version: str) -> Model:
@@ -157,12 +225,13 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
         leads: Frames wanted.
 
     Returns:
-        (leads, y, x) float32 in the same unit; NaN where nothing is known.
+        (leads, y, x) float32 in the same unit, the mean of a colour network's channels; NaN where nothing is known.
     """
     scaling = model.scaling or quantity(quantity_name).scaling
     network = model.network
     learned = network.trainable  # what merely moves values must not cut them at the limits of a scale
     frames = torch.from_numpy(scaling.encode(past, clip=learned))[None, :, None]
+    frames = frames.expand(-1, -1, network.channels, -1, -1)  # as in training, where a colour network is given grey
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)
     device = next(network.parameters(), frames).device
@@ -172,7 +241,7 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
         while sum(part.shape[1] for part in made) < leads:
             made.append(network(frames))
             frames = torch.cat([frames, made[-1]], dim=1)[:, -network.in_steps :]
-    future = torch.cat(made, dim=1)[0, :leads, 0].float().cpu().numpy()
+    future = torch.cat(made, dim=1)[0, :leads].mean(1, dtype=torch.float32).cpu().numpy()
     values = scaling.decode(future, clip=learned)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
 
@@ -187,6 +256,12 @@ def fast_layout(network: Nowcaster) -> Nowcaster:
         if weight.ndim in LAYOUTS:
             weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
     return network
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, modified: int) -> str:
+    """Of a file that may be gigabytes, computed once."""
+    return file_digest(path)
 
 
 def file_digest(path: Path) -> str:

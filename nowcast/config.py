@@ -315,7 +315,10 @@ class Recipe(Frozen):
     runs: Path = Path("runs")
     """Folder of run folders: logs, checkpoints, the exported network."""
     start_from: Path | None = None
-    """Checkpoint to fine-tune."""
+    """Checkpoint to go on from: its network's options apply where none are given, weights that fit are taken over."""
+    tuning: str | None = None
+    """How the weights of ``start_from`` are fitted to these data, one of the network's ``tunings``: ``full``: all of
+    them; ``prompt``: GS2PM's prompt alone, for a small file over that checkpoint. None: trained as from the start."""
 
     @field_validator("valid", mode="before")
     @classmethod
@@ -328,6 +331,8 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _model_exists(self) -> Recipe:
         _known("model", self.model, MODELS)
+        if self.tuning and not self.start_from:
+            raise ValueError(f"tuning {self.tuning} needs start_from, the checkpoint that is tuned")
         return self
 
 

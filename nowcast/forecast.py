@@ -252,7 +252,7 @@ def _load(name: str, available: int, leads: int) -> Model:
 
 @lru_cache(maxsize=8)
 def _load_file(path: Path, modified: int) -> Model:
-    return checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
+    return checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu", shared=True)
 
 
 def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | None, leads: int) -> xr.Dataset:

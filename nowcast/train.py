@@ -28,7 +28,7 @@ from lightning.pytorch import callbacks, loggers  # noqa: E402
 
 from models import Nowcaster, build  # noqa: E402
 from nowcast import __version__, checkpoint  # noqa: E402
-from nowcast.checkpoint import Card  # noqa: E402
+from nowcast.checkpoint import Card, Model  # noqa: E402
 from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
 from nowcast.costs import device_name  # noqa: E402
 from nowcast.spans import check_apart  # noqa: E402
@@ -43,6 +43,7 @@ FREE = {"epochs", "minutes", "patience", "workers", "devices", "accelerator", "s
 PLANNED = {"one-cycle", "cosine"}
 """Schedules laid out over all epochs, of which there cannot be more later."""
 Progress = Callable[[int, int, str], None]
+log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
 
 
@@ -60,13 +61,14 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     Raises:
         ConfigError: Data that overlap, or that hold no window.
     """
+    recipe, begin = _resolved(recipe)
     folder = recipe.runs / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
     batches, held_out_batches = _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False)
     clock = _clock(recipe.trainer)
-    learner = Learner(_network(recipe), recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
+    learner = Learner(_network(recipe, begin), recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
                       valid=held_out.unpack)  # fmt: skip
     last = folder / RESUME
     resume = resume and last.exists()
@@ -77,7 +79,7 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(learner, batches, held_out_batches, ckpt_path=last if resume else None)
-    return _export(recipe, folder, learner, trainer, fitting)
+    return _export(recipe, folder, learner, trainer, fitting, begin)
 
 
 class Learner(lightning.LightningModule):
@@ -123,7 +125,8 @@ class Learner(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.settings
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
-        optimiser = kind(self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        weights = checkpoint.learned(self.network).values()
+        optimiser = kind(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = self._schedule(optimiser)
         return {"optimizer": optimiser} | ({"lr_scheduler": schedule} if schedule else {})
 
@@ -176,16 +179,50 @@ def _check_unchanged(recipe: Recipe, folder: Path) -> None:
                           "use another name, or --no-resume to begin again.")  # fmt: skip
 
 
-def _network(recipe: Recipe) -> Nowcaster:
+def _resolved(recipe: Recipe) -> tuple[Recipe, Model | None]:
+    """The recipe with the options of the network that it starts from, and that network.
+
+    Raises:
+        ConfigError: If the recipe is of another network.
+    """
+    if not recipe.start_from:
+        return recipe, None
+    path = checkpoint.find(recipe.start_from)
+    card = checkpoint.read_card(path)
+    kinds = [name.partition(":")[0] for name in (recipe.model, card.model)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"start_from: {path} is a {kinds[1]}, and model says {kinds[0]}.")
+    changes: dict[str, Any] = {"start_from": path.resolve()}
+    if recipe.model in (card.model, kinds[0]):
+        changes |= {"model": card.model, "options": card.options | recipe.options}
+    return recipe.model_copy(update=changes), checkpoint.load(path)
+
+
+def _network(recipe: Recipe, begin: Model | None) -> Nowcaster:
     windows = recipe.windows
     network = build(recipe.model, in_steps=windows.in_steps, out_steps=windows.out_steps, channels=windows.channels,
                     **recipe.options)  # fmt: skip
     if not network.trainable:
         raise ConfigError(f"{recipe.model} has nothing to learn; choose a network (`nowcast models`).")
-    if recipe.start_from:
-        network.load_state_dict(checkpoint.load(recipe.start_from).network.state_dict())
+    new = checkpoint.adopt(network, begin.network.state_dict()) if begin else []
+    if recipe.tuning:
+        network.tune(recipe.tuning)
+    _check_new(recipe, network, new)
     network.checkpointing = recipe.trainer.checkpointing
     return checkpoint.fast_layout(network)
+
+
+def _check_new(recipe: Recipe, network: Nowcaster, new: list[str]) -> None:
+    """Weights that the checkpoint does not have are named; they must not be left as they were drawn."""
+    if not new:
+        return
+    few = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+    if len(new) == len(network.state_dict()):
+        raise ConfigError(f"start_from: no weight of {recipe.start_from} fits {recipe.model} with these options.")
+    if not set(new) <= checkpoint.learned(network).keys() | dict(network.named_buffers()).keys():
+        raise ConfigError(f"tuning {recipe.tuning} leaves other weights as they are, and {recipe.start_from} has no "
+                          f"{few}; keep its lengths, channels and options, or use tuning full.")  # fmt: skip
+    log.warning("%s: new weights, since %s has none of their shape: %s", recipe.name, recipe.start_from, few)
 
 
 def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> Loader:
@@ -226,8 +263,9 @@ def _trainer(recipe: Recipe, folder: Path, clock: callbacks.Timer, progress: Pro
     )  # fmt: skip
 
 
-def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows) -> Path:
-    """Writes the best and the last weights as checkpoints with their card."""
+def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows,
+            begin: Model | None) -> Path:  # fmt: skip
+    """Writes the best and the last weights as checkpoints with their card, or as prompt files over their base."""
     kept: Any = trainer.checkpoint_callback
     best, score = kept.best_model_path, kept.best_model_score
     for name, source in (("last", folder / RESUME), ("best", Path(best))):
@@ -240,8 +278,18 @@ def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.T
             "torch": torch.__version__,
         }
         _load(learner.network, state["state_dict"])
-        exported = checkpoint.save(folder / f"{name}.safetensors", learner.network, _card(recipe, fitting, facts))
+        card = _card(recipe, fitting, facts).model_copy(update={"base": _base(recipe, learner.network, begin)})
+        exported = checkpoint.save(folder / f"{name}.safetensors", learner.network, card)
     return exported
+
+
+def _base(recipe: Recipe, network: Nowcaster, begin: Model | None) -> dict[str, str] | None:
+    """What lies below the weights that were learned, where those are not all: the prompt of a prompt has the same."""
+    if begin is None or len(checkpoint.learned(network)) == len(list(network.parameters())):
+        return None
+    path = checkpoint.find(str(recipe.start_from))
+    known = checkpoint.read_card(path).base
+    return known or {"digest": begin.digest, "path": str(path.resolve())}
 
 
 def _costs(trainer: lightning.Trainer, clock: callbacks.Timer) -> dict[str, object]:

@@ -77,7 +77,7 @@ def test_the_forecast_comes_from_the_prompt_and_the_filling_does_not():
 
 
 def test_loss_is_the_squared_plus_the_absolute_error():
-    model, past, future = debug(stage="fine-tuning").eval(), clip(), clip(2)
+    model, past, future = debug(masked=False).eval(), clip(), clip(2)
     off = (model(past) - future).detach()
     assert model.training_loss(past, future, 0.0).item() == pytest.approx((off.square() + off.abs()).mean().item())
     weight = torch.zeros_like(future)
@@ -91,7 +91,7 @@ def test_loss_is_the_squared_plus_the_absolute_error():
 def test_pretraining_adds_the_filling_of_the_past():
     torch.manual_seed(5)
     whole = debug(kept=1.0).eval()
-    alone = debug(kept=1.0, stage="fine-tuning").eval()
+    alone = debug(kept=1.0, masked=False).eval()
     past, future = clip(), clip(2)
     off = (whole.fill(past) - past).detach()
     expected = alone.training_loss(past, future, 0.0) + (off.square() + off.abs()).mean()
@@ -99,8 +99,9 @@ def test_pretraining_adds_the_filling_of_the_past():
 
 
 def test_prompt_tuning_changes_the_prompt_and_nothing_else():
-    model = debug(stage="prompt-tuning").train()
-    assert model.training
+    model = debug()
+    model.tune("prompt")
+    assert model.train().training
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimiser = torch.optim.Adam((weight for weight in model.parameters() if weight.requires_grad), lr=0.1)
     model.training_loss(clip(), clip(2), 0.0).backward()
@@ -110,15 +111,43 @@ def test_prompt_tuning_changes_the_prompt_and_nothing_else():
     assert not any(weight.requires_grad for name, weight in model.named_parameters() if not name.startswith("prompt."))
 
 
-def test_stages_share_one_state_dict():
-    debug(stage="prompt-tuning").load_state_dict(debug().state_dict())
+def test_full_tuning_trains_all_on_the_forecast_alone():
+    tuned, alone, past, future = debug(), debug(masked=False), clip(), clip(2)
+    tuned.tune("prompt")
+    tuned.tune("full")
+    assert all(weight.requires_grad for weight in tuned.parameters())
+    torch.testing.assert_close(tuned.eval().training_loss(past, future, 0.0),
+                               alone.eval().training_loss(past, future, 0.0))  # fmt: skip
+
+
+def test_more_frames_at_once_differ_from_the_plain_network_in_the_last_layer_alone():
+    plain, wide = debug(), debug(out_steps=7, at_once=True)
+    ours, theirs = plain.state_dict(), wide.state_dict()
+    assert ours.keys() == theirs.keys()
+    differ = {name for name in ours if ours[name].shape != theirs[name].shape}
+    assert differ == {"translator.2.reduction.weight", "translator.2.reduction.bias"}
+    assert theirs["translator.2.reduction.weight"].shape == (7 * 8, 16, 1, 1)
+    assert wide(clip()).shape == (2, 7, 1, 24, 20)
+
+
+def test_frames_at_once_are_those_of_the_plain_network_where_lengths_are_equal():
+    plain, at_once, past = debug(out_steps=3).eval(), debug(out_steps=3, at_once=True).eval(), clip()
+    assert torch.equal(plain(past), at_once(past))
+
+
+@pytest.mark.parametrize(("out_steps", "numbers"), [(2, [0, 1]), (5, [0, 1, 2, 2, 2])])
+def test_first_features_are_those_of_the_same_frame_and_then_of_the_last(out_steps, numbers):
+    """Two samples of three frames, in portions of four maps."""
+    maps = torch.arange(6.0).view(6, 1, 1, 1)
+    matched = debug(out_steps=out_steps, at_once=True).matched(list(maps.split(4)))
+    assert [len(part) for part in matched][:-1] in ([], [4], [4, 4])
+    assert torch.cat(matched).flatten().tolist() == [*numbers, *(3 + number for number in numbers)]
 
 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
         ({"border": 8}, r"leave an inside in prompt_grid \(16, 16\), got 8"),
-        ({"stage": "tuning"}, "Unknown stage 'tuning'; known: pretraining, fine-tuning, prompt-tuning"),
         ({"kept": 0.0}, r"kept must lie in \(0, 1\]"),
         ({"hidden": 18, "heads": 4}, "multiples of 4, got 18"),
     ],
@@ -200,10 +229,10 @@ def test_any_scale_is_read_from_the_tensors(source, options):
     load(source, {f"module.{name}": weights[name] for name in weights.keys() - counters}, {"heads": 4})
 
 
-def test_the_source_tells_the_stage():
+def test_the_source_tells_whether_the_masked_branch_is_trained():
     weights = {name: torch.rand(shape) for name, shape in official(SCALES[0]).items()}
-    stages = [load(source, weights, {"heads": 4}).stage for source in ("gs2pm_small", "gs2pm_small_tuned")]
-    assert stages == ["pretraining", "fine-tuning"]
+    masked = [load(source, weights, {"heads": 4}).masked for source in ("gs2pm_small", "gs2pm_small_tuned")]
+    assert masked == [True, False]
 
 
 def test_frames_in_portions_give_the_same_as_all_at_once(monkeypatch):

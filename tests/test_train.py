@@ -136,6 +136,68 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path) -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
+def tuned(tmp_path: Path, start: Path, method: str | None, *, name: str = "tuned", **changes: object) -> Recipe:
+    """Ten steps on from a checkpoint; what is not said of the network is the checkpoint's."""
+    settings = recipe(tmp_path, "gs2pm", learning_rate=1e-2, batches_per_epoch=10)
+    changes = {"name": name, "start_from": start, "tuning": method, "model": "gs2pm"} | changes
+    return Recipe.model_validate(settings.model_dump() | changes)
+
+
+def test_prompt_tuning_leaves_a_small_file_over_its_base(tmp_path: Path) -> None:
+    base = train.train(recipe(tmp_path, "gs2pm"))
+    path = train.train(tuned(tmp_path, base, "prompt"))
+    card = checkpoint.read_card(path)
+    assert card.base == {"digest": checkpoint.file_digest(base), "path": str(base.resolve())}
+    assert card.model == "gs2pm:debug"
+    assert path.stat().st_size < base.stat().st_size / 5
+    before, after = (checkpoint.load(file).network.state_dict() for file in (base, path))
+    assert {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"prompt"}
+    again = train.train(tuned(tmp_path, path, "prompt", name="again"))
+    assert checkpoint.read_card(again).base == card.base
+    whole = train.train(tuned(tmp_path, path, "full", name="whole"))
+    assert checkpoint.read_card(whole).base is None
+
+
+def test_a_prompt_is_not_tuned_over_other_lengths(tmp_path: Path) -> None:
+    base = train.train(recipe(tmp_path, "gs2pm"))
+    windows = recipe(tmp_path).windows.model_copy(update={"in_steps": 3})
+    with pytest.raises(ConfigError, match=r"tuning prompt leaves other .*, and .* has no translator"):
+        train.train(tuned(tmp_path, base, "prompt", windows=windows))
+
+
+def test_other_lengths_keep_the_weights_that_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = train.train(recipe(tmp_path, "gs2pm"))
+    windows = recipe(tmp_path).windows.model_copy(update={"out_steps": 3})
+    path = train.train(tuned(tmp_path, base, "full", windows=windows, options={"at_once": True}))
+    assert "new weights, since" in caplog.text
+    assert "translator.2." in caplog.text
+    assert "translator.1." not in caplog.text
+    assert checkpoint.read_card(path).options == {"at_once": True}
+    assert checkpoint.load(path).network.made == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"model": "convgru:debug"}, "start_from: .* is a gs2pm, and model says convgru"),
+        ({"tuning": "lora"}, "GS2PM has no tuning 'lora'; it can be tuned by: full, prompt"),
+    ],
+)
+def test_tuning_that_cannot_be_is_refused(tmp_path: Path, changes: dict, fault: str) -> None:
+    base = train.train(recipe(tmp_path, "gs2pm"))
+    with pytest.raises(ValueError, match=fault):
+        train.train(tuned(tmp_path, base, "full", **changes))
+
+
+def test_networks_without_a_prompt_say_so(tmp_path: Path) -> None:
+    base = train.train(recipe(tmp_path))
+    settings = recipe(tmp_path).model_copy(update={"name": "tuned", "start_from": base, "tuning": "prompt"})
+    with pytest.raises(ValueError, match="ConvGRU has no tuning 'prompt'; it can be tuned by: full"):
+        train.train(settings)
+    with pytest.raises(ValueError, match="tuning full needs start_from"):
+        Recipe.model_validate(recipe(tmp_path).model_dump() | {"tuning": "full"})
+
+
 def test_overlap_of_train_and_valid_is_refused(tmp_path: Path) -> None:
     settings = recipe(tmp_path)
     with pytest.raises(ConfigError, match="frames are in train and valid"):

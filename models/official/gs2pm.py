@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from models.gs2pm import GS2PM, Stage
+from models.gs2pm import GS2PM
 from models.nowcaster import Nowcaster
 from models.official import Config, Made, Source, State
 from models.official.openstl import simvp_names, simvp_options
@@ -22,7 +22,7 @@ def _official(name: str) -> str:
     return name.replace("hid.", "translator.", 1).replace("prompt.", "prompt.pad_", 1)
 
 
-def _options(tensors: State, config: Config, *, stage: Stage) -> dict:
+def _options(tensors: State, config: Config, *, masked: bool) -> dict:
     found = simvp_options({name.replace("translator.", "hid.", 1): tensor for name, tensor in tensors.items()}, config)
     border, width = tensors["prompt.pad_up"].shape[-2:]
     height = tensors["prompt.pad_left"].shape[-2] + 2 * border
@@ -31,9 +31,9 @@ def _options(tensors: State, config: Config, *, stage: Stage) -> dict:
         "heads": config.get("heads", 8),
         "prompt_grid": (height, width),
         "border": border,
-        "stage": stage,
+        "masked": masked,
     }
 
 
-PRETRAINED = Source(GS2PM, partial(_options, stage="pretraining"), _names)
-TUNED = Source(GS2PM, partial(_options, stage="fine-tuning"), _names)
+PRETRAINED = Source(GS2PM, partial(_options, masked=True), _names)
+TUNED = Source(GS2PM, partial(_options, masked=False), _names)

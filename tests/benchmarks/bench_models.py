@@ -43,6 +43,8 @@ class Case:
     """Of the frames, pixels."""
     options: dict[str, object] = field(default_factory=dict)
     """Of the network."""
+    tuning: str | None = None
+    """How trained weights are fitted to other data; None: a training from the beginning."""
     seed: bool = False
     """Counts in the mean of the networks that the project began with."""
 
@@ -76,9 +78,9 @@ CASES = [
     Case("simvp:hornet", 0.44, 6.09),
     Case("simvp:mlp-mixer", 0.40, 5.03),
     Case("simvp:vit", 0.44, 5.73),
-    Case("gs2pm:small", 1.5, 38, 8.1, batch=8, channels=3, side=128, options={"stage": "fine-tuning"}),
+    Case("gs2pm:small", 1.5, 38, 8.1, batch=8, channels=3, side=128, tuning="full"),
     Case("gs2pm:small", 1.5, 56, 12.0, batch=8, channels=3, side=128),
-    Case("gs2pm:small", 1.5, 27, 7.6, batch=8, channels=3, side=128, options={"stage": "prompt-tuning"}),
+    Case("gs2pm:small", 1.5, 27, 7.6, batch=8, channels=3, side=128, tuning="prompt"),
 ]
 
 
@@ -89,12 +91,14 @@ def measure(case: Case) -> dict[str, float]:
     for weight in model.parameters():  # as nowcast.checkpoint does, whose import would count as memory
         if weight.ndim in LAYOUTS:
             weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
+    if case.tuning:
+        model.tune(case.tuning)
     past, future = torch.rand(2, max(case.batch, case.forward_batch), 10, case.channels, case.side, case.side)
     model.eval()
     with torch.inference_mode():
         forward = least(lambda: model(past[: case.forward_batch]))
     model.train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
+    optimiser = torch.optim.Adam((weight for weight in model.parameters() if weight.requires_grad), lr=1e-5)
 
     def step() -> None:
         optimiser.zero_grad()
@@ -136,7 +140,7 @@ def table(cases: list[Case]) -> None:
         official = {key: value for key, value in asdict(case).items() if key in ours and value}
         ratios.append((case, {key: ours[key] / official[key] for key in official}))
         cells = [f"{ours[key]:8.2f} {ratios[-1][1].get(key, float('nan')):6.2f}" for key in ours]
-        label = " ".join((case.model, *map(str, case.options.values())))
+        label = " ".join((case.model, *map(str, case.options.values()), case.tuning or ""))
         print(f"{label:28} " + "   ".join(cells), flush=True)
     for name, chosen in (("all", ratios), ("seeds", [one for one in ratios if one[0].seed])):
         means = {key: np.exp(np.mean([np.log(ratio[key]) for _, ratio in chosen if key in ratio]))
