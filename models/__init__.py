@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from models.losses import Loss
     from models.nowcaster import Nowcaster
 
 MODELS = {
@@ -39,7 +42,17 @@ MODELS = {
     "lmc-memory": "lmc_memory:LMCMemory",
 }
 
-__all__ = ["MODELS", "Nowcaster", "build", "model_class"]
+LOSSES = {
+    "mse": "losses:mse",
+    "mae": "losses:mae",
+    "balanced": "losses:balanced",
+    "multiscale": "losses:multiscale",
+    "spectral": "losses:spectral",
+    "fss": "losses:fss",
+    "crps": "losses:crps",
+}
+
+__all__ = ["LOSSES", "MODELS", "Nowcaster", "build", "loss", "loss_options", "model_class"]
 
 
 def __getattr__(name: str) -> type[Nowcaster]:
@@ -87,3 +100,31 @@ def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **opti
         known = ", ".join(model.options()) or "none"
         raise ValueError(f"Unknown option {', '.join(unknown)} of {kind}; known: {known}.")
     return model(in_steps=in_steps, out_steps=out_steps, channels=channels, **settings)
+
+
+def loss(name: str, **options: object) -> Loss:
+    """A loss by its table name, its options set.
+
+    Raises:
+        ValueError: Unknown loss or option, or one that is missing; the message lists the known ones.
+    """
+    known = loss_options(name)
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"Unknown option {', '.join(unknown)} of {name}; known: {', '.join(known) or 'none'}.")
+    if missing := [key for key, needed in known.items() if needed and key not in options]:
+        raise ValueError(f"Loss {name} needs {', '.join(missing)}.")
+    module, _, function = LOSSES[name].partition(":")
+    return partial(getattr(import_module(f"models.{module}"), function), **options)
+
+
+def loss_options(name: str) -> dict[str, bool]:
+    """Keywords of a loss, and whether it needs them.
+
+    Raises:
+        ValueError: If it is unknown; the message lists the known ones.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"Unknown loss {name!r}; known: {', '.join(LOSSES)}.")
+    module, _, function = LOSSES[name].partition(":")
+    found = inspect.signature(getattr(import_module(f"models.{module}"), function)).parameters.values()
+    return {one.name: one.default is one.empty for one in found if one.kind is one.KEYWORD_ONLY}

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import FieldConv, FieldNorm, lean
+from models.losses import weighted_mean
 from models.nowcaster import Published
 from models.recurrent import Patched, Sampling
 
@@ -209,11 +210,10 @@ class E3DLSTM(Patched):
     def head(self, hidden: Tensor) -> Tensor:
         return super().head(hidden.movedim(-1, 2).flatten(1, 2))
 
-    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None) -> Tensor:
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
         """Half the squared error plus the absolute error."""
         error = made_BTCHW - truth_BTCHW
-        loss = error.square() / 2 + error.abs()
-        return loss.mean() if weight_BTCHW is None else (loss * weight_BTCHW).sum() / weight_BTCHW.sum().clamp(min=1)
+        return weighted_mean(error.square() / 2 + error.abs(), weight_BTCHW)
 
 
 def _pixels_last(conv: FieldConv, x_NHWC: Tensor) -> Tensor:

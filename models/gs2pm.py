@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.losses import mae, mse
 from models.nowcaster import Published
 from models.simvp import SimVP
 
@@ -138,12 +139,16 @@ class GS2PM(SimVP):
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Squared plus absolute error of the forecast, and in pretraining of the past seen through a mask."""
-        loss = _error(self(past_BTCHW), future_BTCHW, mask_BTCHW)
+        """Error of the forecast, and in pretraining of the past seen through a mask."""
+        loss = self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)
         if not self.masked:
             return loss
         filled = self.on_any_grid(self.fill, past_BTCHW * self.seen(past_BTCHW))
-        return loss + _error(filled, past_BTCHW)
+        return loss + self.compare(filled, past_BTCHW)
+
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
+        """Mean squared plus mean absolute error."""
+        return mse(made_BTCHW, truth_BTCHW, weight_BTCHW) + mae(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
     def seen(self, past_BTCHW: Tensor) -> Tensor:
         """Draws what the masked branch sees: 1 in ``kept`` of the cells, 0 in the others, all frames alike."""
@@ -159,14 +164,6 @@ def _xavier(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_normal_(module.weight)
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-def _error(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared plus mean absolute error, or their weighted means."""
-    if weight is None:
-        return functional.mse_loss(made, truth) + functional.l1_loss(made, truth)
-    off = (made - truth).abs()
-    return ((off + off.square()) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _check_prompt(grid: tuple[int, int], border: int, kept: float, cell: int) -> None:

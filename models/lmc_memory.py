@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import channels_last, each_frame, lean
+from models.losses import mae, mse
 from models.nowcaster import Nowcaster, Published, check_past
 from models.recurrent import through_stack
 from models.winograd import convolve
@@ -233,7 +234,7 @@ class LMCMemory(Nowcaster):
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Absolute and squared error of the forecasts of both phases, added up."""
+        """Errors of the forecasts of both phases, added up."""
         check_past(past_BTCHW, self)
         steps = future_BTCHW.shape[1]
         if warm := progress < self.warm_up:
@@ -253,14 +254,11 @@ class LMCMemory(Nowcaster):
         with self.same_kernels():
             made = self.on_any_grid(both_phases, clip)
         stored, found = made.chunk(2)
-        return _error(stored, truth, weight) + _error(found, truth, weight)
+        return self.compare(stored, truth, weight) + self.compare(found, truth, weight)
 
-
-def _error(made: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean absolute plus mean squared error."""
-    error = made - truth
-    both = error.abs() + error.square()
-    return both.mean() if weight is None else (both * weight).sum() / weight.sum().clamp(min=1)
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
+        """Mean absolute plus mean squared error."""
+        return mae(made_BTCHW, truth_BTCHW, weight_BTCHW) + mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
 
 def _down(inputs: int, outputs: int, stride: int) -> nn.Conv2d:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.blocks import on_multiple, tiled
+from models.losses import Loss, mse
 from models.winograd import kept_kernels
 
 
@@ -81,6 +81,9 @@ class Nowcaster(nn.Module):
     checkpointing: bool = False
     """True: activations of the parts run by ``segment`` are computed again in the backward pass, for less memory."""
 
+    loss: Loss | None = None
+    """What training compares frames by instead of ``error``, the paper's: chosen by a recipe, see ``models.LOSSES``."""
+
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1) -> None:
         super().__init__()
         if min(in_steps, out_steps, channels) < 1:
@@ -98,11 +101,20 @@ class Nowcaster(nn.Module):
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Mean squared error, weighted by ``mask``: 0 where nothing was measured.
+        """What the forecast is off by, weighted by ``mask``: 0 where nothing was measured.
 
-        A network with its own recipe overrides this. ``progress`` runs from 0 to 1 over the training.
+        A network with its own recipe (frames that are fed, branches, regularisers) overrides this, and compares
+        frames by ``compare``. ``progress`` runs from 0 to 1 over the training.
         """
-        return weighted_mse(self(past_BTCHW), future_BTCHW, mask_BTCHW)
+        return self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)
+
+    def compare(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
+        """The chosen loss between made and true frames, or the paper's."""
+        return (self.loss or self.error)(made_BTCHW, truth_BTCHW, weight_BTCHW)
+
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
+        """The paper's loss between made and true frames; a network with another than the squared error overrides it."""
+        return mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
     def tune(self, method: str) -> None:
         """Prepares trained weights for a training on other data; what will change is what needs a gradient.
@@ -166,13 +178,6 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, counter) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, counter
-
-
-def weighted_mse(forecast: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of the squared error, or its weighted mean."""
-    if weight is None:
-        return functional.mse_loss(forecast, truth)
-    return ((forecast - truth).square() * weight).sum() / weight.sum().clamp(min=1)
 
 
 def check_past(past_BTCHW: Tensor, model: Nowcaster) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import channels_last, lean
-from models.nowcaster import Published, weighted_mse
+from models.losses import mse
+from models.nowcaster import Published
 from models.recurrent import Recurrent, State, shares
 from models.winograd import convolve
 
@@ -168,9 +169,9 @@ class PhyDNet(Recurrent):
         future = truth.expand(self.out_steps - 1)
         return torch.cat((torch.ones(self.in_steps, dtype=torch.bool), future)).expand(batch, -1)
 
-    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None) -> Tensor:
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
         """Sum over frames of the mean squared error, on which the weight of the moment loss is based."""
-        return made_BTCHW.shape[1] * weighted_mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
+        return made_BTCHW.shape[1] * mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
     def regularisation(self, states: list[State]) -> Tensor:
         return moment_loss(self.physics.derivatives.weight)

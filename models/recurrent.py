@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import each_frame, fold, unfold
-from models.nowcaster import Nowcaster, check_past, weighted_mse
+from models.nowcaster import Nowcaster, check_past
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -142,11 +142,7 @@ class Recurrent(Nowcaster):
             made = self.on_any_grid(predicted, clip)
         first = min(self.scored_from, self.in_steps)  # the forecast counts in any case
         weight = None if weight is None else weight[:, first:]
-        return self.error(made[:, first - 1 :], clip[:, first:], weight) + extra[0]
-
-    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None) -> Tensor:
-        """The paper's loss between predicted and true frames."""
-        return weighted_mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
+        return self.compare(made[:, first - 1 :], clip[:, first:], weight) + extra[0]
 
     def regularisation(self, states: list[State]) -> Tensor:
         """What the paper's loss adds, from the states after every step."""

@@ -27,6 +27,7 @@ from torch.nn import functional
 from models.blocks import FieldNorm, channels_last, lean
 from models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
 from models.direct import Direct
+from models.losses import weighted_mean
 from models.nowcaster import Published, check_past
 from models.predrnn import check_stack
 from models.recurrent import Patched, Sampling, through_stack
@@ -292,11 +293,19 @@ class SASequence(Direct):
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Binary cross entropy, the mean instead of the sum."""
+        """The paper's cross entropy of the logits, or the chosen loss of the frames."""
+        if self.loss is not None:
+            return self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)
         check_past(past_BTCHW, self)
-        logits = self.on_any_grid(self.roll_out, past_BTCHW)
-        loss = functional.binary_cross_entropy_with_logits(logits, future_BTCHW, mask_BTCHW, reduction="sum")
-        return loss / (loss.new_tensor(future_BTCHW.numel()) if mask_BTCHW is None else mask_BTCHW.sum().clamp(min=1))
+        return _cross_entropy(self.on_any_grid(self.roll_out, past_BTCHW), future_BTCHW, mask_BTCHW)
+
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
+        """Binary cross entropy, the mean instead of the sum."""
+        return _cross_entropy(made_BTCHW.float().logit(eps=1e-6), truth_BTCHW, weight_BTCHW)
+
+
+def _cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
+    return weighted_mean(functional.binary_cross_entropy_with_logits(logits, truth, reduction="none"), weight)
 
 
 def _unrolled(cell: SACell, fields_BCTHW: Tensor) -> Tensor:

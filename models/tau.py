@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.metaformers import LargeKernel, Place, fan_out, large_kernel_block
-from models.nowcaster import Published, weighted_mse
+from models.nowcaster import Published
 from models.simvp import SimVP
 
 SHARPNESS = 10.0
@@ -83,9 +83,9 @@ class TAU(SimVP):
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
                       mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Mean squared error, and the differential divergence where something was measured in both frames."""
+        """Error of the forecast, and the differential divergence where something was measured in both frames."""
         made = self(past_BTCHW)
-        error = weighted_mse(made, future_BTCHW, mask_BTCHW)
+        error = self.compare(made, future_BTCHW, mask_BTCHW)
         return error + self.divergence * differential_divergence(made, future_BTCHW, mask_BTCHW)
 
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +28,10 @@ from torch.nn import functional
 
 from models.blocks import lean
 from models.convlstm import EncoderForecaster, State
-from models.nowcaster import Published, weighted_mse
-
-Loss = Literal["balanced", "mse"]
-LOSSES: tuple[Loss, ...] = ("balanced", "mse")
+from models.nowcaster import Published
 
 SLOPE = 0.2
 """Of every LeakyReLU."""
-
-HKO7_LIMITS = (2.0, 5.0, 10.0, 30.0)
-"""mm/h from which on a pixel counts more in the benchmark's loss."""
-HKO7_WEIGHTS = (1.0, 2.0, 5.0, 10.0, 30.0)
-HKO7_ZR = (58.53, 1.56)
-"""a, b of Z = a R^b."""
-HKO7_DBZ = (-10.0, 60.0)
-"""Reflectivity of a pixel of 0 and of 1."""
 
 
 class TrajGRUCell(nn.Module):
@@ -116,11 +104,6 @@ class TrajGRU(EncoderForecaster):
         kernel: Side of the kernels that read a cell's input, odd.
         flow_kernel: Side of the kernels that make the flows, odd.
         align_corners: False: as the PyTorch port samples, see the top of this file.
-        loss: ``balanced``: the benchmark's, which counts heavy rain more; or plain ``mse``.
-        limits: Rain rates, mm/h, from which on a pixel counts more.
-        weights: How much a pixel counts below the first limit, from the first on, from the second on, ...
-        zr: a, b of Z = a R^b, which turns the limits into reflectivity.
-        dbz: Reflectivity of a pixel of 0 and of 1; the balanced loss is for frames that are linear in dBZ.
 
     Raises:
         ValueError: If the options do not fit each other.
@@ -131,8 +114,7 @@ class TrajGRU(EncoderForecaster):
         "hko7": {"first_width": 8, "widths": (64, 192, 192), "strides": (5, 3, 2), "links": (13, 13, 9)},
         "hko7-port": {"first_width": 8, "widths": (64, 192, 192), "strides": (5, 3, 2), "links": (13, 13, 9),
                       "forecaster_links": (9, 13, 13)},
-        "moving-mnist": {"first_width": 16, "widths": (64, 96, 96), "strides": (1, 2, 2), "links": (13, 13, 13),
-                         "loss": "mse"},
+        "moving-mnist": {"first_width": 16, "widths": (64, 96, 96), "strides": (1, 2, 2), "links": (13, 13, 13)},
         "debug": {"first_width": 4, "widths": (8, 8), "strides": (2, 2), "links": (3, 2), "flow_kernel": 3},
     }  # fmt: skip
     # Unused: what the port's topmost cell would read an input with, if it had one.
@@ -144,10 +126,8 @@ class TrajGRU(EncoderForecaster):
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, first_width: int = 8,
                  widths: Sequence[int] = (64, 192, 192), strides: Sequence[int] = (5, 3, 2),
                  links: Sequence[int] = (13, 13, 9), forecaster_links: Sequence[int] | None = None,
-                 kernel: int = 3, flow_kernel: int = 5, align_corners: bool = True, loss: Loss = "balanced",
-                 limits: Sequence[float] = HKO7_LIMITS, weights: Sequence[float] = HKO7_WEIGHTS,
-                 zr: tuple[float, float] = HKO7_ZR, dbz: tuple[float, float] = HKO7_DBZ) -> None:  # fmt: skip
-        _check(widths, strides, (links, forecaster_links or links), (kernel, flow_kernel), loss, limits, weights)
+                 kernel: int = 3, flow_kernel: int = 5, align_corners: bool = True) -> None:  # fmt: skip
+        _check(widths, strides, (links, forecaster_links or links), (kernel, flow_kernel))
         cell = partial(TrajGRUCell, kernel=kernel, flow_kernel=flow_kernel, align_corners=align_corners)
         below, above = (first_width, *widths[1:]), (*widths[:-1], 0)
         back = forecaster_links or links
@@ -160,21 +140,6 @@ class TrajGRU(EncoderForecaster):
             encoder=[cell(x, h, links=n) for x, h, n in zip(below, widths, links, strict=True)],
             forecaster=[cell(x, h, links=n) for x, h, n in zip(above, widths, back, strict=True)],
         )  # fmt: skip
-        self.loss, self.weights = loss, tuple(weights)
-        self.limits = tuple(_pixel(rate, zr, dbz) for rate in limits)
-
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
-        """B-MSE + B-MAE: squared and absolute error, weighted by the rain rate that was observed.
-
-        A mean over pixels; the benchmark sums over a frame of 480 x 480 and multiplies by 1e-5, 2.3 times this.
-        """
-        made = self(past_BTCHW)
-        if self.loss == "mse":
-            return weighted_mse(made, future_BTCHW, mask_BTCHW)
-        error, weight = made - future_BTCHW, balanced(future_BTCHW, self.limits, self.weights)
-        both = weight * (error.square() + error.abs())
-        return both.mean() if mask_BTCHW is None else (both * mask_BTCHW).sum() / mask_BTCHW.sum().clamp(min=1)
 
 
 def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tensor:
@@ -200,20 +165,6 @@ def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tens
     return found.unflatten(2, (-1, height)).to(h_BCHW.dtype)
 
 
-def balanced(truth: Tensor, limits: Sequence[float], weights: Sequence[float]) -> Tensor:
-    """Weight of every pixel: ``weights[n]`` where ``n`` of the rising limits are reached."""
-    weight = torch.full_like(truth, weights[0])
-    for limit, (below, above) in zip(limits, pairwise(weights), strict=True):
-        weight = weight + (above - below) * (truth >= limit)
-    return weight
-
-
-def _pixel(rate: float, zr: tuple[float, float], dbz: tuple[float, float]) -> float:
-    """mm/h -> [0, 1]."""
-    reflectivity = 10 * math.log10(zr[0]) + 10 * zr[1] * math.log10(rate)
-    return (reflectivity - dbz[0]) / (dbz[1] - dbz[0])
-
-
 def _down(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     kernel = stride + 2 if stride % 2 else stride + 1
     conv = nn.Conv2d(inputs, outputs, kernel, stride, 1)
@@ -230,15 +181,11 @@ def _he(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     return conv
 
 
-def _check(widths: Sequence[int], strides: Sequence[int], links: Sequence[Sequence[int]], kernels: Sequence[int],
-           loss: str, limits: Sequence[float], weights: Sequence[float]) -> None:  # fmt: skip
+def _check(widths: Sequence[int], strides: Sequence[int], links: Sequence[Sequence[int]],
+           kernels: Sequence[int]) -> None:  # fmt: skip
     if not widths or any(len(values) != len(widths) for values in (strides, *links)):
         raise ValueError(f"widths, strides and links name one value per stage, got {widths}, {strides} and {links}.")
     if min(*widths, *strides, *links[0], *links[1]) < 1:
         raise ValueError(f"widths, strides and links must be >= 1, got {widths}, {strides} and {links}.")
     if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
         raise ValueError(f"kernel and flow_kernel must be odd, got {kernels[0]} and {kernels[1]}.")
-    if loss not in LOSSES:
-        raise ValueError(f"Unknown loss {loss!r}; known: {', '.join(LOSSES)}.")
-    if len(weights) != len(limits) + 1 or list(limits) != sorted(limits) or min((*limits, 1)) <= 0:
-        raise ValueError(f"limits must rise from above 0, with one weight more than limits, got {limits}, {weights}.")

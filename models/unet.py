@@ -103,8 +103,7 @@ class UNet(Nowcaster):
             x = self.enlarge[level](x_BCHW)
         return self.up[level](torch.cat([skip_BCHW, x], dim=1))
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
         """Squared error summed over frames and pixels, mean over the batch."""
-        error = (self(past_BTCHW) - future_BTCHW).square()
-        return (error if mask_BTCHW is None else error * mask_BTCHW).sum() / len(past_BTCHW)
+        error = (made_BTCHW - truth_BTCHW).square()
+        return (error if weight_BTCHW is None else error * weight_BTCHW).sum() / len(made_BTCHW)

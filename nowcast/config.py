@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from models import MODELS
-from nowcast.units import QUANTITIES, Scaling
+from models import LOSSES, MODELS
+from nowcast.units import MARSHALL_PALMER, QUANTITIES, Scaling
 
+OWN = "own"
+"""Name of the loss of a network's paper."""
 Settings = TypeVar("Settings", bound="Frozen")
 
 
@@ -263,14 +274,27 @@ class TrainerSettings(Frozen):
     valid_batches: Annotated[int, Field(ge=1)] | None = None
     """Batches of the validation, always the same ones; None: every window once."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Windows per step on one device."""
+    """Crops (or windows) that one device takes at once."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches per step of the optimiser, which then follows from batch_size x accumulate x devices x nodes crops."""
     wet_weight: Annotated[float, Field(ge=0)] = 0.0
     """The error of a pixel counts 1 + wet_weight x its scaled observation: most pixels are dry, and an even mean
     lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
     optimiser: Literal["adam", "adamw"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decays of Adam's running means, of the gradient and of its square."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "plateau", "one-cycle", "cosine"] = "plateau"
+    schedule: Literal["constant", "step", "cosine", "plateau", "one-cycle"] = "plateau"
+    """Of the learning rate. The first three are laid out over the training, by epochs or minutes, whichever end it;
+    ``plateau`` halves it where validation stalls."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training over which the rate rises from 0, before the schedule."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the training at which schedule ``step`` multiplies the rate by ``gamma``."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    lowest_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the learning rate below which ``step`` and ``cosine`` do not go."""
     patience: Annotated[int, Field(ge=1)] = 20
     """Epochs without a better validation loss before training stops."""
     clip_value: Annotated[float, Field(gt=0)] | None = None
@@ -282,8 +306,11 @@ class TrainerSettings(Frozen):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | Literal["auto"] = "auto"
-    strategy: str = "auto"
-    """Lightning strategy for several devices: ddp, fsdp."""
+    """Of one machine."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines. The same command runs on each of them, started by Slurm or torchrun."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """For several devices: ``ddp`` keeps the network on all of them, ``fsdp`` a part of it on each."""
     checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept: less memory, more time."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -294,9 +321,48 @@ class TrainerSettings(Frozen):
     def _consistent(self) -> TrainerSettings:
         if self.clip_value and self.clip_norm:
             raise ValueError("clip_value and clip_norm exclude each other")
-        if self.minutes and self.schedule in ("one-cycle", "cosine"):
-            raise ValueError(f"schedule {self.schedule} is laid out over steps, and minutes do not say how many")
+        if self.minutes and self.schedule == "one-cycle":
+            raise ValueError("schedule one-cycle is laid out over steps, and minutes do not say how many; "
+                             "use cosine with warm_up")  # fmt: skip
+        if self.warm_up and self.schedule in ("plateau", "one-cycle"):
+            raise ValueError(f"warm_up is for constant, step and cosine; schedule {self.schedule} has none")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule step and milestones need each other")
         return self
+
+
+class LossTerm(Frozen):
+    """One part of what training makes small, see ``models/losses.py``."""
+
+    name: str
+    """Name in the table of losses; ``own``: that of the network's paper."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """It counts this much beside other parts."""
+    limits: tuple[float, ...] = ()
+    """Of a loss that has limits, in the unit of ``quantity``."""
+    quantity: str | None = None
+    """What limits are given in; None: the quantity of the windows."""
+    zr: tuple[float, float] = MARSHALL_PALMER
+    """a, b of Z = a R^b, where limits are rain rates and the windows reflectivity."""
+    options: dict[str, Any] = {}
+    """Its other keywords."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> LossTerm:
+        _known("loss", self.name, (*LOSSES, OWN))
+        if self.quantity is not None:
+            _known("quantity", self.quantity, QUANTITIES)
+        return self
+
+
+def _terms(value: Any) -> Any:
+    """A name stands for a loss, and a loss for a sum of one."""
+    value = {"name": value} if isinstance(value, str) else value
+    return (value,) if isinstance(value, dict) else value
+
+
+Loss = Annotated[tuple[LossTerm, ...], BeforeValidator(_terms)]
+"""``mse``, or ``{name: balanced, limits: [2, 5, 10, 30]}``, or a list of such, which are added up."""
 
 
 class Recipe(Frozen):
@@ -311,6 +377,9 @@ class Recipe(Frozen):
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     windows: WindowSettings
+    loss: Loss = ()
+    """What made and true frames are compared by; none: as the network's paper does. What else belongs to the training
+    of a network (frames that are fed, regularisers) stays."""
     trainer: TrainerSettings = TrainerSettings()
     runs: Path = Path("runs")
     """Folder of run folders: logs, checkpoints, the exported network."""
@@ -328,6 +397,11 @@ class Recipe(Frozen):
                              "overlap; give spans: by start and end, by split, or by sequences")  # fmt: skip
         return spans
 
+    @property
+    def members(self) -> int:
+        """Forecasts that are drawn of every sample in training, for a loss of ensembles."""
+        return max((int(term.options.get("members", 1)) for term in self.loss), default=1)
+
     @model_validator(mode="after")
     def _model_exists(self) -> Recipe:
         _known("model", self.model, MODELS)
@@ -340,7 +414,8 @@ class Recipe(Frozen):
 
 BUDGETED = {"epochs", "minutes", "batches_per_epoch", "patience", "seed"}
 """Settings of the trainer that a benchmark sets for all networks alike."""
-WAY = {"optimiser", "learning_rate", "weight_decay", "schedule", "wet_weight", "clip_value", "clip_norm", "ema_decay"}
+WAY = {"optimiser", "learning_rate", "betas", "weight_decay", "schedule", "warm_up", "milestones", "gamma",
+       "lowest_rate", "wet_weight", "clip_value", "clip_norm", "ema_decay"}  # fmt: skip
 """Settings of the trainer that a network takes over from its recipe."""
 
 
@@ -368,11 +443,13 @@ class Entrant(Frozen):
     model: str | None = None
     """Name in the model table, with or without a size: ``convlstm:small``; None: that of the recipe."""
     recipe: str | None = None
-    """Recipe whose model, options and way of optimising apply, see ``WAY``."""
+    """Recipe whose model, options, loss and way of optimising apply, see ``WAY``."""
     name: str | None = Field(None, pattern=r"^[a-zA-Z0-9][\w.-]*$")
     """In the table; None: the model, ``convlstm-small``."""
     options: dict[str, Any] = {}
     """Constructor keywords of the network, beside those of the recipe."""
+    loss: Loss | None = None
+    """See ``Recipe.loss``; None: that of the recipe."""
     trainer: TrainerSettings = TrainerSettings()
     """What is set here applies to this network alone."""
 
@@ -441,7 +518,9 @@ class Benchmark(Frozen):
             raise ValueError(f"{model}: the budget sets {', '.join(sorted(fixed))} of the trainer")
         way = recipe.trainer.model_dump(include=WAY) if recipe else {}
         trainer = TrainerSettings.model_validate(shared | way | own | self._budgeted())
-        return Entrant(model=model, options=options, name=network.name or model.replace(":", "-"), trainer=trainer)
+        loss = network.loss if network.loss is not None else (recipe.loss if recipe else ())
+        name = network.name or model.replace(":", "-")
+        return Entrant(model=model, options=options, name=name, loss=loss, trainer=trainer)
 
     def _budgeted(self) -> dict[str, Any]:
         every, endless = self.budget.validate_every, 10**6
@@ -452,8 +531,8 @@ class Benchmark(Frozen):
         """How one of the ``entrants`` is trained."""
         trainer = entrant.trainer.model_copy(update={"seed": seed})
         return Recipe(name=f"{entrant.name}-{seed}", model=str(entrant.model), options=entrant.options,
-                      train=self.train, valid=self.valid, windows=self.windows, trainer=trainer,
-                      runs=self.runs / self.name)  # fmt: skip
+                      loss=entrant.loss or (), train=self.train, valid=self.valid, windows=self.windows,
+                      trainer=trainer, runs=self.runs / self.name)  # fmt: skip
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ the resolved recipe, and the logs as CSV and for TensorBoard.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sized
+import math
+from collections.abc import Callable, Iterator, Sized
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -26,22 +28,25 @@ import_torchvision()  # before Lightning, which imports it too
 import lightning  # noqa: E402
 from lightning.pytorch import callbacks, loggers  # noqa: E402
 
-from models import Nowcaster, build  # noqa: E402
+from models import Nowcaster, build, loss  # noqa: E402
+from models.losses import Loss, mse  # noqa: E402
 from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card, Model  # noqa: E402
-from nowcast.config import ConfigError, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
+from nowcast.config import OWN, ConfigError, LossTerm, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
 from nowcast.costs import device_name  # noqa: E402
 from nowcast.spans import check_apart  # noqa: E402
+from nowcast.units import Scaling, convert  # noqa: E402
 from nowcast.windows import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
 
 RESUME = "last.ckpt"
 KEEP_EVERY = timedelta(minutes=10)
 """``RESUME`` is written after every epoch, and in long ones this often."""
 STEP_TOLERANCE = 0.25
-FREE = {"epochs", "minutes", "patience", "workers", "devices", "accelerator", "strategy", "checkpointing"}
+FREE = {"patience", "workers", "devices", "nodes", "accelerator", "strategy", "checkpointing"}
 """Settings of the trainer that may change when a run is resumed."""
-PLANNED = {"one-cycle", "cosine"}
-"""Schedules laid out over all epochs, of which there cannot be more later."""
+LENGTH = {"epochs", "minutes"}
+"""And these, where the learning rate is not laid out over them."""
+UNPLANNED = {"constant", "plateau"}
 Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
@@ -68,8 +73,10 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     fitting, held_out = _data(recipe)
     batches, held_out_batches = _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False)
     clock = _clock(recipe.trainer)
-    learner = Learner(_network(recipe, begin), recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
-                      valid=held_out.unpack)  # fmt: skip
+    network = _network(recipe, begin)
+    network.loss = _chosen_loss(recipe, network, fitting.scaling)
+    learner = Learner(network, recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
+                      valid=held_out.unpack, members=recipe.members)  # fmt: skip
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
@@ -86,38 +93,49 @@ class Learner(lightning.LightningModule):
     """A network and its optimiser; the loss is the network's own affair."""
 
     def __init__(self, network: Nowcaster, settings: TrainerSettings, batches: Sized, clock: callbacks.Timer, *,
-                 train: Unpack, valid: Unpack) -> None:  # fmt: skip
+                 train: Unpack, valid: Unpack, members: int = 1) -> None:  # fmt: skip
         super().__init__()
+        self.members = members
         self.network, self.settings, self.batches, self.clock = network, settings, batches, clock
         self.unpack, self.unpack_valid = train, valid
 
     @property
     def steps(self) -> int:
         """Of the whole training. Lightning's own count would open the loader before it is told where to go on."""
-        return max(1, self.settings.epochs * len(self.batches))
+        return max(1, self.settings.epochs * math.ceil(len(self.batches) / self.settings.accumulate))
 
     @property
     def progress(self) -> float:
         """Share of the training that is done, by steps or by time, whichever ends it."""
+        return self.done(self.global_step)
+
+    def done(self, steps: int) -> float:
+        """Share of the training that is done after so many steps, and now."""
         limit = self.settings.minutes
         share = self.clock.time_elapsed() / (60 * limit) if limit else 0.0
-        return min(1.0, max(share, self.global_step / self.steps))
+        return min(1.0, max(share, steps / self.steps))
 
     def on_after_batch_transfer(self, batch: Packed, index: int) -> Batch:
         """Batches arrive as the stores keep them and become [0, 1] on the device."""
         return self.unpack(batch) if self.trainer.training else self.unpack_valid(batch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.network.training_loss(batch["past"], batch["future"], self.progress, self._weight(batch))
+        past, future, weight = self._repeated(batch["past"], batch["future"], self._weight(batch))
+        loss = self.network.training_loss(past, future, self.progress, weight)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]))
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Weighted squared error of the forecast, and of persistence beside it."""
-        past, future, weight = batch["past"], batch["future"], self._weight(batch)
-        for name, forecast in (("valid_loss", self.network(past)), ("persistence_loss", past[:, -1:])):
-            loss = ((forecast - future).square() * weight).sum() / weight.sum().clamp(min=1)
+        """The loss that the recipe chose, or the squared error, of the forecast, and of persistence beside it."""
+        past, future, measure = batch["past"], batch["future"], self.network.loss or mse
+        still = past[:, -1:].expand_as(future)
+        for name, forecast in (("valid_loss", self.network(past)), ("persistence_loss", still)):
+            loss = measure(*self._repeated(forecast, future, self._weight(batch)))
             self.log(name, loss, prog_bar=name == "valid_loss", batch_size=len(past), sync_dist=True)
+
+    def _repeated(self, *parts: Tensor) -> Iterator[Tensor]:
+        """A batch once for every member."""
+        return (part if self.members == 1 else part.repeat(self.members, 1, 1, 1, 1) for part in parts)
 
     def _weight(self, batch: Batch) -> Tensor:
         return batch["mask"] * (1 + self.settings.wet_weight * batch["future"])
@@ -126,11 +144,10 @@ class Learner(lightning.LightningModule):
         settings = self.settings
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
         weights = checkpoint.learned(self.network).values()
-        optimiser = kind(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        schedule = self._schedule(optimiser)
-        return {"optimizer": optimiser} | ({"lr_scheduler": schedule} if schedule else {})
+        optimiser = kind(weights, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
+        return {"optimizer": optimiser, "lr_scheduler": self._schedule(optimiser)}
 
-    def _schedule(self, optimiser: torch.optim.Optimizer) -> dict | None:
+    def _schedule(self, optimiser: torch.optim.Optimizer) -> dict:
         rate, kinds = self.settings.learning_rate, torch.optim.lr_scheduler
         match self.settings.schedule:
             case "plateau":
@@ -138,10 +155,23 @@ class Learner(lightning.LightningModule):
                 return {"scheduler": halving, "monitor": "valid_loss"}
             case "one-cycle":
                 return {"scheduler": kinds.OneCycleLR(optimiser, rate, total_steps=self.steps), "interval": "step"}
-            case "cosine":
-                return {"scheduler": kinds.CosineAnnealingLR(optimiser, self.steps), "interval": "step"}
             case _:
-                return None
+                planned = kinds.LambdaLR(optimiser, lambda step: rate_share(self.settings, self.done(step), self.steps))
+                return {"scheduler": planned, "interval": "step"}
+
+
+def rate_share(settings: TrainerSettings, done: float, steps: int) -> float:
+    """Share of the learning rate that a schedule takes when this share of the training is done."""
+    if done < settings.warm_up:
+        return min(1.0, (done + 1 / steps) / settings.warm_up)
+    match settings.schedule:
+        case "step":
+            share = settings.gamma ** sum(done >= milestone for milestone in settings.milestones)
+        case "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * (done - settings.warm_up) / (1 - settings.warm_up)))
+        case _:
+            return 1.0
+    return max(settings.lowest_rate, share)
 
 
 class Reporter(callbacks.Callback):
@@ -168,11 +198,13 @@ def _data(recipe: Recipe) -> tuple[Windows, Windows]:
 
 def _check_unchanged(recipe: Recipe, folder: Path) -> None:
     """A resumed run goes on as it began: other data or scales would make the card a lie."""
-    before, now = yaml.safe_load((folder / "recipe.yaml").read_text()), recipe.model_dump(mode="json")
+    before = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())).model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
     for settings in (before, now):
         settings.pop("runs")
-        free = FREE - {"epochs"} if settings["trainer"]["schedule"] in PLANNED else FREE
-        settings["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in free}
+        way = settings["trainer"]
+        planned = way["schedule"] not in UNPLANNED or way["warm_up"]
+        settings["trainer"] = {key: way[key] for key in way.keys() - (FREE if planned else FREE | LENGTH)}
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise ConfigError(f"{folder}: {', '.join(changed)} changed since this run began; "
@@ -225,6 +257,25 @@ def _check_new(recipe: Recipe, network: Nowcaster, new: list[str]) -> None:
     log.warning("%s: new weights, since %s has none of their shape: %s", recipe.name, recipe.start_from, few)
 
 
+def _chosen_loss(recipe: Recipe, network: Nowcaster, scaling: Scaling) -> Loss | None:
+    """The sum of the losses that a recipe names; None: it names none."""
+    parts = [(term.weight, network.error if term.name == OWN else _loss(term, recipe, scaling)) for term in recipe.loss]
+
+    def together(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
+        return torch.stack([share * part(made, truth, weight) for share, part in parts]).sum()
+
+    return together if parts else None
+
+
+def _loss(term: LossTerm, recipe: Recipe, scaling: Scaling) -> Loss:
+    """Limits are given as people say them, and become what a network sees."""
+    if not term.limits:
+        return loss(term.name, **term.options)
+    source = term.quantity or recipe.windows.quantity
+    physical = convert(np.asarray(term.limits, np.float32), source, recipe.windows.quantity, zr=term.zr)
+    return loss(term.name, limits=scaling.encode(physical, clip=False).tolist(), **term.options)
+
+
 def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> Loader:
     settings = recipe.trainer
     batches = settings.batches_per_epoch if shuffle else settings.valid_batches
@@ -255,6 +306,7 @@ def _trainer(recipe: Recipe, folder: Path, clock: callbacks.Timer, progress: Pro
     return lightning.Trainer(
         accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy,
         precision=settings.precision, max_epochs=settings.epochs, callbacks=extras, log_every_n_steps=5,
+        num_nodes=settings.nodes, accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip_value or settings.clip_norm,
         gradient_clip_algorithm="value" if settings.clip_value else "norm",
         logger=[loggers.CSVLogger(folder, name="csv"), loggers.TensorBoardLogger(folder, name="tensorboard")],

@@ -181,7 +181,7 @@ REFUSED = [
     ({"networks": [{"model": "convgru"}, {"model": "convgru"}]}, "two rows share a name"),
     ({"networks": [{"options": {}}]}, "name a model or a recipe"),
     ({"networks": [{"model": "nix"}]}, "unknown model 'nix'"),
-    ({"budget": {"minutes": 1}, "trainer": {"schedule": "cosine"}}, "schedule cosine is laid out over steps"),
+    ({"budget": {"minutes": 1}, "trainer": {"schedule": "one-cycle"}}, "schedule one-cycle is laid out over steps"),
     ({"windows": {"quantity": "vil", "in_steps": 2, "out_steps": 2}, "test": [{"store": "a", "quantity": "intensity"}]},
      "test is scored in vil"),
 ]  # fmt: skip

@@ -16,7 +16,8 @@ import yaml
 
 from models import MODELS, model_class
 from nowcast import checkpoint, train
-from nowcast.config import ConfigError, Recipe, Span, WindowSettings
+from nowcast.config import ConfigError, Recipe, Span, TrainerSettings, WindowSettings, load
+from nowcast.units import quantity
 from nowcast.windows import Windows, loader
 from tests import synthetic
 from tests.sources_video import idx
@@ -91,8 +92,79 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_a_chosen_loss_is_trained_and_validated_in_physical_limits(tmp_path: Path) -> None:
+    """A loss that counts rain from 5 mm/h on alone is 0 where there is none, and is that of the sum of its parts."""
+    settings = recipe(tmp_path)
+    scaling = settings.windows.scaling or quantity("rainfall_rate").scaling
+    term = {"name": "balanced", "limits": [5.0], "options": {"weights": [0, 1], "absolute": 0}}
+    chosen = Recipe.model_validate(settings.model_dump() | {"loss": [term, {"name": "own", "weight": 2}]})
+    network = train.build("convgru:debug", in_steps=2, out_steps=2)
+    loss = train._chosen_loss(chosen, network, scaling)
+    truth = torch.from_numpy(scaling.encode(np.array([4.9, 5.0, 20.0])))[None, None, None, None]
+    assert loss is not None
+    assert float(loss(truth + 0.5, truth)) == pytest.approx(0.25 * 2 / 3 + 2 * 0.25)
+    train.train(chosen)
+    assert checkpoint.read_card(tmp_path / "runs/debug/best.safetensors").recipe["loss"][0]["limits"] == [5.0]
+
+
+def test_rain_rates_limit_reflectivity() -> None:
+    """The limits of HKO-7, 2 mm/h by Z = 58.53 R^1.56: (17.67 + 4.70 + 10) / 70."""
+    shipped = load(Recipe, "training/trajgru-hko7.yaml")
+    assert shipped.windows.scaling
+    (term,) = shipped.loss
+    found = train._loss(term, shipped, shipped.windows.scaling.build())
+    assert found.keywords["limits"][0] == pytest.approx(0.4624, abs=1e-4)  # type: ignore[attr-defined]
+
+
+def test_members_are_drawn_for_a_loss_of_ensembles(tmp_path: Path) -> None:
+    """Forecasts of a network that skips branches at random differ; the loss is less than the mean absolute error."""
+    settings = recipe(tmp_path, "simvp", batch_size=2)
+    changes = {"loss": {"name": "crps", "options": {"members": 3}}, "options": {"drop_path": 0.3}}
+    assert checkpoint.read_card(train.train(Recipe.model_validate(settings.model_dump() | changes))).training["steps"]
+
+
+def test_a_recipe_of_an_unknown_loss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown loss 'mes'; known: mse, .*, own"):
+        Recipe.model_validate(recipe(tmp_path).model_dump() | {"loss": "mes"})
+
+
+def test_schedules_by_hand() -> None:
+    """Of 100 steps: rising over 20, then along a cosine, or in steps, but not below a tenth."""
+
+    def share(done: float, **settings: object) -> float:
+        return train.rate_share(TrainerSettings.model_validate(settings), done, 100)
+
+    cosine = {"schedule": "cosine", "warm_up": 0.2, "lowest_rate": 0.1}
+    assert [share(done, **cosine) for done in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0.05, 0.55, 1, 0.5, 0.1])
+    steps = {"schedule": "step", "milestones": [0.3, 0.6], "gamma": 0.5, "lowest_rate": 0.3}
+    assert [share(done, **steps) for done in (0, 0.29, 0.3, 0.6)] == pytest.approx([1, 1, 0.5, 0.3])
+    assert [share(done, schedule="constant", warm_up=0.1) for done in (0.045, 0.5)] == pytest.approx([0.55, 1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"schedule": "one-cycle", "minutes": 5}, "use cosine with warm_up"),
+        ({"schedule": "plateau", "warm_up": 0.1}, "schedule plateau has none"),
+        ({"schedule": "step"}, "need each other"),
+        ({"milestones": [0.5]}, "need each other"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(settings: dict, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        TrainerSettings.model_validate(settings)
+
+
+def test_batches_accumulate_to_one_step(tmp_path: Path) -> None:
+    """Three batches of two windows: two steps per epoch, of four windows and of the two that are left."""
+    path = train.train(recipe(tmp_path, epochs=2, accumulate=2, schedule="cosine", warm_up=0.5))
+    assert checkpoint.read_card(path.with_name("last.safetensors")).training["steps"] == 4
+
+
 EXTRAS = [
     {"ema_decay": 0.9},
+    {"schedule": "cosine", "warm_up": 0.2, "minutes": 1.0},
+    {"schedule": "step", "milestones": [0.5], "betas": [0.5, 0.99]},
     {"schedule": "one-cycle"},
     {"schedule": "cosine", "clip_norm": None, "clip_value": 1.0},
     {"precision": "bf16-mixed", "optimiser": "adamw"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import build
-from models.trajgru import HKO7_LIMITS, TrajGRUCell, balanced, warped
+from models.trajgru import TrajGRUCell, warped
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
@@ -39,28 +39,6 @@ def test_first_step_is_that_of_a_state_of_zeros():
     torch.testing.assert_close(cell(x, ()), cell(x, (torch.zeros(2, 4, 5, 6),)))
 
 
-def test_limits_are_the_benchmarks_in_pixels():
-    model = build("trajgru:hko7", in_steps=1, out_steps=1)
-    want = [(10 * torch.tensor(58.53).log10() + 15.6 * torch.tensor(rate).log10() + 10) / 70 for rate in HKO7_LIMITS]
-    assert model.limits == pytest.approx([float(pixel) for pixel in want])
-    assert model.limits[0] == pytest.approx(0.4624, abs=1e-4)
-
-
-def test_weight_steps_up_at_every_limit():
-    truth = torch.tensor([0.1, 0.5, 0.6, 0.9])
-    assert balanced(truth, (0.5, 0.8), (1, 2, 5)).tolist() == [1, 2, 2, 5]
-
-
-def test_balanced_loss_by_hand(monkeypatch):
-    """Errors of 0.5 at weights 1 and 30: (0.25 + 0.5) * (1 + 30) / 2; the mask leaves one."""
-    model = build("trajgru:debug", in_steps=1, out_steps=1)
-    future = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 1, 2)
-    monkeypatch.setattr(model, "forward", lambda past: (future - 0.5).abs())
-    assert model.training_loss(future, future, 0).item() == pytest.approx(0.75 * 15.5)
-    mask = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 1, 2)
-    assert model.training_loss(future, future, 0, mask).item() == pytest.approx(0.75)
-
-
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
@@ -68,9 +46,6 @@ def test_balanced_loss_by_hand(monkeypatch):
         ({"forecaster_links": (3,)}, "one value per stage"),
         ({"links": (3, 0, 2)}, ">= 1"),
         ({"flow_kernel": 4}, "odd"),
-        ({"loss": "bmse"}, "Unknown loss 'bmse'; known: balanced, mse"),
-        ({"limits": (5, 2), "weights": (1, 2, 3)}, "rise"),
-        ({"limits": (5,)}, "one weight more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, fault):
