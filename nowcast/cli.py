@@ -6,7 +6,7 @@ import json as jsonlib
 import logging
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,8 @@ from rich.table import Column, Table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
                   help="Precipitation nowcasting: radar files in, verified forecasts and maps out.")  # fmt: skip
+SHOWN_LINEAGE = 9
+"""Columns of the list of checkpoints that fit a screen; --json has the others."""
 console = Console()
 errors = Console(stderr=True)
 
@@ -27,6 +29,8 @@ StorePath = Annotated[str, typer.Option("--store", help="Cube store: a folder or
 ForecastPath = Annotated[str, typer.Option("--forecasts", help="Forecast store.")]
 ScorePath = Annotated[str | None, typer.Option("--scores", help="Score store; next to the forecasts by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Domain = Annotated[str, typer.Option("--domain", envvar="NOWCAST_DOMAIN", help="Operations YAML with a registry.")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept in the journal.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=value, dotted keys.")]
 
 
@@ -146,6 +150,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on where a run of this name stopped.")] = True,
+    register: Annotated[
+        str | None, typer.Option(help="Operations YAML: the result becomes a challenger there.")
+    ] = None,
 ) -> None:
     """Trains a network from a recipe.
 
@@ -158,6 +165,8 @@ def train(
 
     path = fit(settings, resume=resume)
     console.print(f"Best network: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
+    if register:
+        _register(path, register)
 
 
 @app.command()
@@ -290,7 +299,8 @@ def cycle(
         return
     frames = f"newest {report.newest}: taken {report.taken}, revised {report.revised}, refused {len(report.refused)}"
     done = f"{report.scored} forecast frames scored, page {report.published}, {report.seconds:.1f} s"
-    _print_report([frames, *report.refused, *report.issued, done])
+    shadow = [f"in the shadow: {line}" for line in report.shadowed]
+    _print_report([frames, *report.refused, *report.issued, done, *shadow])
 
 
 @app.command()
@@ -336,7 +346,7 @@ def models(
     readers: Annotated[bool, typer.Option("--readers", help="The sources instead of the networks.")] = False,
     json: AsJson = False,
 ) -> None:
-    """The registry of networks (or, with --readers, of sources) as a table; --json tells options as well.
+    """The table of networks (or, with --readers, of sources); the commands below keep the checkpoints of a domain.
 
     Example: [bold]nowcast models[/]
     """
@@ -395,6 +405,119 @@ def export_network(
     console.print(f"wrote [bold]{export(load(checkpoint).network, out, size=(height, width))}[/]")
 
 
+@models_app.command("register")
+def register_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A .safetensors checkpoint.")],
+    domain: Domain,
+    name: Annotated[str | None, typer.Option(help="By default after its recipe and digest.")] = None,
+    reason: Reason = "",
+) -> None:
+    """Copies a checkpoint into a domain's registry: from the next cycle on it forecasts in the shadow.
+
+    Example: [bold]nowcast models register runs/simvp/best.safetensors --domain operations/knmi.yaml[/]
+    """
+    _register(file, domain, name=name, why=reason)
+
+
+@models_app.command("list")
+def list_registered(
+    domain: Domain,
+    history: Annotated[bool, typer.Option("--history", help="The journal: who did what, when and why.")] = False,
+    json: AsJson = False,
+) -> None:
+    """The registered checkpoints of a domain: champion, challengers, retired ones, and where they come from.
+
+    Example: [bold]nowcast models list --domain operations/knmi.yaml[/]
+    """
+    from nowcast.contest import registry
+    from nowcast.cycle import load
+
+    shelf = registry(load(domain))
+    rows = [event.model_dump(mode="json") for event in shelf.events] if history else shelf.lineage()
+    if json:
+        _print_json(rows)
+    elif not rows:
+        console.print(f"{shelf.folder}: nothing is registered yet, see [bold]nowcast models register[/]")
+    else:
+        shown = ("time", "who", "what", "name", "why") if history else tuple(rows[0])[:SHOWN_LINEAGE]
+        console.print(_table([{key: row[key] for key in shown} for row in rows]))
+
+
+@models_app.command("compare")
+def compare_registered(
+    domain: Domain,
+    challenger: Annotated[str | None, typer.Argument(help="Name or digest; all challengers by default.")] = None,
+    against: Annotated[str, typer.Argument(help="The same.")] = "champion",
+    json: AsJson = False,
+) -> None:
+    """Challengers against the champion (or one against another) by what they forecast live.
+
+    Example: [bold]nowcast models compare --domain operations/knmi.yaml[/]
+    """
+    from nowcast.contest import compare as judge
+    from nowcast.contest import registry
+    from nowcast.cycle import load
+
+    settings = load(domain)
+    names = [challenger] if challenger else registry(settings).standing.challengers
+    verdicts = [judge(settings, name, against) for name in names]
+    if json:
+        _print_json([{"challenger": found.challenger, **found.facts, "by_lead": found.rows()} for found in verdicts])
+        return
+    for found in verdicts:
+        console.print(str(found), highlight=False, markup=False)
+        if rows := found.rows():
+            console.print(_table(rows))
+
+
+@models_app.command("promote")
+def promote_challenger(
+    name: Annotated[str, typer.Argument(help="Name or digest of a challenger.")],
+    domain: Domain,
+    force: Annotated[bool, typer.Option("--force", help="Whatever the scores say.")] = False,
+    reason: Reason = "",
+) -> None:
+    """Makes a challenger the champion, if its live scores are better; products follow at the next cycle.
+
+    Example: [bold]nowcast models promote simvp-3f9a2c --domain operations/knmi.yaml[/]
+    """
+    from nowcast.contest import promote
+    from nowcast.cycle import load
+
+    why = promote(load(domain), name, force=force, why=reason)
+    console.print(f"champion: [bold]{name}[/] ({escape(why)})", highlight=False)
+
+
+@models_app.command("rollback")
+def roll_back(domain: Domain, reason: Reason = "") -> None:
+    """Makes the champion before the present one champion again, at once.
+
+    Example: [bold]nowcast models rollback --domain operations/knmi.yaml --reason "too much rain"[/]
+    """
+    from nowcast.contest import registry
+    from nowcast.cycle import load
+
+    shelf = registry(load(domain))
+    digest = shelf.rollback(why=reason)
+    console.print(f"champion: [bold]{shelf.standing.names[digest]}[/]")
+
+
+@models_app.command("retire")
+def retire_challenger(
+    name: Annotated[str, typer.Argument(help="Name or digest of a challenger.")], domain: Domain, reason: Reason = ""
+) -> None:
+    """Ends the shadow forecasts of a challenger; its file stays, so that old runs can be made again.
+
+    Example: [bold]nowcast models retire simvp-3f9a2c --domain operations/knmi.yaml[/]
+    """
+    from nowcast.contest import registry
+    from nowcast.cycle import load
+
+    shelf = registry(load(domain))
+    shelf.retire(shelf.find(name), why=reason)
+    console.print(f"retired: [bold]{name}[/]")
+
+
 @app.command()
 def doctor(
     config: Annotated[str | None, typer.Argument(help="Operations YAML to check as well.")] = None,
@@ -417,6 +540,14 @@ def doctor(
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _register(file: Path, domain: str, *, name: str | None = None, why: str = "") -> None:
+    from nowcast.contest import register
+    from nowcast.cycle import load
+
+    found = register(load(domain), file, name=name, why=why)
+    console.print(f"registered [bold]{found}[/]; it forecasts in the shadow from the next cycle on")
 
 
 def _pairs(words: list[str] | None) -> dict[str, Any]:
@@ -448,7 +579,7 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
         yield advance
 
 
-def _table(rows: list[dict[str, object]]) -> Table:
+def _table(rows: Sequence[Mapping[str, object]]) -> Table:
     first, *others = rows[0]
     table = Table(Column(first, no_wrap=True), *others, box=None)
     for row in rows:

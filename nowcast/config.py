@@ -48,6 +48,11 @@ def _known(kind: str, name: str, names: Iterable[str]) -> None:
 
 # --- operations -----------------------------------------------------------------------------------
 
+CHAMPION = "champion"
+"""Model of a product: whatever is champion of the chain's registry at the time."""
+REGISTRY = "registry:"
+"""Beginning of a model name that stands for the champion of a registry: ``registry:var/knmi/models``."""
+
 
 class QualitySettings(Frozen):
     """What is noted of a frame at the door, see ``nowcast.quality.FLAGS``."""
@@ -91,7 +96,37 @@ class Product(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """What the page and the files call it."""
     model: str
-    """Name in the model table, or a checkpoint file."""
+    """Name in the model table, a checkpoint file, ``champion``, or ``registry:FOLDER`` for that of another chain."""
+
+
+class Shadow(Frozen):
+    """How challengers forecast: after the page is published, in a process of their own, unseen."""
+
+    budget_seconds: Annotated[float, Field(gt=0)] = 60
+    """All challengers together are stopped after this, and in any case before the next cycle is due."""
+    every_minutes: Annotated[int, Field(ge=1)] | None = None
+    """Only from frames at round multiples of this; None: whenever products are made."""
+
+
+class Promotion(Frozen):
+    """When a challenger counts as better than the champion."""
+
+    score: Literal["csi", "ets", "hss", "ssim", "mse", "mae"] = "csi"
+    threshold: float | None = None
+    """Event limit of csi, ets and hss, one that is scored; None: the lowest."""
+    first_lead_minutes: Annotated[float, Field(ge=0)] = 0
+    last_lead_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Lead times in between are pooled; None: to the end."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Share of the draws that must lie on one side of no difference, of both tails: 0.95 leaves 0.025 on each."""
+    least_runs: Annotated[int, Field(ge=1)] = 100
+    """Runs that both made."""
+    least_blocks: Annotated[int, Field(ge=2)] = 10
+    """Blocks of time with something to score: neighbouring runs see the same rain, and a few showers prove little."""
+    block_minutes: Annotated[float, Field(gt=0)] = 180
+    """Length of such a block; about as long as weather stays alike."""
+    automatic: bool = False
+    """Promote the first challenger that is better, looked at once a day: every further look is a chance to err."""
 
 
 class AgeLimits(Frozen):
@@ -148,6 +183,10 @@ class Operations(Frozen):
     """Observed frames that stay on the page."""
     keep_versions_days: Annotated[float, Field(gt=0)] = 14
     """Versions of the stores older than this are forgotten once a day; their newest content stays."""
+    registry: Path | None = None
+    """Folder of registered checkpoints, see ``nowcast.lifecycle``; None: the chain has none."""
+    shadow: Shadow = Shadow()
+    promotion: Promotion = Promotion()
     replay: bool = False
     """True for archived data: frames from long ago are not late, and the page says REPLAY."""
 
@@ -160,7 +199,16 @@ class Operations(Frozen):
         names = [product.name for product in self.products]
         if len(set(names)) < len(names):
             raise ValueError(f"two products share a name: {', '.join(names)}")
+        if self.registry is None and any(product.model == CHAMPION for product in self.products):
+            raise ValueError("a product is made by the champion, and registry names no folder")
         return self
+
+    @cached_property
+    def makers(self) -> tuple[Product, ...]:
+        """The products with ``champion`` spelt out as that of this chain's registry."""
+        own = {"model": f"{REGISTRY}{self.registry}"}
+        return tuple(product.model_copy(update=own) if product.model == CHAMPION else product
+                     for product in self.products)  # fmt: skip
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
@@ -17,14 +17,16 @@ from time import perf_counter
 import numpy as np
 from filelock import FileLock, Timeout
 
-from nowcast import config, readers, store
+from nowcast import config, readers, shadow, store
 from nowcast.config import ConfigError, Operations
+from nowcast.contest import shadow_stores
 from nowcast.forecast import export, issue
 from nowcast.ingest import AUTO, Progress, Summary, ingest
 from nowcast.publish import publish, publish_maps
 from nowcast.verify import verify
 
-DAY_SECONDS = 86_400
+SHARE = 0.8
+"""Of the time between two cycles, what cycle and shadow may take together."""
 RECENT_FRAMES = 100
 """Newest frames looked through for one that is due."""
 
@@ -50,6 +52,9 @@ class Report:
     published: Path | None = None
     """The manifest of the page."""
     seconds: float = 0.0
+    """Until the page was out."""
+    shadowed: list[str] = field(default_factory=list)
+    """One line per forecast of a challenger, and what went wrong with them."""
 
     @property
     def idle(self) -> bool:
@@ -75,6 +80,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
 def cycle(settings: Operations, *, now: datetime | None = None, progress: Progress | None = None) -> Report:
     """Takes what has landed, forecasts from the newest frame, scores what became verifiable, publishes.
 
+    Then, where the chain has a registry, the challengers forecast in the shadow.
+
     Args:
         settings: The chain.
         now: Overrides the clock for archived data.
@@ -90,10 +97,11 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
                          settings=settings.feed.quality, progress=progress)  # fmt: skip
         if summary.newest is None:
             return _report(summary, started)
-        issued = _issue(settings, _recent(settings, summary.newest))
+        times = _recent(settings, summary.newest)
+        issued = _issue(settings, times)
         report = _finish(settings, summary, issued, started)
         _forget(settings)
-        return report
+    return report if report.idle else replace(report, shadowed=_shadowed(settings, times, started))
 
 
 def backfill(settings: Operations, *, start: datetime, end: datetime, dry_run: bool = False,
@@ -116,18 +124,27 @@ def backfill(settings: Operations, *, start: datetime, end: datetime, dry_run: b
         stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
         times = [time for time in (datetime.fromtimestamp(stamp, UTC) for stamp in stamps) if start <= time < end]
         if dry_run:
-            due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(settings, time)]
+            due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(time, settings.issue_every_minutes)]
             return _report(summary, started, issued=due)
         issued = _issue(settings, times, progress)
         return _finish(settings, summary, issued, started, since=start)
 
 
+def _shadowed(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
+    """What the challengers forecast in the time that is left, outside the lock: the next cycle need not wait."""
+    left = SHARE * 60 * settings.every_minutes - (perf_counter() - started)
+    due = [time for time in times if _due(time, settings.issue_every_minutes)]
+    due = [time for time in due if _due(time, settings.shadow.every_minutes)]
+    seconds = min(settings.shadow.budget_seconds, left)
+    return [line for time in due for line in shadow.run(settings, time, seconds=seconds)]
+
+
 def _issue(settings: Operations, times: Sequence[datetime], progress: Progress | None = None) -> list[str]:
     lines: list[str] = []
     for done, time in enumerate(times, 1):
-        if not _due(settings, time):
+        if not _due(time, settings.issue_every_minutes):
             continue
-        lines += issue(settings.store, settings.forecasts, settings.products, fallback=settings.fallback,
+        lines += issue(settings.store, settings.forecasts, settings.makers, fallback=settings.fallback,
                        leads=settings.leads, time=time, channel=settings.quantity)  # fmt: skip
         if settings.netcdf:
             export(settings.forecasts, time, settings.netcdf)
@@ -168,23 +185,21 @@ def _recent(settings: Operations, newest: datetime) -> list[datetime]:
     stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
     span = timedelta(minutes=settings.issue_every_minutes)
     times = [datetime.fromtimestamp(stamp, UTC) for stamp in stamps[-RECENT_FRAMES:]]
-    return [moment for moment in times if newest - moment < span and _due(settings, moment)][-1:]
+    return [moment for moment in times if newest - moment < span and _due(moment, settings.issue_every_minutes)][-1:]
 
 
 def _forget(settings: Operations) -> None:
     """Once a day, drops old versions: every commit keeps a list of all chunks, hundreds a day."""
-    marker = settings.site / ".versions"
-    if marker.exists() and datetime.now(UTC).timestamp() - marker.stat().st_mtime < DAY_SECONDS:
+    if not shadow.first_today(settings.site / ".versions"):
         return
-    for path in (settings.store, settings.forecasts, settings.scores):
+    unseen = shadow_stores(settings) if settings.registry else ()
+    for path in (settings.store, settings.forecasts, settings.scores, *unseen):
         if store.exists(path):
             store.expire(path, older_than=timedelta(days=settings.keep_versions_days))
-    marker.touch()
 
 
-def _due(settings: Operations, time: datetime) -> bool:
-    """True on every frame, or on those at round multiples of ``issue_every_minutes``."""
-    every = settings.issue_every_minutes
+def _due(time: datetime, every: int | None) -> bool:
+    """True on every frame, or on those at round multiples of some minutes."""
     return every is None or (time.hour * 60 + time.minute) % every == 0
 
 

@@ -24,9 +24,10 @@ import xarray as xr
 from models import MODELS, model_class
 from nowcast import __version__, checkpoint, store
 from nowcast.checkpoint import Model, predict
-from nowcast.config import ConfigError, Product
+from nowcast.config import CHAMPION, REGISTRY, ConfigError, Product
 from nowcast.cube import BadInput, channels, event_labels, utc
 from nowcast.grid import Grid
+from nowcast.lifecycle import champion_file
 from nowcast.units import MARSHALL_PALMER, convert, quantity
 
 OK, FALLBACK, WITHHELD = "ok", "fallback", "withheld"
@@ -65,7 +66,7 @@ def forecast(cube: xr.Dataset, model: str | Path, *, time: datetime | np.datetim
 
     Args:
         cube: As ``store.open_store`` returns it.
-        model: Name in the model table, or a checkpoint file.
+        model: Name in the model table, a checkpoint file, or ``registry:FOLDER`` for the champion there.
         time: Reference time, UTC; must be a frame of the cube.
         leads: Frames forecast, at the cube's cadence.
         channel: Quantity; None: the cube's first.
@@ -223,11 +224,7 @@ def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
     if frames.time.size < steps:
         have = frames.time.size
         raise CannotForecast(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
-    step = model.cadence_seconds or frames.cadence_seconds
-    if abs(step - frames.cadence_seconds) > CADENCE_TOLERANCE * step:
-        raise CannotForecast(
-            f"was trained on a step of {model.cadence_seconds} s, the feed has {frames.cadence_seconds} s"
-        )
+    check_fits(model, quantity_name=frames.quantity, cadence_seconds=frames.cadence_seconds)
     target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
     fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
     values = predict(model, fields, quantity_name=target, leads=leads)
@@ -239,9 +236,29 @@ def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
     return np.where(known, made, np.float32(np.nan)), model
 
 
+def check_fits(model: Model, *, quantity_name: str, cadence_seconds: int) -> None:
+    """Refuses a model that was made for other frames.
+
+    Args:
+        model: A network or a reference.
+        quantity_name: Of the frames.
+        cadence_seconds: Their step.
+
+    Raises:
+        CannotForecast: Another step, or a quantity that no formula leads to.
+    """
+    step = model.cadence_seconds or cadence_seconds
+    if abs(step - cadence_seconds) > CADENCE_TOLERANCE * step:
+        raise CannotForecast(f"was trained on a step of {step} s, the feed has {cadence_seconds} s")
+    try:
+        convert(np.zeros((1, 1, 1), np.float32), quantity_name, model.quantity or quantity_name)
+    except ValueError:
+        raise CannotForecast(f"was trained on {model.quantity}, the feed has {quantity_name}") from None
+
+
 def _load(name: str, available: int, leads: int) -> Model:
     if name not in MODELS:
-        path = checkpoint.find(name)
+        path = champion_file(name) if name.startswith(REGISTRY) else checkpoint.find(name)
         return _load_file(path, path.stat().st_mtime_ns)
     if model_class(name).trainable:
         raise CannotForecast("is a network: name its checkpoint file")
@@ -344,6 +361,8 @@ def _step(stamps: np.ndarray) -> int:
 
 
 def _short(name: str) -> str:
+    if name.startswith(REGISTRY):
+        return CHAMPION
     return name if name in MODELS else Path(name).name
 
 

@@ -72,11 +72,11 @@ def _limits(scores: str, name: str, thresholds: Sequence[float] | None) -> np.nd
 
 def _open_rows(runs: xr.Dataset, scores: str, limits: np.ndarray, since: datetime | None) -> None:
     """Adds an empty row for every run that has none; withheld runs have nothing to score."""
-    known = set(_keys(store.open_store(scores))) if store.exists(scores) else set()
+    known = set(keys(store.open_store(scores))) if store.exists(scores) else set()
     started = runs["forecast_reference_time"].values
     recent = np.ones(started.size, bool) if since is None else started >= utc(since)
     made = recent & (runs["producer"].values != "")
-    wanted = [index for index, key in enumerate(_keys(runs)) if key not in known and made[index]]
+    wanted = [index for index, key in enumerate(keys(runs)) if key not in known and made[index]]
     if wanted:
         store.append(scores, _empty(runs.isel(run=wanted), limits), along="run", message=f"Expect {len(wanted)} runs")
 
@@ -107,12 +107,12 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[
     A frame that was corrected since is scored again.
     """
     table = store.open_store(scores)
-    place = {key: index for index, key in enumerate(_keys(runs))}
+    place = {key: index for index, key in enumerate(keys(runs))}
     frame = {key: index for index, key in enumerate(zip(observed["time"].values, event_labels(observed), strict=True))}
     leads, scored = runs["lead_time"].values, table["observed_digest"].values
     seen = observed["digest"].values if "digest" in observed.coords else observed["time"].values.astype(str)
     rows = []
-    for row, key in enumerate(_keys(table)):
+    for row, key in enumerate(keys(table)):
         valid = [(lead, frame.get((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
         pairs = [(lead, index, seen[index]) for lead, index in valid
                  if index is not None and scored[row, lead] != seen[index]]  # fmt: skip
@@ -151,7 +151,7 @@ def _frames(run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.Da
         yield lead, sums
 
 
-def _keys(table: xr.Dataset) -> list[tuple[np.datetime64, str, str]]:
+def keys(table: xr.Dataset) -> list[tuple[np.datetime64, str, str]]:
     """(reference time, event, model) of every run."""
     names = ("forecast_reference_time", "sequence", "model")
     return list(zip(*(table[name].values for name in names), strict=True))

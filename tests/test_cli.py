@@ -17,7 +17,8 @@ from tests import parity_pack, sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
 COMMANDS = ("demo", "ingest", "inspect", "show", "train", "benchmark", "forecast", "verify", "publish", "serve",
-            "cycle", "up", "run", "doctor", "models", "models import", "models export")  # fmt: skip
+            "cycle", "up", "run", "doctor", "models", "models import", "models export", "models register",
+            "models list", "models compare", "models promote", "models rollback", "models retire")  # fmt: skip
 
 
 def run(*arguments: str) -> str:

@@ -42,6 +42,34 @@ def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray,
     return xr.concat(parts, xr.Variable("estimate", list(ESTIMATES)), coords="minimal", compat="override")
 
 
+def differences(first: xr.Dataset, second: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray,
+                over: Sequence[str] = (), level: float = LEVEL) -> xr.Dataset:  # fmt: skip
+    """How much higher the scores of one model are than those of another on the same windows, pooled.
+
+    Both are drawn alike: what a block adds to the one, it adds to the other, and weather that is hard for both
+    widens nothing.
+
+    Args:
+        first: Sums (window, ...) of one model.
+        second: Sums of the other, over the same windows and pixels.
+        names: Keys of ``SCORES``.
+        blocks: (window) which block each belongs to.
+        over: Other dimensions to add up before dividing.
+        level: Share of the draws that the interval holds.
+
+    Returns:
+        Second minus first, with a dimension ``estimate``: ``value``, ``low``, ``high``, see ``estimates``.
+    """
+    value, drawn = (
+        derive(two, names, over=dims) - derive(one, names, over=dims)
+        for one, two, dims in ((first, second, ("window", *over)),
+                               (_drawn(first, blocks), _drawn(second, blocks), over))
+    )  # fmt: skip
+    low, high = (drawn.quantile(share, "draw", skipna=False) for share in ((1 - level) / 2, (1 + level) / 2))
+    parts = [part.drop_vars("quantile", errors="ignore")[list(names)] for part in (value, low, high)]
+    return xr.concat(parts, xr.Variable("estimate", list(ESTIMATES[:3])), coords="minimal", compat="override")
+
+
 def _drawn(totals: xr.Dataset, blocks: np.ndarray) -> xr.Dataset:
     """Sums (draw, ...) over as many blocks as there are, drawn with replacement."""
     number = np.unique(blocks, return_inverse=True)[1]
