@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 from filelock import FileLock, Timeout
 
-from nowcast import config, readers, shadow, store
+from nowcast import config, precedence, readers, shadow, store
 from nowcast.config import ConfigError, Operations
 from nowcast.contest import shadow_stores
 from nowcast.forecast import export, issue
@@ -80,7 +80,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
 def cycle(settings: Operations, *, now: datetime | None = None, progress: Progress | None = None) -> Report:
     """Takes what has landed, forecasts from the newest frame, scores what became verifiable, publishes.
 
-    Then, where the chain has a registry, the challengers forecast in the shadow.
+    Trainings on the same card pause meanwhile. Then, where the chain has a registry, the challengers forecast in
+    the shadow.
 
     Args:
         settings: The chain.
@@ -92,7 +93,7 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         StoreError: If a store cannot be written.
     """
     started = perf_counter()
-    with _one_at_a_time(settings):
+    with _one_at_a_time(settings), precedence.first(precedence.card()):
         summary = ingest(settings.feed.reader, [settings.feed.source], settings.store, now=now,
                          settings=settings.feed.quality, progress=progress)  # fmt: skip
         if summary.newest is None:

@@ -37,6 +37,7 @@ from nowcast.costs import device_name  # noqa: E402
 from nowcast.spans import check_apart  # noqa: E402
 from nowcast.units import Scaling, convert  # noqa: E402
 from nowcast.windows import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
+from nowcast.yielding import Yielding  # noqa: E402
 
 RESUME = "last.ckpt"
 KEEP_EVERY = timedelta(minutes=10)
@@ -298,6 +299,7 @@ def _trainer(recipe: Recipe, folder: Path, clock: callbacks.Timer, progress: Pro
         callbacks.EarlyStopping("valid_loss", patience=settings.patience),
         callbacks.LearningRateMonitor(),
         callbacks.TQDMProgressBar(refresh_rate=5),
+        Yielding(),
     ]
     if progress:
         extras.append(Reporter(progress))
