@@ -21,6 +21,7 @@ MODELS = {
     "simvp": "simvp:SimVP",
     "tau": "tau:TAU",
     "unet": "unet:UNet",
+    "lagrangian": "lagrangian:Lagrangian",
     "smaat-unet": "smaat_unet:SmaAtUNet",
     "cms-lstm": "cms_lstm:CMSLSTM",
     "e3d-lstm": "e3d_lstm:E3DLSTM",

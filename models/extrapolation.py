@@ -105,7 +105,7 @@ def advect(frame_HW: np.ndarray, motion_2HW: np.ndarray, *, steps: int) -> np.nd
     source = cv2.merge([np.where(known, frame_HW, 0).astype(np.float32), known.astype(np.float32)])
     here = _positions(height, width)
     future = np.full((steps, height, width), np.nan, np.float32)
-    for step, displacement in enumerate(_displacements(motion_2HW, steps=steps)):
+    for step, displacement in enumerate(displacements(motion_2HW, steps=steps)):
         origin = here - cv2.resize(displacement, (width, height))
         value, weight = cv2.split(cv2.remap(source, origin, NONE, cv2.INTER_LINEAR, borderValue=0))
         np.divide(value, weight, out=future[step], where=weight >= 0.5)
@@ -172,7 +172,7 @@ def _smooth(momentum: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return motion
 
 
-def _displacements(motion_2HW: np.ndarray, *, steps: int) -> Iterator[np.ndarray]:
+def displacements(motion_2HW: np.ndarray, *, steps: int) -> Iterator[np.ndarray]:
     """Yields the way travelled to every coarse pixel after each step, (h, w, 2) in pixels."""
     height, width = motion_2HW.shape[1:]
     rows, columns = _coarse_shape(height, width)

@@ -63,6 +63,9 @@ class Nowcaster(nn.Module):
     tunings: ClassVar[tuple[str, ...]] = ("full",)
     """Ways to fit trained weights to other data, see ``tune``."""
 
+    onnx: ClassVar[bool] = True
+    """False: holds an operator of our own, which ``torch.export`` keeps by name and ONNX does not know."""
+
     trainable: ClassVar[bool] = True
     """False for the references that have nothing to learn."""
 

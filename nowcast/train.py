@@ -131,7 +131,8 @@ class Learner(lightning.LightningModule):
         past, future, measure = batch["past"], batch["future"], self.network.loss or mse
         still = past[:, -1:].expand_as(future)
         for name, forecast in (("valid_loss", self.network(past)), ("persistence_loss", still)):
-            loss = measure(*self._repeated(forecast, future, self._weight(batch)))
+            known = forecast.isfinite()  # what moves in from outside is not, where rain is carried along
+            loss = measure(*self._repeated(forecast.nan_to_num(), future, self._weight(batch) * known))
             self.log(name, loss, prog_bar=name == "valid_loss", batch_size=len(past), sync_dist=True)
 
     def _repeated(self, *parts: Tensor) -> Iterator[Tensor]:

@@ -89,12 +89,16 @@ def test_exported_program_computes_the_same(name: str) -> None:
     past = torch.rand(1, 2, 1, 16, 24)
     with torch.no_grad():
         program = torch.export.export(network(name), (past,))
-        torch.testing.assert_close(program.module()(past), network(name)(past))
+        torch.testing.assert_close(program.module()(past), network(name)(past), equal_nan=True)
 
 
 @pytest.mark.slow
 @each_network
 def test_onnx_computes_the_same(name: str, tmp_path: Path) -> None:
+    if not model_class(name).onnx:
+        with pytest.raises(BadInput, match="an operator that ONNX does not know"):
+            exchange.export(network(name), tmp_path / "network.onnx", size=(16, 24))
+        return
     made = exchange.export(network(name), tmp_path / "network.onnx", size=(16, 24))
     assert [path.name for path in tmp_path.iterdir()] == [made.name]
 
