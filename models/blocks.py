@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.packed import PORTION, Conv2d
 from models.winograd import convolve
 
 Forecast = Callable[[Tensor], Tensor]
@@ -27,10 +29,6 @@ FOLDS = {
     "columns-first": (0, 2, 1),  # channel * p² + column * p + row: CMS-LSTM
 }
 """How the pixels of a patch become channels: the order of (channel, row, column), slowest first."""
-
-
-PORTION = 2**24
-"""Bytes of the largest map, where maps are taken in portions."""
 
 
 def each_frame(module: Callable[[Tensor], Tensor], frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -86,6 +84,83 @@ def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
+def in_portions(function: Callable[..., tuple[Tensor, ...]], fields: Sequence[Tensor | None],
+                shared: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:  # fmt: skip
+    """``lean`` arithmetic on maps, on CPUs of a few samples at a time.
+
+    What lies between is then small and soon gone, so that it stays in the cache and leaves no holes in the heap
+    between the maps that are kept.
+
+    Args:
+        function: (*fields, *shared) -> maps; no sample may depend on another.
+        fields: With all samples; the first is the largest.
+        shared: What else needs a gradient.
+    """
+    first = fields[0]
+    assert first is not None
+    if first.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return lean(function, *fields, *shared)
+    return _InPortions.apply(function, len(fields), *fields, *shared)
+
+
+class _InPortions(torch.autograd.Function):
+    """Calls a function portion by portion, and once more in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], count: int,
+                *tensors: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.function, ctx.count = function, count
+        ctx.save_for_backward(*tensors)
+        whole: list[Tensor] = []
+        for part in _parts(tensors):
+            made = function(*_cut(tensors, count, part))
+            whole = whole or [_as_large(one, tensors) for one in made]
+            for all_samples, some in zip(whole, made, strict=True):
+                all_samples[part] = some
+        return tuple(whole)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        whole = [torch.zeros_like(one) if want else None for one, want in zip(tensors, wanted, strict=True)]
+        for part in _parts(tensors):
+            inputs = [None if one is None else one.detach() for one in _cut(tensors, ctx.count, part)]
+            asked = [one.requires_grad_() for one, want in zip(inputs, wanted, strict=True) if want and one is not None]
+            with torch.enable_grad():
+                made = ctx.function(*inputs)
+            got = torch.autograd.grad(made, asked, [grad[part] for grad in grads])
+            sums = [(i, one) for i, one in enumerate(whole) if one is not None]
+            for (i, all_samples), some in zip(sums, got, strict=True):
+                if i < ctx.count:
+                    all_samples[part] = some
+                else:
+                    all_samples += some
+        return None, None, *whole
+
+
+def _parts(tensors: Sequence[Tensor | None]) -> list[slice]:
+    """Samples that go together, by the size of the first map."""
+    first = tensors[0]
+    assert first is not None
+    size = max(1, PORTION // (4 * first.element_size() * first[0].numel()))
+    return [slice(start, start + size) for start in range(0, len(first), size)]
+
+
+def _cut(tensors: Sequence[Tensor | None], count: int, part: slice) -> list[Tensor | None]:
+    """Some samples of the first ``count`` tensors, and the others."""
+    return [one[part] if one is not None and i < count else one for i, one in enumerate(tensors)]
+
+
+def _as_large(made: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+    """Space for what is made of all samples, laid out like ``made``."""
+    first = tensors[0]
+    assert first is not None
+    last = made.ndim == 4 and made.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((len(first), *made.shape[1:]), dtype=made.dtype, memory_format=layout)
+
+
 class FieldNorm(nn.Module):
     """Normalises every sample over channels and pixels together.
 
@@ -127,7 +202,7 @@ class FieldConv(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, norm: bool = False,
                  grid: tuple[int, int] | None = None) -> None:  # fmt: skip
-        conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        conv = Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
         super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from models.blocks import FieldConv, FieldNorm, lean
 from models.nowcaster import Published
+from models.packed import Conv2d
 from models.recurrent import Patched, Sampling, through_stack
 
 Grid = tuple[int, int] | None
@@ -85,9 +86,9 @@ class SpatiotemporalExpression(nn.Module):
         self.query = nn.Linear(width, scales * width)
         self.key = nn.Linear(width, scales * width, bias=False)
         self.value = nn.Linear(width, scales * width)
-        self.gather = nn.Conv2d(scales * width, width, EXPRESSION_KERNEL, padding=EXPRESSION_KERNEL // 2)
+        self.gather = Conv2d(scales * width, width, EXPRESSION_KERNEL, padding=EXPRESSION_KERNEL // 2)
         self.gather_norm = FieldNorm(width, (grid[0], 2 * grid[1]) if grid else None)
-        self.merge = nn.Conv2d(2 * width, width, 1)
+        self.merge = Conv2d(2 * width, width, 1)
         self.from_h = FieldConv(width, 3 * width, kernel=EXPRESSION_KERNEL, norm=True, grid=grid)
         self.from_z = FieldConv(width, 3 * width, kernel=EXPRESSION_KERNEL, norm=True, grid=grid)
         self.norm = FieldNorm(width, grid)
@@ -219,7 +220,7 @@ class CMSLSTM(Patched):
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
                          sampling_until=sampling_until, reverse_input=reverse_input, hidden=width, patch=patch,
                          grid=grid, bias=True, blocks=2 ** (scales - 1))  # fmt: skip
-        self.embedding = nn.Conv2d(self.folded, width, 1)
+        self.embedding = Conv2d(self.folded, width, 1)
         self.cells = nn.ModuleList(CMSCell(width, kernel=kernel, grid=self.field, scales=scales) for _ in range(layers))
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
@@ -236,7 +237,7 @@ def _scaled(field: Tensor, by: Tensor, layer: FieldConv) -> Tensor:
     return lean(lambda told, field: 2 * norm(told).sigmoid() * field, conv(by), field)
 
 
-def _apart(layer: FieldConv) -> tuple[nn.Conv2d, FieldNorm]:
+def _apart(layer: FieldConv) -> tuple[Conv2d, FieldNorm]:
     """The convolution and the norm, so that what the former gives is kept and the latter done again."""
     return layer[0], layer[1]  # type: ignore[return-value]
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import each_frame, lean
+from models.blocks import each_frame, in_portions
 from models.nowcaster import Nowcaster, Published, check_past
+from models.packed import Conv2d
 from models.winograd import convolve
 
 State = tuple[Tensor, ...]
@@ -36,21 +37,19 @@ class GateConv(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, *, kernel: int) -> None:
         super().__init__()
         self.inputs = inputs
-        self.conv = nn.Conv2d(inputs + hidden, outputs, kernel)
+        self.conv = Conv2d(inputs + hidden, outputs, kernel)
         self.norm = nn.GroupNorm(outputs // GROUP, outputs)
 
     def forward(self, x_BCHW: Tensor | None, h_BCHW: Tensor | None) -> Tensor:
         """The convolution, not yet normalised. None stands for zeros: their part of the kernel is left out."""
         channels = slice(self.inputs if x_BCHW is None else 0, self.inputs if h_BCHW is None else None)
         # One large convolution: convolving x for all steps beforehand costs 10 % more in training.
-        both = torch.cat([part for part in (x_BCHW, h_BCHW) if part is not None], dim=1)
-        return convolve(both, self.conv.weight, self.conv.bias, channels=channels)
+        fields = [part for part in (x_BCHW, h_BCHW) if part is not None]
+        return convolve(fields, self.conv.weight, self.conv.bias, channels=channels)
 
-    def gate(self, convolved_BCHW: Tensor, number: int, *, of: int = 1) -> Tensor:
-        """One of the gates, normalised: by itself, since no group spans two, and small where all would be large."""
-        x, weight, bias = (whole.chunk(of, dim)[number] for whole, dim in
-                           ((convolved_BCHW, 1), (self.norm.weight, 0), (self.norm.bias, 0)))  # fmt: skip
-        return functional.group_norm(x, len(weight) // GROUP, weight, bias, self.norm.eps)
+    def affine(self, number: int = 0, *, of: int = 1) -> tuple[Tensor, Tensor]:
+        """Scale and shift of the norm, or of one of several gates: no group spans two."""
+        return self.norm.weight.chunk(of)[number], self.norm.bias.chunk(of)[number]
 
 
 class LSTMCell(nn.Module):
@@ -62,15 +61,18 @@ class LSTMCell(nn.Module):
 
     def forward(self, x_BCHW: Tensor | None, state: State) -> State:
         h, c = state or (None, None)
-        return lean(self._update, self.gates(x_BCHW, h), c)
+        return in_portions(_updated, (self.gates(x_BCHW, h), c), self.gates.affine())
 
-    def _update(self, gates_BCHW: Tensor, c: Tensor | None) -> State:
-        def gate(number: int) -> Tensor:
-            return self.gates.gate(gates_BCHW, number, of=4)
 
-        fresh = gate(0).sigmoid() * gate(2).tanh()
-        c = fresh if c is None else fresh + gate(1).sigmoid() * c
-        return gate(3).sigmoid() * c.tanh(), c
+def _updated(gates_BCHW: Tensor, c: Tensor | None, weight: Tensor, bias: Tensor) -> State:
+    i, f, g, o = _normalised(gates_BCHW, weight, bias).chunk(4, dim=1)
+    fresh = i.sigmoid() * g.tanh()
+    c = fresh if c is None else fresh + f.sigmoid() * c
+    return o.sigmoid() * c.tanh(), c
+
+
+def _normalised(x_BCHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.group_norm(x_BCHW, len(weight) // GROUP, weight, bias)
 
 
 class GRUCell(nn.Module):
@@ -83,16 +85,22 @@ class GRUCell(nn.Module):
 
     def forward(self, x_BCHW: Tensor | None, state: State) -> State:
         (h,) = state or (None,)
+        reset, update = (self.gates.affine(number, of=2) for number in (1, 0))
         gates = self.gates(x_BCHW, h)
-        candidate = self.candidate(x_BCHW, None if h is None else lean(self._reset, gates, h))
-        return (lean(self._update, gates, candidate, h),)
+        if h is not None:
+            (shown,) = in_portions(_reset, (gates, h), reset)
+        candidate = self.candidate(x_BCHW, None if h is None else shown)
+        return in_portions(_mixed, (gates, candidate, h), (*update, *self.candidate.affine()))
 
-    def _reset(self, gates_BCHW: Tensor, h: Tensor) -> Tensor:
-        return self.gates.gate(gates_BCHW, 1, of=2).sigmoid() * h
 
-    def _update(self, gates_BCHW: Tensor, candidate_BCHW: Tensor, h: Tensor | None) -> Tensor:
-        z, candidate = self.gates.gate(gates_BCHW, 0, of=2).sigmoid(), self.candidate.gate(candidate_BCHW, 0).tanh()
-        return z * candidate if h is None else torch.lerp(h, candidate, z)
+def _reset(gates_BCHW: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> State:
+    return (_normalised(gates_BCHW.chunk(2, dim=1)[1], weight, bias).sigmoid() * h,)
+
+
+def _mixed(gates_BCHW: Tensor, candidate_BCHW: Tensor, h: Tensor | None, *affine: Tensor) -> State:
+    z = _normalised(gates_BCHW.chunk(2, dim=1)[0], *affine[:2]).sigmoid()
+    candidate = _normalised(candidate_BCHW, *affine[2:]).tanh()
+    return (z * candidate if h is None else torch.lerp(h, candidate, z),)
 
 
 class EncoderForecaster(Nowcaster):
@@ -118,7 +126,7 @@ class EncoderForecaster(Nowcaster):
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         check_past(past_BTCHW, self)
-        with self.same_kernels():
+        with self.same_weights():
             return self.on_any_grid(lambda past: self.forecast(self.encode(past)), past_BTCHW)
 
     def encode(self, past_BTCHW: Tensor) -> list[State]:
@@ -177,7 +185,7 @@ class ConvEncoderForecaster(EncoderForecaster):
         # The topmost cell has no input. Its input kernel exists only because published weights hold one.
         above = (*widths[1:], widths[-1])
         up = [_up(*sizes) for sizes in zip(widths, (first_width, *widths[1:]), strides, strict=True)]
-        up[0].extend((nn.Conv2d(first_width, channels, 1), nn.LeakyReLU(0.2, inplace=True)))
+        up[0].extend((Conv2d(first_width, channels, 1), nn.LeakyReLU(0.2, inplace=True)))
         super().__init__(
             in_steps=in_steps, out_steps=out_steps, channels=channels, multiple=math.prod(strides), up=up,
             down=[_down(*sizes) for sizes in zip((channels, *widths[:-1]), below, strides, strict=True)],
@@ -204,7 +212,7 @@ class ConvGRU(ConvEncoderForecaster):
 
 def _down(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     kernel = max(3, stride + 1)  # every pixel is seen, centred on the coarse one
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+    conv = Conv2d(inputs, outputs, kernel, stride, kernel // 2)
     return nn.Sequential(conv, nn.LeakyReLU(0.2, inplace=True))
 
 

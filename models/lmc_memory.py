@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, each_frame, lean
+from models.blocks import channels_last, each_frame, in_portions, lean
 from models.losses import mae, mse
 from models.nowcaster import Nowcaster, Published, check_past
+from models.packed import Conv2d
 from models.recurrent import through_stack
 from models.winograd import convolve
 
@@ -42,7 +43,7 @@ class LSTMCell(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        of_x, of_h = (nn.Conv2d(width, 4 * width, 3) for _ in range(2))
+        of_x, of_h = (Conv2d(width, 4 * width, 3) for _ in range(2))
         self.weight = nn.Parameter(torch.cat([of_x.weight, of_h.weight], dim=1).detach())
         # One would do, but both are in the paper's count, and learn.
         self.bias_x, self.bias_h = of_x.get_parameter("bias"), of_h.get_parameter("bias")
@@ -52,18 +53,20 @@ class LSTMCell(nn.Module):
         bias = self.bias_x + self.bias_h
         if state is None:
             gates = functional.conv2d(x_BCHW, self.weight[:, : x_BCHW.shape[1]], padding=1)
-            return lean(_gated, gates, bias, None)
-        return lean(_gated, convolve(torch.cat([x_BCHW, state[0]], dim=1), self.weight), bias, state[1])
+            h, c = in_portions(_gated, (gates, None), (bias,))
+        else:
+            h, c = in_portions(_gated, (convolve((x_BCHW, state[0]), self.weight), state[1]), (bias,))
+        return h, c
 
 
-def _gated(gates: Tensor, bias: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gated(gates: Tensor, c: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
     i, g, f, o = (gates + bias[:, None, None]).chunk(4, dim=1)
     fresh = i.sigmoid() * g.tanh()
     c = fresh if c is None else fresh + f.sigmoid() * c
     return o.sigmoid() * c.tanh(), c
 
 
-class FrameConv(nn.Conv2d):
+class FrameConv(Conv2d):
     """Three-dimensional convolution, 3 x 3 x 3, as one of every frame with the frames before and after it.
 
     On CPUs twice as fast as torch's own, and as exact. The channels of the frame before come first.
@@ -197,7 +200,7 @@ class LMCMemory(Nowcaster):
         def forecast(past: Tensor) -> Tensor:
             return self.told(self.watched(past), self.memory(past), self.out_steps)
 
-        with self.same_kernels():
+        with self.same_weights():
             return self.on_any_grid(forecast, past_BTCHW)
 
     def watched(self, past_BTCHW: Tensor) -> State:
@@ -251,7 +254,7 @@ class LMCMemory(Nowcaster):
             state: State = [(h.repeat(2, 1, 1, 1), c.repeat(2, 1, 1, 1)) for h, c in self.watched(past)]
             return self.told(state, recalled, steps)
 
-        with self.same_kernels():
+        with self.same_weights():
             made = self.on_any_grid(both_phases, clip)
         stored, found = made.chunk(2)
         return self.compare(stored, truth, weight) + self.compare(found, truth, weight)
@@ -261,8 +264,8 @@ class LMCMemory(Nowcaster):
         return mae(made_BTCHW, truth_BTCHW, weight_BTCHW) + mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
 
-def _down(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, 1)
+def _down(inputs: int, outputs: int, stride: int) -> Conv2d:
+    return Conv2d(inputs, outputs, 3, stride, 1)
 
 
 def _up(inputs: int, outputs: int, stride: int = 2) -> nn.ConvTranspose2d:

@@ -44,7 +44,7 @@ class JointConv(nn.Module):
     def forward(self, x_BCHW: Tensor, h_BCHW: Tensor | None) -> Tensor:
         """None stands for zeros: their part of the kernel is left out."""
         if h_BCHW is not None:
-            return convolve(torch.cat((x_BCHW, h_BCHW), dim=1), self.conv.weight, self.conv.bias)
+            return convolve((x_BCHW, h_BCHW), self.conv.weight, self.conv.bias)
         return functional.conv2d(x_BCHW, self.conv.weight[:, : self.inputs], self.conv.bias, padding=self.conv.padding)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from models.blocks import each_frame, fold, unfold
 from models.nowcaster import Nowcaster, check_past
+from models.packed import Conv2d
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -70,7 +71,7 @@ class Recurrent(Nowcaster):
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         check_past(past_BTCHW, self)
-        with self.same_kernels():
+        with self.same_weights():
             return self.on_any_grid(self.roll_out, past_BTCHW)
 
     def roll_out(self, past_BTCHW: Tensor, *, every: bool = False) -> Tensor:
@@ -128,8 +129,9 @@ class Recurrent(Nowcaster):
         check_past(past_BTCHW, self)
         clip = torch.cat([past_BTCHW, future_BTCHW], dim=1)
         weight = None if mask_BTCHW is None else torch.cat([torch.ones_like(past_BTCHW), mask_BTCHW], dim=1)
-        if self.reverse_input and torch.rand(()) < 0.5:
-            clip, weight = clip.flip(1), None if weight is None else weight.flip(1)
+        if self.reverse_input:
+            order = _either_way(clip.shape[1]).to(clip.device)
+            clip, weight = clip[:, order], None if weight is None else weight[:, order]
         fed = self.fed(len(clip), progress).to(clip.device)
         extra: list[Tensor] = []
 
@@ -138,7 +140,7 @@ class Recurrent(Nowcaster):
             extra.append(self.regularisation(states))
             return made
 
-        with self.same_kernels():
+        with self.same_weights():
             made = self.on_any_grid(predicted, clip)
         first = min(self.scored_from, self.in_steps)  # the forecast counts in any case
         weight = None if weight is None else weight[:, first:]
@@ -178,7 +180,7 @@ class Patched(Recurrent):
             cut = f"patch * {blocks}" if blocks > 1 else "patch"
             raise ValueError(f"grid is a height and a width that divide by {cut}, got grid {grid} and patch {patch}.")
         self.grid = None if grid is None else (grid[0], grid[1])
-        self.conv_last = nn.Conv2d(hidden, self.folded, 1, bias=bias)
+        self.conv_last = Conv2d(hidden, self.folded, 1, bias=bias)
 
     @property
     def folded(self) -> int:
@@ -204,6 +206,12 @@ def through_stack(cells: Iterable[nn.Module], x: Tensor, states: Sequence[State]
         after.append(cell(x, states[layer] if states else None))
         x = after[-1][0]
     return after
+
+
+def _either_way(steps: int) -> Tensor:
+    """The order of some frames, by chance forwards or backwards; drawn so that a compiler can follow."""
+    order = torch.arange(steps)
+    return torch.where(torch.rand(()) < 0.5, order.flip(0), order)
 
 
 def shares(sampling: Sampling, done: float) -> tuple[float, float]:

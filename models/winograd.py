@@ -7,24 +7,22 @@ directions it would be 4, but with ten times the rounding. The products are them
 one row, so that all the work is done where torch is fastest.
 
 Kernels have to be transformed first, which costs as much as a convolution of a small field: it pays in a recurrent
-network, whose kernels stay the same over all steps. ``kept_kernels`` says that they do:
+network, whose kernels stay the same over all steps. ``models.packed.kept_weights`` says that they do:
 
-    with kept_kernels(steps):
+    with kept_weights(steps):
         for t in range(steps):
             x = convolve(x, weight)
 
-Outside, on other devices, in other precisions and under a compiler this is ``torch.nn.functional.conv2d``: GPUs
+Outside, on other devices, in other precisions and under a compiler this is ``models.packed.convolution``: GPUs
 choose their algorithm themselves.
 
-Shape letters: B batch, C and O channels in and out, H height, W width, K side of the kernel, F products.
+Shape letters: B batch, C and O channels in and out, H height, W width, K side of the kernel, F products, V tiles of
+four rows. Products lie in memory as (B, V, W, F, channels): so nothing has to be copied to be transformed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,12 +31,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.packed import PORTION, Kept, convolution, keeping
+
 ROWS = 4
 """Of the output, made at once."""
 KERNELS = (3, 5)
-PORTION = 2**24
-"""Bytes of products taken at once, at least those of one field: small ones stay in the cache, and leave no holes in
-the heap for more of the batch."""
 LEAST_CHANNELS = 32
 """In and out, from which it pays."""
 LEAST_PIXELS = 1024
@@ -47,59 +44,38 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0, 0.5)
 """Where polynomials are multiplied; infinity is one more. Near 1 in size, so that rounding stays small."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Transformed kernels by the identity of the plain one, which is kept alive beside it."""
-
-    uses: int
-    kernels: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-_kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
-
-
-@contextmanager
-def kept_kernels(uses: int) -> Iterator[None]:
-    """Kernels stay the same inside, so that each is transformed once.
-
-    Args:
-        uses: How often each is convolved with.
-    """
-    token = _kept.set(Kept(uses))
-    try:
-        yield
-    finally:
-        _kept.reset(token)
-
-
-def convolve(x_BCHW: Tensor, weight_OCKK: Tensor, bias_O: Tensor | None = None, *,
+def convolve(x: Tensor | Sequence[Tensor], weight_OCKK: Tensor, bias_O: Tensor | None = None, *,
              channels: slice = slice(None)) -> Tensor:  # fmt: skip
     """Convolution with an odd square kernel that keeps the size.
 
     Args:
-        x_BCHW: Field.
+        x: Field BCHW; or several whose channels lie one after the other, which are not kept a second time as one.
         weight_OCKK: The parameter itself: what is cut out of it anew in every step would be transformed every time.
         bias_O: Added to what comes out.
         channels: Those of the kernel that the field has; the others are zeros, and left out.
     """
+    fields = (x,) if isinstance(x, Tensor) else tuple(x)
     kernel = weight_OCKK.shape[-1]
-    kept = None if torch.compiler.is_compiling() else _kept.get()
-    if kept is None or not _pays(x_BCHW, weight_OCKK, kept.uses):
-        return functional.conv2d(x_BCHW, weight_OCKK[:, channels], bias_O, padding=kernel // 2)
-    if id(weight_OCKK) not in kept.kernels:
-        kept.kernels[id(weight_OCKK)] = weight_OCKK, spread(weight_OCKK)
-    kernels = kept.kernels[id(weight_OCKK)][1]
-    if channels != slice(None):
-        kernels = kernels[:, channels]
-    return _RowConvolution.apply(x_BCHW, kernels, bias_O, kernel)
+    kept = keeping(fields[0], weight_OCKK)
+    if kept is None or not _pays(fields[0], weight_OCKK, kept.uses):
+        whole = fields[0] if len(fields) == 1 else torch.cat(fields, dim=1)
+        return convolution(whole, _cut(weight_OCKK, channels, kept), bias_O, padding=(kernel // 2, kernel // 2))
+    kernels = _cut(kept.of(weight_OCKK, "spread", lambda: spread(weight_OCKK)), channels, kept)
+    if torch.is_grad_enabled():
+        return _RowConvolution.apply(kernels, bias_O, *fields)
+    return _convolved(fields, kernels, bias_O, convolution)
+
+
+def _cut(weight: Tensor, channels: slice, kept: Kept | None) -> Tensor:
+    """The weight of some input channels; the same tensor again and again where it is kept."""
+    if channels == slice(None):
+        return weight
+    return weight[:, channels] if kept is None else kept.of(weight, str(channels), lambda: weight[:, channels])
 
 
 def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or weight.shape[-1] not in KERNELS:
-        return False
-    plain = x.dtype == weight.dtype == torch.float32
     large = min(weight.shape[:2]) >= LEAST_CHANNELS and uses * x.shape[0] * x[0, 0].numel() >= LEAST_PIXELS
-    return plain and large and x.shape[2] >= ROWS
+    return large and weight.shape[-1] in KERNELS and x.shape[2] >= ROWS
 
 
 @lru_cache
@@ -128,100 +104,154 @@ class _RowConvolution(torch.autograd.Function):
     """Keeps the plain input for the backward pass, since its transform is twice as large and quickly made."""
 
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, kernels: Tensor, bias_O: Tensor | None, kernel: int) -> Tensor:
-        ctx.save_for_backward(x_BCHW, kernels)
-        ctx.kernel = kernel
-        made = x_BCHW.new_empty(len(x_BCHW), len(kernels) // (kernel + ROWS - 1), *x_BCHW.shape[2:])
-        size = _portion(made)
-        for part, x in zip(made.split(size), x_BCHW.split(size), strict=True):
-            rows = _write(_multiply(_read(x, kernel), kernels), kernel, x.shape[2])
-            part.copy_(rows if bias_O is None else rows.add_(bias_O[:, None, None]))
-        return made
+    def forward(ctx: Any, kernels: Tensor, bias_O: Tensor | None, *fields_BCHW: Tensor) -> Tensor:
+        ctx.save_for_backward(kernels, *fields_BCHW)
+        return _convolved(fields_BCHW, kernels, bias_O, functional.conv2d)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BOHW: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x_BCHW, kernels = ctx.saved_tensors
-        wanted, size = ctx.needs_input_grad, _portion(grad_BOHW)
-        of_x = torch.empty_like(x_BCHW, memory_format=torch.contiguous_format) if wanted[0] else None
-        of_kernels = torch.zeros_like(kernels, memory_format=torch.contiguous_format) if wanted[1] else None
-        for first in range(0, len(x_BCHW), size):
-            part = slice(first, first + size)
-            read, grad = _read(x_BCHW[part], ctx.kernel), _write_back(grad_BOHW[part], ctx.kernel)
-            if of_x is not None:
-                of_x[part] = _read_back(_multiply_back(grad, read, kernels), ctx.kernel, x_BCHW.shape[2])
+    def backward(ctx: Any, grad_BOHW: Tensor) -> tuple[Tensor | None, ...]:
+        kernels, *fields = ctx.saved_tensors
+        for_kernels, for_bias, *for_fields = ctx.needs_input_grad
+        of_kernels = torch.zeros_like(kernels) if for_kernels else None
+        of_fields = [_like(field) if wanted else None for field, wanted in zip(fields, for_fields, strict=True)]
+        for part in _portions(grad_BOHW):
+            read, grad = _read([field[part] for field in fields], kernels), _write_back(grad_BOHW[part], kernels)
+            if any(for_fields):
+                made = _read_back(_multiply_back(grad, read, kernels), kernels, grad_BOHW.shape[2])
+                for whole, piece in zip(
+                    of_fields, made.split([field.shape[1] for field in fields], dim=1), strict=True
+                ):
+                    if whole is not None:
+                        whole[part] = piece
             if of_kernels is not None:
-                of_kernels += _correlate(grad, read, ctx.kernel)
-        return of_x, of_kernels, grad_BOHW.sum((0, 2, 3)) if wanted[2] else None, None
+                of_kernels += _correlate(grad, read, kernels)
+        return of_kernels, grad_BOHW.sum((0, 2, 3)) if for_bias else None, *of_fields
 
 
-def _portion(made_BOHW: Tensor) -> int:
-    """How many fields to take at once, of which the products are twice as large as what comes out."""
-    return max(1, PORTION // (2 * made_BOHW.element_size() * made_BOHW[0].numel()))
+def _convolved(fields_BCHW: Sequence[Tensor], kernels: Tensor, bias_O: Tensor | None,
+               conv: Callable[..., Tensor]) -> Tensor:  # fmt: skip
+    """What comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
+    batch, _, height, width = fields_BCHW[0].shape
+    outputs, tiles = len(kernels) // _products(kernels), -(-height // ROWS)
+    made_BVRWO = kernels.new_empty(batch, tiles, ROWS, width, outputs)
+    made_BOHW = made_BVRWO.flatten(1, 2)[:, :height].movedim(-1, 1)
+    for part in _portions(made_BOHW):
+        rows = _write(_multiply(_read([field[part] for field in fields_BCHW], kernels), kernels, conv), kernels)
+        torch.add(rows, 0 if bias_O is None else bias_O, out=made_BVRWO[part].transpose(2, 3))
+    return made_BOHW
 
 
-def _multiply(read_BFHW: Tensor, kernels: Tensor) -> Tensor:
-    kernel = kernels.shape[-1]
-    return functional.conv2d(read_BFHW, kernels, padding=(0, kernel // 2), groups=kernel + ROWS - 1)
+def _products(kernels: Tensor) -> int:
+    return kernels.shape[-1] + ROWS - 1
 
 
-def _multiply_back(grad_BFHW: Tensor, read_BFHW: Tensor, kernels: Tensor) -> Tensor:
+def _portions(made_BOHW: Tensor) -> list[slice]:
+    """Which fields to take at once, of which the products are twice as large as what comes out."""
+    size = max(1, PORTION // (2 * made_BOHW.element_size() * made_BOHW[0].numel()))
+    return [slice(first, first + size) for first in range(0, len(made_BOHW), size)]
+
+
+def _like(field_BCHW: Tensor) -> Tensor:
+    return torch.empty_like(field_BCHW, memory_format=torch.channels_last)
+
+
+def _multiply(read_BVWFC: Tensor, kernels: Tensor, conv: Callable[..., Tensor]) -> Tensor:
+    """The products: (B, V, W, F, O)."""
+    sizes: dict[str, Any] = {"padding": (0, kernels.shape[-1] // 2), "groups": _products(kernels)}
+    return conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1).unflatten(-1, (_products(kernels), -1))
+
+
+def _multiply_back(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> Tensor:
     """Gradient of what the products read."""
-    kernel = kernels.shape[-1]
-    sizes = [1, 1], [0, kernel // 2], [1, 1], False, [0, 0], kernel + ROWS - 1, [True, False, False]
-    return torch.ops.aten.convolution_backward(grad_BFHW, read_BFHW, kernels, None, *sizes)[0]
+    sizes = [1, 1], [0, kernels.shape[-1] // 2], [1, 1], False, [0, 0], _products(kernels), [True, False, False]
+    grad, read = _as_field(grad_BVWFO), _as_field(read_BVWFC)
+    made = torch.ops.aten.convolution_backward(grad, read, kernels, None, *sizes)[0]
+    return made.movedim(1, -1).reshape(read_BVWFC.shape)
 
 
-def _correlate(grad_BFHW: Tensor, read_BFHW: Tensor, kernel: int) -> Tensor:
+def _as_field(x_BVWFC: Tensor) -> Tensor:
+    """Tiles as rows, and the channels of all products as channels."""
+    return x_BVWFC.flatten(3).movedim(-1, 1)
+
+
+def _correlate(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> Tensor:
     """Gradient of the kernels: products of matrices, which are faster here than torch's own convolution.
 
-    Column by column of the kernel, since shifted copies of the input for all of them are large.
+    For every column of the kernel all pixels at once meet those so many columns beside them. Where that leads into
+    the row below or above, there are zeros, written over what the columns before have done with.
     """
-    batch, _, tiles, width = grad_BFHW.shape
-    products = kernel + ROWS - 1
-
-    def by_product(x_BFHW: Tensor) -> Tensor:
-        """(F, channels, all pixels)"""
-        return x_BFHW.reshape(batch, products, -1, tiles * width).permute(1, 2, 0, 3).flatten(2)
-
-    grad = by_product(grad_BFHW)
-    padded = functional.pad(read_BFHW, (kernel // 2, kernel // 2))
-    columns = [torch.bmm(grad, by_product(padded[..., k : k + width]).mT) for k in range(kernel)]
-    return torch.stack(columns, dim=-1).flatten(0, 1)[:, :, None]
-
-
-def _read(x_BCHW: Tensor, kernel: int) -> Tensor:
-    """Rows as the products take them: (B, F C, H / 4, W)."""
-    batch, _, height, width = x_BCHW.shape
-    edge = kernel // 2
-    padded = functional.pad(x_BCHW, (0, 0, edge, edge + -height % ROWS))
-    rows = padded.unfold(2, ROWS + kernel - 1, ROWS)
-    return torch.einsum("fr,bchwr->bfchw", matrices(kernel)[2], rows).reshape(batch, -1, rows.shape[2], width)
+    edge = kernels.shape[-1] // 2
+    columns = {0: _matched(grad_BVWFO, read_BVWFC, 0)}
+    last = grad_BVWFO[:, :, -edge:].clone()
+    for shift in range(1, edge + 1):
+        grad_BVWFO[:, :, -shift:] = 0
+        columns[shift] = _matched(grad_BVWFO, read_BVWFC, shift)
+    grad_BVWFO[:, :, -edge:] = last
+    for shift in range(1, edge + 1):
+        read_BVWFC[:, :, -shift:] = 0
+        columns[-shift] = _matched(grad_BVWFO, read_BVWFC, -shift)
+    return torch.stack([columns[shift] for shift in range(-edge, edge + 1)], dim=-1).flatten(0, 1)[:, :, None]
 
 
-def _read_back(grad_BFHW: Tensor, kernel: int, height: int) -> Tensor:
-    """Gradient of the input: tiles overlap by the reach of the kernel, and are added up."""
-    batch, _, tiles, width = grad_BFHW.shape
-    products = ROWS + kernel - 1
-    grad = grad_BFHW.reshape(batch, products, -1, tiles, width)
-    rows = torch.einsum("fr,bfchw->bchrw", matrices(kernel)[2], grad)
-    first = functional.pad(rows[:, :, :, :ROWS].flatten(2, 3), (0, 0, 0, ROWS))
-    rest = functional.pad(rows[:, :, :, ROWS:], (0, 0, 0, 2 * ROWS - products)).flatten(2, 3)
-    first[:, :, ROWS:] += rest
-    return first[:, :, kernel // 2 : kernel // 2 + height]
+def _matched(grad_BVWFO: Tensor, read_BVWFC: Tensor, shift: int) -> Tensor:
+    """For every product the sum over all pixels of gradient times what lies ``shift`` pixels further: (F, O, C)."""
+    grad, read = grad_BVWFO.flatten(0, 2), read_BVWFC.flatten(0, 2)
+    count = max(len(grad) - abs(shift), 0)
+    grad, read = grad[max(-shift, 0) :][:count], read[max(shift, 0) :][:count]
+    return torch.bmm(grad.permute(1, 2, 0), read.transpose(0, 1))
 
 
-def _write(made_BFHW: Tensor, kernel: int, height: int) -> Tensor:
-    """Products -> the rows of the output."""
-    batch, _, tiles, width = made_BFHW.shape
-    products = made_BFHW.reshape(batch, ROWS + kernel - 1, -1, tiles, width)
-    rows = torch.einsum("rf,bfohw->bohrw", matrices(kernel)[0], products)
-    return rows.reshape(batch, -1, tiles * ROWS, width)[:, :, :height]
+def _read(fields_BCHW: Sequence[Tensor], kernels: Tensor) -> Tensor:
+    """Rows as the products take them: (B, V, W, F, C)."""
+    batch, _, height, width = fields_BCHW[0].shape
+    edge, tiles = kernels.shape[-1] // 2, -(-height // ROWS)
+    rows_BHWC = kernels.new_empty(batch, tiles * ROWS + 2 * edge, width, kernels.shape[1])
+    rows_BHWC[:, :edge], rows_BHWC[:, edge + height :] = 0, 0
+    inside = rows_BHWC[:, edge : edge + height].split([field.shape[1] for field in fields_BCHW], dim=-1)
+    for piece, field in zip(inside, fields_BCHW, strict=True):
+        piece.copy_(field.movedim(1, -1))
+    return _by_tile(matrices(kernels.shape[-1])[2], rows_BHWC, tiles)
 
 
-def _write_back(grad_BOHW: Tensor, kernel: int) -> Tensor:
-    """Gradient of the products."""
-    batch, outputs, height, width = grad_BOHW.shape
-    padded = functional.pad(grad_BOHW, (0, 0, 0, -height % ROWS))
-    rows = padded.reshape(batch, outputs, -1, ROWS, width)
-    return torch.einsum("rf,bohrw->bfohw", matrices(kernel)[0], rows).reshape(batch, -1, rows.shape[2], width)
+def _read_back(grad_BVWFC: Tensor, kernels: Tensor, height: int) -> Tensor:
+    """Gradient of the input, BCHW: tiles overlap by the reach of the kernel, and are added up."""
+    batch, tiles, width, _, channels = grad_BVWFC.shape
+    rows = _at_pixels(matrices(kernels.shape[-1])[2].T, grad_BVWFC).transpose(2, 3)
+    made_BHWC = rows.new_empty(batch, (tiles + 1) * ROWS, width, channels)
+    made_BHWC[:, -ROWS:] = 0
+    made_BHWC[:, :-ROWS].unflatten(1, (tiles, ROWS)).copy_(rows[:, :, :ROWS])
+    made_BHWC[:, ROWS:].unflatten(1, (tiles, ROWS))[:, :, : rows.shape[2] - ROWS] += rows[:, :, ROWS:]
+    edge = kernels.shape[-1] // 2
+    return made_BHWC[:, edge : edge + height].movedim(-1, 1)
+
+
+def _write(made_BVWFO: Tensor, kernels: Tensor) -> Tensor:
+    """Products -> the rows of the output: (B, V, W, rows, O)."""
+    return _at_pixels(matrices(kernels.shape[-1])[0], made_BVWFO)
+
+
+def _write_back(grad_BOHW: Tensor, kernels: Tensor) -> Tensor:
+    """Gradient of the products: (B, V, W, F, O)."""
+    height = grad_BOHW.shape[2]
+    rows_BHWO = functional.pad(grad_BOHW.movedim(1, -1), (0, 0, 0, 0, 0, -height % ROWS)).contiguous()
+    return _by_tile(matrices(kernels.shape[-1])[0].T, rows_BHWO, rows_BHWO.shape[1] // ROWS)
+
+
+def _by_tile(matrix_FR: Tensor, rows_BHWC: Tensor, tiles: int) -> Tensor:
+    """Products of a matrix and some rows from every fourth on: (B, V, W, F, C)."""
+    batch, _, width, channels = rows_BHWC.shape
+    products, rows = matrix_FR.shape
+    made = rows_BHWC.new_empty(batch, tiles, width, products, channels)
+    matrices_WFR = matrix_FR.expand(width, -1, -1)
+    for field, made_field in zip(rows_BHWC, made, strict=True):
+        for tile, made_tile in enumerate(made_field):
+            first = ROWS * tile
+            torch.bmm(matrices_WFR, field[first : first + rows].transpose(0, 1), out=made_tile)
+    return made
+
+
+def _at_pixels(matrix_RF: Tensor, x_BVWFC: Tensor) -> Tensor:
+    """Products of a matrix and what lies at every pixel of the tiles: (B, V, W, R, C)."""
+    at_pixels = x_BVWFC.flatten(0, 2)
+    return torch.bmm(matrix_RF.expand(len(at_pixels), -1, -1), at_pixels).unflatten(0, x_BVWFC.shape[:3])
