@@ -5,7 +5,6 @@ A field's documentation stands under the field; its value stands in ``configs/``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
@@ -34,6 +33,10 @@ Settings = TypeVar("Settings", bound="Frozen")
 
 class ConfigError(ValueError):
     """A settings file or override that is refused; one sentence per mistake."""
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; one sentence says why, and what to do."""
 
 
 class Frozen(BaseModel):
@@ -360,6 +363,15 @@ class TrainerSettings(Frozen):
     """Machines. The same command runs on each of them, started by Slurm or torchrun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """For several devices: ``ddp`` keeps the network on all of them, ``fsdp`` a part of it on each."""
+    compile: bool = False
+    """Network and loss are compiled by torch.compile: minutes at the start, then less time per step on GPUs."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    """``last.ckpt`` is written after every epoch, and in long ones this often."""
+    log_every: Annotated[int, Field(ge=1)] = 5
+    """Steps between two rows of the logs."""
+    mlflow: str | None = None
+    """MLflow to report to beside the logs in the run folder: ``http://host:5000``, or a folder; needs
+    ``pip install 'nowcast-radar[mlflow]'``."""
     checkpointing: bool = False
     """Activations are computed again in the backward pass instead of kept: less memory, more time."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -370,6 +382,8 @@ class TrainerSettings(Frozen):
     def _consistent(self) -> TrainerSettings:
         if self.clip_value and self.clip_norm:
             raise ValueError("clip_value and clip_norm exclude each other")
+        if self.strategy == "fsdp" and (self.ema_decay or self.precision == "16-mixed"):
+            raise ValueError("ema_decay and precision 16-mixed need whole weights, of which fsdp has parts; use ddp")
         if self.minutes and self.schedule == "one-cycle":
             raise ValueError("schedule one-cycle is laid out over steps, and minutes do not say how many; "
                              "use cosine with warm_up")  # fmt: skip
@@ -615,11 +629,6 @@ def override(kind: type[Settings], overrides: Sequence[str]) -> Settings:
         ConfigError: One sentence per mistake.
     """
     return _validated(kind, {}, overrides, "settings")
-
-
-def words(changes: Mapping[str, Any]) -> list[str]:
-    """Dotted keys and plain values as overrides; JSON is YAML."""
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def _validated(kind: type[Settings], values: dict, overrides: Sequence[str], file: object) -> Settings:

@@ -4,7 +4,8 @@
     nowcast train configs/training/convlstm-debug.yaml trainer.epochs=2
 
 A run folder holds ``last.ckpt`` (to resume), ``best.safetensors`` and ``last.safetensors`` (to use),
-the resolved recipe, and the logs as CSV and for TensorBoard.
+the resolved recipe, and the logs as CSV and for TensorBoard. What a step draws at random depends on the seed, its
+number and the process alone, so that a run that was cut off goes on as if it was not.
 """
 
 from __future__ import annotations
@@ -26,24 +27,36 @@ from nowcast.torchvision_cpu import import_torchvision
 import_torchvision()  # before Lightning, which imports it too
 
 import lightning  # noqa: E402
-from lightning.pytorch import callbacks, loggers  # noqa: E402
+from lightning.pytorch import callbacks  # noqa: E402
+from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # noqa: E402
 
 from models import Nowcaster, build, loss  # noqa: E402
 from models.losses import Loss, mse  # noqa: E402
 from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card, Model  # noqa: E402
-from nowcast.config import OWN, ConfigError, LossTerm, Recipe, ScalingSettings, TrainerSettings  # noqa: E402
+from nowcast.config import (  # noqa: E402
+    OWN,
+    ConfigError,
+    LossTerm,
+    Recipe,
+    ScalingSettings,
+    TrainerSettings,
+    TrainingError,
+)
 from nowcast.costs import device_name  # noqa: E402
+from nowcast.safeguards import Keeper, Watch, WholeFiles, short_of_memory  # noqa: E402
 from nowcast.spans import check_apart  # noqa: E402
+from nowcast.tracking import Waits, report, trackers  # noqa: E402
 from nowcast.units import Scaling, convert  # noqa: E402
 from nowcast.windows import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
 from nowcast.yielding import Yielding  # noqa: E402
 
-RESUME = "last.ckpt"
-KEEP_EVERY = timedelta(minutes=10)
-"""``RESUME`` is written after every epoch, and in long ones this often."""
+BEST, LAST = "best", "last"
+RESUME = f"{LAST}.ckpt"
 STEP_TOLERANCE = 0.25
-FREE = {"patience", "workers", "devices", "nodes", "accelerator", "strategy", "checkpointing"}
+FREE = {"patience", "workers", "devices", "nodes", "accelerator", "strategy", "checkpointing", "compile",
+        "checkpoint_minutes", "log_every", "mlflow"}  # fmt: skip
 """Settings of the trainer that may change when a run is resumed."""
 LENGTH = {"epochs", "minutes"}
 """And these, where the learning rate is not laid out over them."""
@@ -66,28 +79,57 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
 
     Raises:
         ConfigError: Data that overlap, or that hold no window.
+        TrainingError: The training cannot go on: short of memory or disk, not a number, told to end.
     """
     recipe, begin = _resolved(recipe)
     folder = recipe.runs / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
     batches, held_out_batches = _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False)
     clock = _clock(recipe.trainer)
     network = _network(recipe, begin)
+    network.checkpointing = recipe.trainer.checkpointing
     network.loss = _chosen_loss(recipe, network, fitting.scaling)
-    learner = Learner(network, recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
+    kind = ShardedLearner if recipe.trainer.strategy == "fsdp" else Learner
+    learner = kind(network, recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
                       valid=held_out.unpack, members=recipe.members)  # fmt: skip
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
         _check_unchanged(recipe, folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    trainer = _trainer(recipe, folder, clock, progress)
+    waits = Waits(batches)
+    extras: list[callbacks.Callback] = [clock, waits, Watch(folder, fitting.names)]
+    trainer = _trainer(recipe, folder, extras + ([Reporter(progress)] if progress else []), resume=resume)
+    if trainer.is_global_zero:
+        _write_recipe(recipe, folder)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer.fit(learner, batches, held_out_batches, ckpt_path=last if resume else None)
-    return _export(recipe, folder, learner, trainer, fitting, begin)
+    _fit(trainer, learner, batches, held_out_batches, recipe, begin=last if resume else None)
+    if trainer.is_global_zero:
+        facts = _costs(trainer, learner.clock) | {"input_wait_share": round(waits.share, 4)}
+        _export(recipe, folder, trainer, fitting, begin, facts)
+    trainer.strategy.barrier("export")
+    return folder / f"{BEST}.safetensors"
+
+
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _fit(trainer: lightning.Trainer, learner: Learner, batches: Loader, held_out: Loader, recipe: Recipe, *,
+         begin: Path | None) -> None:  # fmt: skip
+    """Trains; the sentence of an end that all processes come to is told by the first."""
+    try:
+        trainer.fit(learner, batches, held_out, ckpt_path=begin)
+    except TrainingError:
+        if trainer.is_global_zero:
+            raise
+        raise SystemExit(0) from None
+    except (MemoryError, RuntimeError) as error:
+        if advice := short_of_memory(error, recipe):
+            raise TrainingError(advice) from error
+        raise
 
 
 class Learner(lightning.LightningModule):
@@ -99,22 +141,29 @@ class Learner(lightning.LightningModule):
         self.members = members
         self.network, self.settings, self.batches, self.clock = network, settings, batches, clock
         self.unpack, self.unpack_valid = train, valid
+        if settings.compile:
+            network.compile()
+            network.training_loss = torch.compile(network.training_loss)  # type: ignore[method-assign]
+        self.progress = 0.0
+        """Share of the training that is done, by steps or by time, whichever ends it."""
 
     @property
     def steps(self) -> int:
         """Of the whole training. Lightning's own count would open the loader before it is told where to go on."""
         return max(1, self.settings.epochs * math.ceil(len(self.batches) / self.settings.accumulate))
 
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done, by steps or by time, whichever ends it."""
-        return self.done(self.global_step)
-
     def done(self, steps: int) -> float:
-        """Share of the training that is done after so many steps, and now."""
+        """Share of the training that is done after so many steps, and now; the clock is that of the first process."""
         limit = self.settings.minutes
         share = self.clock.time_elapsed() / (60 * limit) if limit else 0.0
+        if limit and self._trainer:
+            share = self.trainer.strategy.broadcast(share)
         return min(1.0, max(share, steps / self.steps))
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        self.progress = self.done(self.global_step)
+        drawn = [self.settings.seed, self.current_epoch, index, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(drawn).generate_state(1, np.uint64)[0] >> 1))
 
     def on_after_batch_transfer(self, batch: Packed, index: int) -> Batch:
         """Batches arrive as the stores keep them and become [0, 1] on the device."""
@@ -123,7 +172,7 @@ class Learner(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         past, future, weight = self._repeated(batch["past"], batch["future"], self._weight(batch))
         loss = self.network.training_loss(past, future, self.progress, weight)
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]))
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -160,6 +209,17 @@ class Learner(lightning.LightningModule):
             case _:
                 planned = kinds.LambdaLR(optimiser, lambda step: rate_share(self.settings, self.done(step), self.steps))
                 return {"scheduler": planned, "interval": "step"}
+
+
+class ShardedLearner(Learner):
+    """Of which every process keeps a part of each weight, of its gradient and of what the optimiser knows of it."""
+
+    def configure_model(self) -> None:
+        for weight in self.network.parameters():
+            weight.data = weight.data.contiguous()  # parts of other layouts cannot be taken
+        mesh: Any = self.device_mesh
+        fully_shard(self.network, mesh=mesh["data_parallel"])
+        register_fsdp_forward_method(self.network, "training_loss")
 
 
 def rate_share(settings: TrainerSettings, done: float, steps: int) -> float:
@@ -242,7 +302,6 @@ def _network(recipe: Recipe, begin: Model | None) -> Nowcaster:
     if recipe.tuning:
         network.tune(recipe.tuning)
     _check_new(recipe, network, new)
-    network.checkpointing = recipe.trainer.checkpointing
     return checkpoint.fast_layout(network)
 
 
@@ -290,52 +349,63 @@ def _clock(settings: TrainerSettings) -> callbacks.Timer:
     return callbacks.Timer(timedelta(minutes=settings.minutes) if settings.minutes else None, verbose=False)
 
 
-def _trainer(recipe: Recipe, folder: Path, clock: callbacks.Timer, progress: Progress | None) -> lightning.Trainer:
+class Sharded(ModelParallelStrategy):
+    """FSDP over all processes, by torch's second implementation, which works on CPUs too; checkpoints are whole."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def _trainer(recipe: Recipe, folder: Path, extras: list[callbacks.Callback], *, resume: bool) -> lightning.Trainer:
     settings = recipe.trainer
-    extras: list[callbacks.Callback] = [
-        clock,
-        callbacks.ModelCheckpoint(folder, "best", monitor="valid_loss", enable_version_counter=False),
-        callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False),  # every epoch, better or not
-        callbacks.ModelCheckpoint(folder, "last", train_time_interval=KEEP_EVERY, enable_version_counter=False),
+    all_callbacks: list[callbacks.Callback] = [
+        *extras,
         callbacks.EarlyStopping("valid_loss", patience=settings.patience),
         callbacks.LearningRateMonitor(),
         callbacks.TQDMProgressBar(refresh_rate=5),
         Yielding(),
+        callbacks.ModelCheckpoint(folder, BEST, monitor="valid_loss", enable_version_counter=False),
+        callbacks.ModelCheckpoint(folder, LAST, enable_version_counter=False),  # every epoch, better or not
+        Keeper(folder / RESUME, timedelta(minutes=settings.checkpoint_minutes)),
     ]
-    if progress:
-        extras.append(Reporter(progress))
     if settings.ema_decay:
-        extras.append(callbacks.EMAWeightAveraging(decay=settings.ema_decay))
+        all_callbacks.append(callbacks.EMAWeightAveraging(decay=settings.ema_decay))
     return lightning.Trainer(
-        accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy,
-        precision=settings.precision, max_epochs=settings.epochs, callbacks=extras, log_every_n_steps=5,
-        num_nodes=settings.nodes, accumulate_grad_batches=settings.accumulate,
+        accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
+        strategy=Sharded() if settings.strategy == "fsdp" else settings.strategy,
+        sync_batchnorm=torch.cuda.is_available() and settings.accelerator != "cpu",
+        precision=settings.precision, max_epochs=settings.epochs, accumulate_grad_batches=settings.accumulate,
+        callbacks=all_callbacks, log_every_n_steps=settings.log_every, plugins=[WholeFiles()],
         gradient_clip_val=settings.clip_value or settings.clip_norm,
         gradient_clip_algorithm="value" if settings.clip_value else "norm",
-        logger=[loggers.CSVLogger(folder, name="csv"), loggers.TensorBoardLogger(folder, name="tensorboard")],
+        logger=trackers(recipe, folder, resume=resume),
         default_root_dir=folder, enable_model_summary=False,
         use_distributed_sampler=False,  # the loader's own draws know of several processes
     )  # fmt: skip
 
 
-def _export(recipe: Recipe, folder: Path, learner: Learner, trainer: lightning.Trainer, fitting: Windows,
-            begin: Model | None) -> Path:  # fmt: skip
+def _export(recipe: Recipe, folder: Path, trainer: lightning.Trainer, fitting: Windows, begin: Model | None,
+            costs: dict[str, object]) -> None:  # fmt: skip
     """Writes the best and the last weights as checkpoints with their card, or as prompt files over their base."""
     kept: Any = trainer.checkpoint_callback
-    best, score = kept.best_model_path, kept.best_model_score
-    for name, source in (("last", folder / RESUME), ("best", Path(best))):
+    network, files = _network(recipe, begin), [folder / f"{name}.safetensors" for name in (LAST, BEST)]
+    for file, source in zip(files, (folder / RESUME, Path(kept.best_model_path)), strict=True):
         state = torch.load(source, map_location="cpu", weights_only=True)
         facts = {
             "epochs": int(state["epoch"]) + 1,
             "steps": int(state["global_step"]),
-            "best_valid_loss": float(score),
-            **_costs(trainer, learner.clock),
+            "best_valid_loss": float(kept.best_model_score),
+            **costs,
             "torch": torch.__version__,
         }
-        _load(learner.network, state["state_dict"])
-        card = _card(recipe, fitting, facts).model_copy(update={"base": _base(recipe, learner.network, begin)})
-        exported = checkpoint.save(folder / f"{name}.safetensors", learner.network, card)
-    return exported
+        _load(network, state["state_dict"])
+        card = _card(recipe, fitting, facts).model_copy(update={"base": _base(recipe, network, begin)})
+        checkpoint.save(file, network, card)
+    report(trainer, card, files)
 
 
 def _base(recipe: Recipe, network: Nowcaster, begin: Model | None) -> dict[str, str] | None:

@@ -14,6 +14,7 @@ Shape letters: B crops, T time, C channel, H height, W width.
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -36,10 +37,10 @@ CELL = 8
 SAMPLED = 2
 """Of them every second one is looked at."""
 Batch = dict[str, Tensor]
-"""``past`` and ``future`` float32 in [0, 1], ``mask`` 1 where the future was measured; BTCHW."""
+"""``past`` and ``future`` float32 in [0, 1], ``mask`` 1 where the future was measured; BTCHW. ``window`` B."""
 Packed = dict[str, Tensor]
 """``frames`` BTCHW as the stores keep them, or float32 in [0, 1] with NaN for no data; ``source`` B,
-the number of the table to look them up in."""
+the number of the table to look them up in; ``window`` B, which window it is."""
 
 
 class Windows(Dataset):
@@ -104,6 +105,16 @@ class Windows(Dataset):
         together = np.concatenate(weights) / shares.sum()
         return None if np.allclose(together, 1 / len(self), rtol=1e-6, atol=0) else together
 
+    def names(self, windows: Sequence[int]) -> list[str]:
+        """Where windows come from: source, sequence, and the time of the first frame."""
+        found = []
+        for window in windows:
+            number = int(np.searchsorted(self.first, window, side="right")) - 1
+            sequences, times = self.sources[number].beginnings()
+            place = window - int(self.first[number])
+            found.append(f"{self.sources[number].name}, {sequences[place]}, {times[place].astype('datetime64[s]')}")
+        return found
+
     def __getitem__(self, drawn: tuple[int, int]) -> Batch:
         """Window ``drawn[0]``, its crops cut at random by ``drawn[1]``."""
         packed = self.__getitems__([drawn])
@@ -115,7 +126,7 @@ class Windows(Dataset):
         each = self.settings.crops_per_window
         shape = (len(drawn) * each, *self.shape)
         numbers = np.searchsorted(self.first, [index for index, _ in drawn], side="right") - 1
-        sources = np.repeat(numbers, each)
+        rest = {"source": np.repeat(numbers, each), "window": np.repeat([index for index, _ in drawn], each)}
         with self.ring.slot() if self.ring else nullcontext() as place:
             frames = self.ring.memory[place].numpy()[: shape[0]] if self.ring and place else np.empty(shape, self.dtype)
             for row, (number, (index, seed)) in enumerate(zip(numbers.tolist(), drawn, strict=True)):
@@ -123,8 +134,8 @@ class Windows(Dataset):
                 window = index - int(self.first[number])
                 self._decode(self.sources[number], window, np.random.default_rng(seed), target)
         if self.ring and place:
-            return Parcel(self.ring, place, shape[0], {"source": sources})
-        return {"frames": torch.from_numpy(frames), "source": torch.from_numpy(sources)}
+            return Parcel(self.ring, place, shape[0], rest)
+        return {name: torch.from_numpy(values) for name, values in ({"frames": frames} | rest).items()}
 
     def _decode(self, found: Source, window: int, rng: np.random.Generator, target: np.ndarray) -> None:
         """Fills (crop, T, C, H, W)."""
@@ -197,7 +208,8 @@ class Unpack(nn.Module):
             values, mask = look(self.values, frames, source), look(self.known, future, source)
         channels = max(self.channels, frames.shape[2])
         values, mask = (part.expand(-1, -1, channels, -1, -1) for part in (values, mask))
-        return {"past": values[:, : self.in_steps], "future": values[:, self.in_steps :], "mask": mask}
+        past, future = values[:, : self.in_steps], values[:, self.in_steps :]
+        return {"past": past, "future": future, "mask": mask, "window": packed["window"]}
 
 
 def _look_up(tables: Tensor, codes: Tensor, source: Tensor) -> Tensor:
@@ -293,6 +305,8 @@ class Loader(DataLoader):
     def __init__(self, windows: Windows, draws: Draws, per_batch: int, *, packed: bool, **options: Any) -> None:
         super().__init__(copy(windows), batch_size=per_batch, sampler=draws, collate_fn=_as_it_is, **options)
         self.draws, self.per_batch, self.packed, self.done = draws, per_batch, packed, 0
+        self.waited = 0.0
+        """Seconds that were spent waiting for batches."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         windows: Any = self.dataset
@@ -301,10 +315,20 @@ class Loader(DataLoader):
             crops = self.per_batch * windows.settings.crops_per_window
             windows.ring = Ring(self.num_workers, (crops, *windows.shape), kind)
         self.done = self.draws.skip // self.per_batch
-        for batch in super().__iter__():
+        for batch in self._timed(super().__iter__()):
             self.done += 1
             arrived = batch.unwrap() if isinstance(batch, Parcel) else batch
             yield arrived if self.packed else windows.unpack(arrived)
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        end = object()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, end)
+            self.waited += time.perf_counter() - asked
+            if batch is end:
+                return
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         epochs, batches = divmod(self.done, max(1, len(self)))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -16,7 +22,8 @@ import yaml
 
 from models import MODELS, model_class
 from nowcast import checkpoint, train
-from nowcast.config import ConfigError, Recipe, Span, TrainerSettings, WindowSettings, load
+from nowcast.config import ConfigError, Recipe, Span, TrainerSettings, TrainingError, WindowSettings, load
+from nowcast.safeguards import short_of_memory
 from nowcast.units import quantity
 from nowcast.windows import Windows, loader
 from tests import synthetic
@@ -41,8 +48,8 @@ def recipe(tmp_path: Path, model: str = "convgru", **trainer: object) -> Recipe:
     })  # fmt: skip
 
 
-def losses(tmp_path: Path, column: str = "valid_loss") -> list[float]:
-    files = sorted((tmp_path / "runs/debug/csv").glob("version_*/metrics.csv"))
+def losses(tmp_path: Path, column: str = "valid_loss", *, name: str = "debug") -> list[float]:
+    files = sorted((tmp_path / "runs" / name / "csv").glob("version_*/metrics.csv"))
     return [
         float(row[column]) for path in files for row in csv.DictReader(path.read_text().splitlines()) if row[column]
     ]
@@ -296,8 +303,7 @@ class Cut(Exception):
 )
 def test_a_run_that_was_cut_off_ends_as_if_it_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                       options: dict) -> None:  # fmt: skip
-    monkeypatch.setattr(train, "KEEP_EVERY", timedelta(0))
-    settings = recipe(tmp_path, epochs=2, batches_per_epoch=5, **options)
+    settings = recipe(tmp_path, epochs=2, batches_per_epoch=5, checkpoint_minutes=1e-6, **options)
     train.train(settings.model_copy(update={"name": "whole"}))
     step, done = train.Learner.training_step, []
 
@@ -315,6 +321,219 @@ def test_a_run_that_was_cut_off_ends_as_if_it_was_not(tmp_path: Path, monkeypatc
     train.train(settings)
     whole, parts = (checkpoint.load(tmp_path / f"runs/{name}/last.safetensors").network for name in ("whole", "debug"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """Loss of every step; a step that was made again counts as it was the last time."""
+    rows = [row for file in sorted((folder / "csv").glob("version_*/metrics.csv"))
+            for row in csv.DictReader(file.read_text().splitlines())]  # fmt: skip
+    return {int(row["step"]): float(row["train_loss"]) for row in rows if row["train_loss"]}
+
+
+def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Until the logs hold a step, with a checkpoint behind it."""
+    deadline = time.monotonic() + 600
+    while step not in curve(folder) or not (folder / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_it_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    """``kill -9`` twice; PredRNN draws at random which true frames it is fed."""
+    settings = recipe(tmp_path, "predrnn", epochs=2, batches_per_epoch=40, log_every=1, checkpoint_minutes=1e-6)
+    trained(settings.model_copy(update={"name": "whole"}), tmp_path)
+    for step in (13, 55):
+        process = by_command(settings, tmp_path)
+        wait_for(process, tmp_path / "runs/debug", step)
+        process.kill()
+        process.communicate()
+    trained(settings, tmp_path)
+    whole, parts = (curve(tmp_path / "runs" / name) for name in ("whole", "debug"))
+    assert len(whole) == 80
+    assert parts == whole
+
+
+@pytest.mark.slow
+def test_told_to_end_it_saves_and_says_so(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, epochs=1, batches_per_epoch=2000, log_every=1)
+    process = by_command(settings, tmp_path)
+    while 5 not in curve(tmp_path / "runs/debug"):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.terminate()
+    _, words = process.communicate(timeout=600)
+    assert process.returncode == 2
+    assert "Told to end (SIGTERM) after step" in words
+    assert "the same command goes on from there" in words
+    state = torch.load(tmp_path / "runs/debug/last.ckpt", weights_only=True)
+    assert state["global_step"] >= 6
+
+
+# --- what must not cost a training ---------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step of the second epoch."""
+    settings = recipe(tmp_path, epochs=2)
+    step = train.Learner.training_step
+
+    def broken(self: train.Learner, batch: dict, index: int) -> torch.Tensor:
+        loss = step(self, batch, index)
+        return loss * torch.nan if self.global_step == 3 else loss
+
+    monkeypatch.setattr(train.Learner, "training_step", broken)
+    with pytest.raises(TrainingError, match=r"In step 4 the loss became nan; .* batch is in .*bad-batch-4-\*.npz"):
+        train.train(settings)
+    with np.load(tmp_path / "runs/debug/bad-batch-4-0.npz") as kept:
+        assert kept["past"].shape == kept["future"].shape == kept["mask"].shape == (2, 2, 1, 32, 32)
+        assert all(str(tmp_path / "frames") in name and "2010-08-26T00:" in name for name in kept["windows"])
+    state = torch.load(tmp_path / "runs/debug/last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+
+
+def test_a_gradient_that_is_no_number_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root of 0 is 0, but its slope is not finite."""
+    monkeypatch.setattr(train.Learner, "training_step",
+                        lambda self, batch, index: (next(self.network.parameters()).sum() * 0).sqrt())  # fmt: skip
+    with pytest.raises(TrainingError, match="In step 1 a gradient became infinite"):
+        train.train(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+                         ids=["gpu", "python", "cpu"])  # fmt: skip
+def test_short_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(train.Learner, "training_step", full)
+    with pytest.raises(TrainingError, match=r"batches of 12 .*: set trainer.batch_size=6 trainer.accumulate=2, "
+                                            r"which takes the same steps, or trainer.checkpointing=true"):  # fmt: skip
+        train.train(recipe(tmp_path, batch_size=12))
+
+
+def test_what_cannot_be_halved_is_cut(tmp_path: Path) -> None:
+    """A batch of one window of two crops, with checkpointing: smaller crops. And what is no lack of memory is none."""
+    least = recipe(tmp_path, checkpointing=True)
+    assert "set windows.crop=16." in str(short_of_memory(MemoryError(), least))
+    thrice = recipe(tmp_path, batch_size=6, accumulate=2)
+    assert "trainer.batch_size=2 trainer.accumulate=6" in str(short_of_memory(MemoryError(), thrice))
+    assert short_of_memory(RuntimeError("shapes do not fit"), least) is None
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = recipe(tmp_path)
+    train.train(settings)
+    last = tmp_path / "runs/debug/last.ckpt"
+    before = last.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"cannot be written: the disk is full; the checkpoint before it is as it"):
+        train.train(recipe(tmp_path, epochs=2))
+    assert last.read_bytes() == before
+    assert not list(last.parent.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """A real one of 4 MB, beside frames on another; the same command goes on when there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root may mount")
+    try:
+        settings = recipe(tmp_path).model_copy(update={"runs": disk})
+        train.train(settings)
+        last = disk / "debug/last.ckpt"
+        before, filler = last.read_bytes(), disk / "filler"
+        with suppress(OSError), filler.open("wb") as file:
+            while file.write(bytes(4096)):
+                file.flush()
+        longer = settings.model_copy(update={"trainer": settings.trainer.model_copy(update={"epochs": 2})})
+        with pytest.raises((TrainingError, OSError)):
+            train.train(longer)
+        assert last.read_bytes() == before
+        filler.unlink()
+        assert checkpoint.read_card(train.train(longer).with_name("last.safetensors")).training["epochs"] == 2
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_time_spent_waiting_for_input_is_logged(tmp_path: Path) -> None:
+    """A loader in the same process decodes while the training waits."""
+    path = train.train(recipe(tmp_path, epochs=2, log_every=1))
+    shares = losses(tmp_path, "wait_share")
+    assert len(shares) == 6
+    assert all(0 < share < 1 for share in shares)
+    share = checkpoint.read_card(path).training["input_wait_share"]
+    assert isinstance(share, float)
+    assert 0 < share < 1
+
+
+# --- compiled, tracked ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network_trains(tmp_path: Path) -> None:
+    plain, compiled = (recipe(tmp_path, "simvp", epochs=2, log_every=1, compile=way) for way in (False, True))
+    train.train(plain)
+    train.train(compiled.model_copy(update={"name": "compiled"}))
+    assert losses(tmp_path, "train_loss") == pytest.approx(losses(tmp_path, "train_loss", name="compiled"), rel=1e-3)
+
+
+def test_mlflow_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"trainer.mlflow needs MLflow: pip install 'nowcast-radar\[mlflow\]'"):
+        train.train(recipe(tmp_path, mlflow="http://127.0.0.1:1"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path / "server"
+    home.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    break
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_is_told_and_a_resumed_run_goes_on_in_its_own(tmp_path: Path, server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    train.train(recipe(tmp_path, mlflow=server, log_every=1))
+    train.train(recipe(tmp_path, mlflow=server, log_every=1, epochs=2))
+    client = MlflowClient(server)
+    (run,) = client.search_runs([client.get_experiment_by_name("nowcast").experiment_id])
+    assert run.info.run_name == "debug"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["trainer/learning_rate"] == "0.001"
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "train_loss")} == set(range(6))
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
+        "card.json", "best.safetensors", "last.safetensors"}  # fmt: skip
 
 
 class Witness(lightning.LightningModule):
@@ -385,15 +604,38 @@ def test_clips_made_on_the_fly_train(tmp_path: Path) -> None:
         train.train(Recipe.model_validate(settings.model_dump() | changes | {"valid": [clips | {"seed": 1}]}))
 
 
-@pytest.mark.slow
-def test_two_processes_train_together(tmp_path: Path) -> None:
-    """By the command line, which Lightning starts once more for the second process."""
-    settings = recipe(tmp_path, epochs=2, devices=2, strategy="ddp", workers=1)
-    file = tmp_path / "recipe.yaml"
+def by_command(settings: Recipe, folder: Path, *, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """``nowcast train``, which Lightning starts once more for a second process."""
+    file = folder / f"{settings.name}.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    subprocess.run([Path(sys.executable).with_name("nowcast"), "train", file], check=True, timeout=240)
-    card = checkpoint.read_card(tmp_path / "runs/debug/last.safetensors")
-    assert (card.training["epochs"], card.training["steps"]) == (2, 6)
+    return subprocess.Popen([sys.executable, "-m", "nowcast.cli", "train", str(file)], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"COLUMNS": "1000"} | (environment or {}))  # fmt: skip
+
+
+def trained(settings: Recipe, folder: Path) -> torch.nn.Module:
+    """The last weights."""
+    process = by_command(settings, folder)
+    _, words = process.communicate(timeout=900)
+    assert process.returncode == 0, words
+    return checkpoint.load(settings.runs / settings.name / "last.safetensors").network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path, strategy: str) -> None:
+    """The same losses and weights, though one process sees more rain and more missing pixels than the other."""
+    alone = recipe(tmp_path, epochs=2, batch_size=8, wet_weight=9.0, schedule="cosine", warm_up=0.3, log_every=1)
+    halved = {"batch_size": 4, "devices": 2, "strategy": strategy, "workers": 1}
+    both = alone.model_copy(update={"name": "both", "trainer": alone.trainer.model_copy(update=halved)})
+    one, two = trained(alone, tmp_path), trained(both, tmp_path)
+    for column in ("train_loss", "valid_loss"):
+        assert losses(tmp_path, column) == pytest.approx(losses(tmp_path, column, name="both"), rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    card = checkpoint.read_card(tmp_path / "runs/both/last.safetensors")
+    assert (card.training["epochs"], card.training["steps"], card.training["devices"]) == (2, 6, 2)
+    resumed = both.model_copy(update={"trainer": both.trainer.model_copy(update={"patience": 3})})
+    trained(resumed, tmp_path)
 
 
 @pytest.mark.gpu
