@@ -88,6 +88,11 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
         Deployment("ingest", "flows.ingest.ingest", {}, ("data",)),
         Deployment("benchmark", "flows.benchmark.benchmark", {"config": BENCHMARK}, ("training",), pool="gpu"),
         *(_training(model, recipes.get(model)) for model in trainable()),
+        *(
+            Deployment(f"finetune-{model}", f"flows.finetune.{model}", {}, ("training",), pool="gpu")
+            for model in trainable()
+            if len(model_class(model).tunings) > 1
+        ),
     ]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from nowcast.cycle import Report
     from nowcast.ingest import Summary
 
+DATA = "data:image/png;base64,"
 PAUSE = 1.0
 """Seconds between two movements of a progress bar."""
 
@@ -59,6 +63,16 @@ def ingested(summary: Summary) -> str:
     flags = [f"{name.replace('_', ' ')}: {count} frames" for name, count in summary.flagged.items()]
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     return "\n".join([*table, *_listed("Flagged", flags), *_listed("Refused", summary.refused)])
+
+
+def page(path: Path) -> str:
+    """A Markdown file with the PNG pictures beside it inside, since a browser cannot reach the run folder."""
+
+    def embedded(found: re.Match[str]) -> str:
+        picture = path.with_name(found["file"])
+        return f"]({DATA}{base64.b64encode(picture.read_bytes()).decode()})" if picture.is_file() else found[0]
+
+    return re.sub(r"\]\((?P<file>[^/()\s]+\.png)\)", embedded, path.read_text())
 
 
 def progress_bar(key: str) -> Callable[[int, int, str], None]:

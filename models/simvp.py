@@ -15,8 +15,8 @@ Shape letters: B batch, T time, C channel, H height, W width, N batch times time
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from models.blocks import channels_last, lean, portions
 from models.direct import Direct
+from models.frozen import convolve, group_silu, is_frozen
 from models.metaformers import METAFORMERS, Place, narrow
 from models.nowcaster import Published
 
@@ -54,12 +55,36 @@ class Unit(nn.Module):
             self.conv.apply(narrow)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        x = self.conv(x_NCHW)
-        return lean(self.activated, functional.pixel_shuffle(x, 2) if self.shuffled else x)
+        return chain([self], x_NCHW)
+
+    def convolved(self, x_NCHW: Tensor) -> Tensor:
+        x = convolve(self.conv, x_NCHW)
+        return functional.pixel_shuffle(x, 2) if self.shuffled else x
 
     def activated(self, x_NCHW: Tensor) -> Tensor:
-        x = self.norm(x_NCHW)
-        return functional.leaky_relu(x, 0.2) if self.original else functional.silu(x)
+        if self.original:
+            return functional.leaky_relu(self.norm(x_NCHW), 0.2)
+        return group_silu(self.norm, x_NCHW)
+
+
+def chain(units: Iterable[Any], x_NCHW: Tensor, *, end: nn.Module | None = None) -> Tensor:
+    """Units one after the other, and then a convolution: of them only the results of convolutions are kept.
+
+    They are normalised and activated again in the backward pass, for the gradient of the kernel that comes next.
+    Frozen ones need none, and keep no more by themselves.
+    """
+    first, *others = units
+    x, unit = first.convolved(x_NCHW), first
+    for other in others:
+        x, unit = _between(unit, other.convolved, x), other
+    return _between(unit, lambda x: convolve(end, x) if end else x, x)
+
+
+def _between(unit: Unit, convolved: Callable[[Tensor], Tensor], x_NCHW: Tensor) -> Tensor:
+    def run(x: Tensor) -> Tensor:
+        return convolved(unit.activated(x))
+
+    return run(x_NCHW) if is_frozen(unit, x_NCHW) else lean(run, x_NCHW)
 
 
 class Inception(nn.Module):
@@ -250,17 +275,14 @@ class SimVP(Direct):
         return torch.cat(latents), list(firsts)
 
     def decode_all(self, latent_NCHW: Tensor, firsts_NCHW: list[Tensor]) -> Tensor:
-        """Frames from latent ones and the portions of first features."""
+        """Frames from latent ones and the portions of first features, which are let go one by one."""
         latents = latent_NCHW.split([len(first) for first in firsts_NCHW])
-        return torch.cat([self.segment(self.decode, *parts) for parts in zip(latents, firsts_NCHW, strict=True)])
+        return torch.cat([self.segment(self.decode, part, firsts_NCHW.pop(0)) for part in latents])
 
     def encode(self, frames_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Latent frames, and the features of the first layer at full resolution."""
-        first = self.encoder[0](channels_last(frames_NCHW))
-        latent = first
-        for unit in self.encoder[1:]:
-            latent = unit(latent)
-        return latent, first
+        first = lean(self.encoder[0], channels_last(frames_NCHW))  # so few channels are quickly convolved again
+        return (chain(self.encoder[1:], first) if len(self.encoder) > 1 else first), first
 
     def translate(self, latent_BTCHW: Tensor) -> Tensor:
         """Latent frames of the past -> of the future."""
@@ -270,10 +292,10 @@ class SimVP(Direct):
     def decode(self, latent_NCHW: Tensor, first_NCHW: Tensor) -> Tensor:
         """Frames from latent ones and the first features of the frames before."""
         x = channels_last(latent_NCHW)
-        for unit in self.decoder[:-1]:
-            x = unit(x)
+        if len(self.decoder) > 1:
+            x = chain(self.decoder[:-1], x)
         x = torch.cat([x, first_NCHW], dim=1) if self.joined else x + first_NCHW
-        return self.readout(self.decoder[-1](x))
+        return chain(self.decoder[-1:], x, end=self.readout)
 
 
 def _check(layers: int, blocks: int, width: int, kernels: Sequence[int]) -> None:

@@ -114,7 +114,7 @@ class _RowConvolution(torch.autograd.Function):
         kernels, *fields = ctx.saved_tensors
         for_kernels, for_bias, *for_fields = ctx.needs_input_grad
         of_kernels = torch.zeros_like(kernels) if for_kernels else None
-        of_fields = [_like(field) if wanted else None for field, wanted in zip(fields, for_fields, strict=True)]
+        of_fields = [_space(*field.shape) if wanted else None for field, wanted in zip(fields, for_fields, strict=True)]
         for part in _portions(grad_BOHW):
             read, grad = _read([field[part] for field in fields], kernels), _write_back(grad_BOHW[part], kernels)
             if any(for_fields):
@@ -134,12 +134,18 @@ def _convolved(fields_BCHW: Sequence[Tensor], kernels: Tensor, bias_O: Tensor | 
     """What comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
     batch, _, height, width = fields_BCHW[0].shape
     outputs, tiles = len(kernels) // _products(kernels), -(-height // ROWS)
-    made_BVRWO = kernels.new_empty(batch, tiles, ROWS, width, outputs)
-    made_BOHW = made_BVRWO.flatten(1, 2)[:, :height].movedim(-1, 1)
+    made_BOHW = _space(batch, outputs, tiles * ROWS, width)
+    made_BVRWO = made_BOHW.movedim(1, -1).unflatten(1, (tiles, ROWS))
     for part in _portions(made_BOHW):
         rows = _write(_multiply(_read([field[part] for field in fields_BCHW], kernels), kernels, conv), kernels)
         torch.add(rows, 0 if bias_O is None else bias_O, out=made_BVRWO[part].transpose(2, 3))
-    return made_BOHW
+    # No view is handed out, for autograd allows nobody to write into one.
+    whole = height == tiles * ROWS
+    return made_BOHW if whole else made_BOHW[:, :, :height].contiguous(memory_format=torch.channels_last)
+
+
+def _space(*shape: int) -> Tensor:
+    return torch.empty(shape, memory_format=torch.channels_last)
 
 
 def _products(kernels: Tensor) -> int:
@@ -150,10 +156,6 @@ def _portions(made_BOHW: Tensor) -> list[slice]:
     """Which fields to take at once, of which the products are twice as large as what comes out."""
     size = max(1, PORTION // (2 * made_BOHW.element_size() * made_BOHW[0].numel()))
     return [slice(first, first + size) for first in range(0, len(made_BOHW), size)]
-
-
-def _like(field_BCHW: Tensor) -> Tensor:
-    return torch.empty_like(field_BCHW, memory_format=torch.channels_last)
 
 
 def _multiply(read_BVWFC: Tensor, kernels: Tensor, conv: Callable[..., Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, product
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nowcast.colours import UNIT_SIGNS
+from nowcast.colours import UNIT_SIGNS, ColourTable, table_for
 from nowcast.maps import INK, PALE
 from nowcast.scores import SCORES, derive, per_model, title
 
@@ -144,3 +144,38 @@ def _lead_axis(values: xr.DataArray | xr.Dataset) -> tuple[np.ndarray, str]:
     if minutes[0] < 0.5:
         return np.arange(1, minutes.size + 1), "lead (frames)"
     return minutes, "lead time (min)"
+
+
+# --- one forecast -----------------------------------------------------------------------------------
+
+
+def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quantity: str) -> bytes:
+    """PNG of fields beside each other, a row per model and a column per lead time, in the colours of the maps.
+
+    Args:
+        fields: Name -> (lead, y, x) in the unit of the quantity; hatching is left out, no data is grey.
+        leads: Names of the columns.
+        quantity: Whose colours are used.
+    """
+    table, (rows, columns) = table_for(quantity), (len(fields), len(leads))
+    height, width = next(iter(fields.values())).shape[1:]
+    figure = Figure((2.2 * columns + 0.5, 2.2 * rows * height / width + 0.5), dpi=90, layout="constrained")
+    for row, (name, frames) in enumerate(fields.items()):
+        for column, frame in enumerate(frames):
+            axes = figure.add_subplot(rows, columns, row * columns + column + 1)
+            axes.imshow(_picture(frame, table), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if not row:
+                axes.set_title(leads[column], size=9, color=INK)
+            if not column:
+                axes.set_ylabel(name, size=9, color=INK)
+    return _small_png(figure)
+
+
+def _picture(frame: np.ndarray, table: ColourTable) -> np.ndarray:
+    classes = table.classes(np.nan_to_num(frame, nan=-np.inf))
+    picture = table.palette[classes]
+    picture[classes == 0] = 255
+    picture[np.isnan(frame)] = 225
+    return picture

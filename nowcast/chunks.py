@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard, cast
 
 import google_crc32c
 import numpy as np
@@ -31,6 +32,45 @@ INDEX_ENTRY, CHECKSUM = 16, 4
 INDICES_KEPT = 65_536
 
 
+@dataclass(frozen=True)
+class Compressed:
+    """Frames that are compressed already, to chunks of one frame or of a band of its rows."""
+
+    frames: list[list[bytes]]
+    """Chunks of every frame, from its first row to its last."""
+    shape: tuple[int, int]
+    """Rows, columns."""
+    chunk: tuple[int, int]
+    dtype: np.dtype
+    level: int
+    """Of zstd."""
+
+    @classmethod
+    def of(cls, codes: np.ndarray, *, height: int, fill: float, level: int) -> Compressed:
+        """Compresses (frame, row, column) codes in bands of ``height`` rows, the last filled up with ``fill``."""
+        chunk = (height, codes.shape[2])
+        frames = [[_encode(frame[top : top + height], chunk, fill, level) for top in range(0, len(frame), height)]
+                  for frame in codes]  # fmt: skip
+        return cls(frames, codes.shape[1:], chunk, codes.dtype, level)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, part: slice | list[int]) -> Compressed:
+        chosen = range(len(self))[part] if isinstance(part, slice) else part
+        return replace(self, frames=[self.frames[index] for index in chosen])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, itertools.chain.from_iterable(self.frames)))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """(frame, row, column) codes as they were."""
+        flat = b"".join(Zstd().decode(band) for frame in self.frames for band in frame)
+        bands = np.frombuffer(flat, self.dtype).reshape(len(self.frames), -1, self.chunk[1])
+        return bands[:, : self.shape[0]].astype(dtype or self.dtype, copy=False)
+
+
 class Frames:
     """One variable of (time, y, x), read and written as packed frames."""
 
@@ -38,7 +78,7 @@ class Frames:
         self.array, self.store = array, array.store
         codecs: Sequence[Any] = cast(ArrayV3Metadata, array.metadata).codecs
         self.sharded = isinstance(codecs[0], ShardingCodec)
-        self.inner: tuple[int, ...] = codecs[0].chunk_shape if self.sharded else array.chunks
+        self.inner: tuple[int, ...] = tuple(codecs[0].chunk_shape if self.sharded else array.chunks)
         inside = codecs[0].codecs if self.sharded else codecs
         self.plain = array.ndim == 3 and _is_plain(inside) and self.inner[2] == array.shape[2]
         if self.sharded:
@@ -156,32 +196,43 @@ class Frames:
 
     # --- writing
 
-    def write(self, parts: Iterable[tuple[int, np.ndarray]]) -> None:
+    def write(self, parts: Iterable[tuple[int, np.ndarray | Compressed]]) -> None:
         """Puts packed frames to their places: whole objects directly and all at once, a part of one through zarr.
 
         Args:
             parts: Position of the first frame, and (frame, row, column) codes of the array's type, in
-                ascending order. The array is long enough already.
+                ascending order. The array is long enough already. What is compressed as the array is goes
+                there as it is.
         """
         self._indices.clear()
         objects: list[tuple[str, bytes]] = []
         for number, group in itertools.groupby(self._pieces(parts), key=lambda piece: piece[0] // self.steps):
             pieces = list(group)
-            whole = min(self.steps, self.array.shape[0] - number * self.steps)
-            if self.plain and sum(len(codes) for _, codes in pieces) == whole:
-                objects += self._objects(number, [codes for _, codes in pieces])
+            if self._takes(pieces[0][1]):
+                objects += [(self._name((number, band, 0)), data) for band, data in enumerate(pieces[0][1].frames[0])]
                 continue
-            for start, codes in pieces:
+            arrays = [np.asarray(codes) for _, codes in pieces]
+            whole = min(self.steps, self.array.shape[0] - number * self.steps)
+            if self.plain and sum(map(len, arrays)) == whole:
+                objects += self._objects(number, arrays)
+                continue
+            for (start, _), codes in zip(pieces, arrays, strict=True):
                 self.array[start : start + len(codes)] = codes
         if objects:
             sync(self._put(objects))
 
-    def _pieces(self, parts: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    def _takes(self, codes: np.ndarray | Compressed) -> TypeGuard[Compressed]:
+        """True for what is compressed as the objects are."""
+        return (isinstance(codes, Compressed) and self.plain and not self.sharded and codes.level == self.level
+                and (1, *codes.chunk) == self.inner and codes.dtype == self.array.dtype)  # fmt: skip
+
+    def _pieces(self, parts: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """Cuts parts where objects begin."""
+        steps = self.steps
         for start, codes in parts:
             first = start
             while first < start + len(codes):
-                last = min(start + len(codes), (first // self.steps + 1) * self.steps)
+                last = min(start + len(codes), (first // steps + 1) * steps)
                 yield first, codes[first - start : last - start]
                 first = last
 
@@ -209,12 +260,16 @@ class Frames:
         return b"".join([*parts, entries, google_crc32c.value(entries).to_bytes(CHECKSUM, "little")])
 
     def _encode(self, codes: np.ndarray) -> bytes:
-        """One chunk; at an edge it is filled up to its full shape."""
-        if codes.shape != tuple(self.inner):
-            whole = np.full(self.inner, self.array.fill_value, self.array.dtype)
-            whole[: codes.shape[0], : codes.shape[1]] = codes
-            codes = whole
-        return Zstd(self.level).encode(np.ascontiguousarray(codes))
+        return _encode(codes, self.inner, self.array.fill_value, self.level)
+
+
+def _encode(codes: np.ndarray, shape: tuple[int, ...], fill: Any, level: int) -> bytes:
+    """One chunk; at an edge it is filled up to its full shape."""
+    if codes.shape != shape:
+        whole = np.full(shape, fill, codes.dtype)
+        whole[tuple(map(slice, codes.shape))] = codes
+        codes = whole
+    return Zstd(level).encode(np.ascontiguousarray(codes))
 
 
 def _is_plain(codecs: Sequence[object]) -> bool:

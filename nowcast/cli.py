@@ -20,8 +20,9 @@ from rich.table import Column, Table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
                   help="Precipitation nowcasting: radar files in, verified forecasts and maps out.")  # fmt: skip
-SHOWN_LINEAGE = 9
-"""Columns of the list of checkpoints that fit a screen; --json has the others."""
+LINEAGE = {"name": None, "state": None, "since": 10, "digest": 8, "model": None, "frames": None, "step": None,
+           "loss": None, "base": 8}  # fmt: skip
+"""Columns of the list of checkpoints, and how much of them fits a screen; --json has all."""
 console = Console()
 errors = Console(stderr=True)
 
@@ -439,8 +440,9 @@ def list_registered(
     elif not rows:
         console.print(f"{shelf.folder}: nothing is registered yet, see [bold]nowcast models register[/]")
     else:
-        shown = ("time", "who", "what", "name", "why") if history else tuple(rows[0])[:SHOWN_LINEAGE]
-        console.print(_table([{key: row[key] for key in shown} for row in rows]))
+        shown = ["time", "who", "what", "name", "why"] if history else list(LINEAGE)
+        shown = [key for key in shown if any(row[key] for row in rows)]
+        console.print(_table([{key: str(row[key])[: LINEAGE.get(key)] for key in shown} for row in rows]))
 
 
 @models_app.command("compare")

@@ -5,6 +5,7 @@ A field's documentation stands under the field; its value stands in ``configs/``
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
@@ -629,6 +630,11 @@ def override(kind: type[Settings], overrides: Sequence[str]) -> Settings:
         ConfigError: One sentence per mistake.
     """
     return _validated(kind, {}, overrides, "settings")
+
+
+def words(changes: Mapping[str, Any]) -> list[str]:
+    """Dotted keys and plain values as overrides; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def _validated(kind: type[Settings], values: dict, overrides: Sequence[str], file: object) -> Settings:

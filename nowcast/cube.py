@@ -17,6 +17,7 @@ import xarray as xr
 from xarray.indexes import PandasIndex
 from xxhash import xxh3_64
 
+from nowcast.coded import Coded
 from nowcast.grid import Grid
 from nowcast.units import quantity
 
@@ -32,7 +33,7 @@ class BadInput(ValueError):
         return BadInput, (self.where, self.fault, self.remedy)
 
 
-def make(fields: Mapping[str, np.ndarray], time: Sequence[np.datetime64] | np.ndarray, grid: Grid, *,
+def make(fields: Mapping[str, np.ndarray | Coded], time: Sequence[np.datetime64] | np.ndarray, grid: Grid, *,
          sequence: str | Sequence[str] = "", split: str | Sequence[str] | None = None, cadence: int | None = None,
          quantum: float | None = None, floor: float | None = None, levels: np.ndarray | None = None,
          attrs: Mapping[str, object] | None = None) -> xr.Dataset:  # fmt: skip
@@ -43,7 +44,8 @@ def make(fields: Mapping[str, np.ndarray], time: Sequence[np.datetime64] | np.nd
     of them keeps float32.
 
     Args:
-        fields: Quantity name -> (time, y, x) values in the unit of ``units.QUANTITIES``, NaN = no data.
+        fields: Quantity name -> (time, y, x) values in the unit of ``units.QUANTITIES``, NaN = no data; or
+            the codes of the source, which are decoded when somebody looks.
         time: UTC stamps, one per frame.
         grid: Where the pixels are.
         sequence: Label(s) of unbroken runs; "" for a live feed, whose runs are found from ``cadence``.
@@ -86,12 +88,13 @@ def _place(grid: Grid) -> tuple[dict[str, xr.Variable], dict[str, xr.Index]]:
     return {str(name): coord.variable for name, coord in coords.items()}, dict(coords.xindexes)
 
 
-def _variable(name: str, values: np.ndarray, encoding: Mapping[str, object]) -> xr.Variable:
+def _variable(name: str, values: np.ndarray | Coded, encoding: Mapping[str, object]) -> xr.Variable:
     meta = quantity(name)
     attrs = {"units": meta.unit, "long_name": meta.long_name, "grid_mapping": "crs"}
     if meta.standard_name:
         attrs["standard_name"] = meta.standard_name
-    return xr.Variable(("time", "y", "x"), np.asarray(values, np.float32), attrs, dict(encoding))
+    data = values.lazy() if isinstance(values, Coded) else np.asarray(values, np.float32)
+    return xr.Variable(("time", "y", "x"), data, attrs, dict(encoding))
 
 
 def channels(cube: xr.Dataset) -> list[str]:

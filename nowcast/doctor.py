@@ -11,13 +11,16 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models import MODELS
-from nowcast import checkpoint, cycle, store
-from nowcast.config import ConfigError, Operations
+from nowcast import checkpoint, contest, cycle, store
+from nowcast.config import CHAMPION, REGISTRY, ConfigError, Operations
 from nowcast.cube import BadInput
 from nowcast.cube import check as check_cube
+from nowcast.forecast import stamp
+from nowcast.lifecycle import Registry, champion_file
 
 PACKAGES = (
     "torch",
@@ -82,6 +85,7 @@ def _chain(config: str) -> Iterator[Finding]:
     yield Finding("settings", f"{config} is valid")
     yield _feed(settings)
     yield from _models(settings)
+    yield from _registry(settings)
     for name, path in (("frames", settings.store), ("forecasts", settings.forecasts), ("scores", settings.scores)):
         yield _store(name, path)
     if store.exists(settings.store):
@@ -95,10 +99,11 @@ def _feed(settings: Operations) -> Finding:
 
 def _models(settings: Operations) -> Iterator[Finding]:
     for product in settings.products:
-        if product.model in MODELS:
+        if product.model in MODELS or product.model == CHAMPION:
             continue
         try:
-            card = checkpoint.read_card(checkpoint.find(product.model))
+            name = product.model
+            card = checkpoint.read_card(champion_file(name) if name.startswith(REGISTRY) else checkpoint.find(name))
             yield Finding(
                 f"model {product.name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
             )
@@ -106,6 +111,44 @@ def _models(settings: Operations) -> Iterator[Finding]:
             yield Finding(
                 f"model {product.name}", str(error), False, "correct products.model; until then its fallback runs"
             )
+
+
+def _registry(settings: Operations) -> Iterator[Finding]:
+    """Champion and challengers: are their files whole, and how do they do?"""
+    if settings.registry is None:
+        return
+    shelf = contest.registry(settings)
+    try:
+        now = shelf.standing
+    except BadInput as error:
+        yield Finding("registry", str(error), False, "restore the journal; until then champions' fallbacks run")
+        return
+    if now.champion is None:
+        wanted = any(product.model == CHAMPION for product in settings.products)
+        yield Finding("champion", "none", not wanted, "nowcast models promote; until then the fallback runs")
+    for digest in ([now.champion] if now.champion else []) + now.challengers:
+        yield _registered(settings, shelf, digest)
+
+
+def _registered(settings: Operations, shelf: Registry, digest: str) -> Finding:
+    now, path = shelf.standing, shelf.file(digest)
+    what, whole = now.state(digest), path.exists() and checkpoint.file_digest(path) == digest
+    found = f"{now.names[digest]}, {digest}"
+    if what == "challenger":
+        found += f", {_last_shadow(settings, now.names[digest])}"
+        found += f"; {contest.compare(settings, digest).conclusion}" if now.champion else ""
+    return Finding(what, found, whole, f"{path} is missing or damaged: register it again")
+
+
+def _last_shadow(settings: Operations, name: str) -> str:
+    """How the newest forecast of a challenger ended."""
+    path, _ = contest.shadow_stores(settings)
+    runs = store.open_store(path) if store.exists(path) else None
+    if runs is None or not (own := runs["model"].values == name).any():
+        return "no shadow forecast yet"
+    last = int(np.flatnonzero(own)[-1])
+    newest, time = runs.isel(run=last), runs["forecast_reference_time"].values[last]
+    return f"{stamp(time)} {newest['state'].item()} {newest['reason'].item()}".strip()
 
 
 def _store(name: str, path: str) -> Finding:

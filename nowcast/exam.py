@@ -7,8 +7,9 @@ step in which they are stored, sums per window, lead time and threshold.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -19,7 +20,7 @@ from models import model_class
 from nowcast import __version__, checkpoint
 from nowcast import scores as score
 from nowcast.checkpoint import Model, predict
-from nowcast.config import Benchmark, ConfigError, Moving, Span
+from nowcast.config import Benchmark, ConfigError, Moving, Span, WindowSettings
 from nowcast.spans import Source, Stored, check_apart, source
 from nowcast.units import quantity
 
@@ -38,33 +39,33 @@ class Part:
         return sum(found.weights.size for found in self.sources)
 
 
-class Exam:
-    """The test of a benchmark.
+class Trial:
+    """Windows that models are scored on.
 
-    Raises:
-        ConfigError: If a frame is in two of train, valid and test, or steps differ.
+    Args:
+        spans: Where from; whole frames are scored.
+        windows: Lengths, quantity and scaling.
+        references: Models without weights, scored on the same pixels: those that all of them cover.
+        thresholds: Event limits in the quantity's unit; None: the quantity's own.
+        lpips: The perceptual distance too.
+        block_minutes: Windows that begin in the same stretch of this length are not independent.
+        stride: Frames between the starts of two windows; None: as in ``windows``.
+        most: Windows in all, spread evenly; None: every one.
     """
 
-    def __init__(self, settings: Benchmark) -> None:
-        self.settings, windows = settings, settings.windows
-        whole = {"crop": None, "crops_per_window": 1, "stride": settings.test_stride or windows.stride}
+    def __init__(self, spans: Sequence[Span | Moving], windows: WindowSettings, *, references: Sequence[str],
+                 thresholds: Sequence[float] | None = None, lpips: bool = False, block_minutes: float = 60,
+                 stride: int | None = None, most: int | None = None) -> None:  # fmt: skip
+        whole = {"crop": None, "crops_per_window": 1, "stride": stride or windows.stride}
         self.windows = windows.model_copy(update=whole)
-        self.parts = {name: Part([source(span, self.windows if name == "test" else windows) for span in spans])
-                      for name, spans in _spans(settings).items()}  # fmt: skip
-        self._check()
-        self.sources, self.quantity = self.parts["test"].sources, quantity(windows.quantity)
-        limits = self.quantity.thresholds if settings.thresholds is None else settings.thresholds
+        self.sources, self.quantity = [source(span, self.windows) for span in spans], quantity(windows.quantity)
+        limits = self.quantity.thresholds if thresholds is None else thresholds
         self.thresholds = tuple(float(limit) for limit in limits)
-        self.references = [_reference(name, settings) for name in settings.references]
+        self.lpips, self.block_minutes = lpips, block_minutes
+        self.references = [_reference(name, windows) for name in references]
+        self.chosen = _spread([found.weights.size for found in self.sources], most)
+        """Windows of every source."""
         self._common: dict[int, np.ndarray] = {}
-
-    def _check(self) -> None:
-        for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
-            check_apart(self.parts[one].sources, self.parts[other].sources, names=(one, other))
-        step = self.parts["train"].sources[0].step_seconds
-        for found in self.parts["test"].sources:
-            if abs(found.step_seconds - step) > STEP_TOLERANCE * step:
-                raise ConfigError(f"{found.name}: its step is {found.step_seconds} s, that of train {step} s; use one.")
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -75,14 +76,15 @@ class Exam:
     @property
     def names(self) -> list[str]:
         """Keys of ``SCORES``."""
-        events, perceptual = ["csi"] if self.thresholds else [], ["lpips"] if self.settings.lpips else []
+        events, perceptual = ["csi"] if self.thresholds else [], ["lpips"] if self.lpips else []
         return [*events, "mse", "mae", "ssim", *perceptual]
 
     def blocks(self) -> np.ndarray:
         """(window) name of the block that each window begins in: a stretch of a sequence of a source."""
-        length = np.timedelta64(round(60 * self.settings.block_minutes), "s")
+        length = np.timedelta64(round(60 * self.block_minutes), "s")
         found = []
-        for number, (labels, times) in enumerate(part.beginnings() for part in self.sources):
+        for number, (part, chosen) in enumerate(zip(self.sources, self.chosen, strict=True)):
+            labels, times = (values[chosen] for values in part.beginnings())
             places = ((times - np.datetime64(0, "s")) // length).astype(int)
             found += [f"{number} {label} {place}" for label, place in zip(labels, places, strict=True)]
         return np.asarray(found)
@@ -96,7 +98,7 @@ class Exam:
         what = {"model": model.digest, "test": self._digest()}
         if path.exists() and (kept := xr.load_dataset(path)).attrs == what:
             return kept
-        rows = [self._row(model, number, *pair) for number, pair in enumerate(self._pairs())]
+        rows = [self._row(model, number, *pair) for number, pair in enumerate(self.pairs())]
         dims = ("window", "lead_time", "threshold")
         table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         leads = np.arange(1, self.windows.out_steps + 1) * np.timedelta64(self.sources[0].step_seconds, "s")
@@ -120,20 +122,20 @@ class Exam:
 
     def _digest(self) -> str:
         """All that the sums depend on, but the model."""
-        settings = self.settings.model_dump(mode="json", include={"references", "lpips"})
-        facts = [found.facts() for found in self.sources]
-        return json.dumps([facts, self.windows.model_dump(mode="json"), settings, self.thresholds, __version__])
+        settings = {"references": [model.name for model in self.references], "lpips": self.lpips}
+        facts, count = [found.facts() for found in self.sources], sum(map(len, self.chosen))
+        return json.dumps([facts, self.windows.model_dump(mode="json"), settings, self.thresholds, count, __version__])
 
-    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Past and future (time, y, x) of every window, physical, NaN for no data."""
-        for found in self.sources:
-            for window in range(found.weights.size):
+        for found, chosen in zip(self.sources, self.chosen, strict=True):
+            for window in chosen.tolist():
                 fields = found.physical(window)
                 yield fields[: self.windows.in_steps], fields[self.windows.in_steps :]
 
     def _row(self, model: Model, number: int, past: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
         started = perf_counter()
-        made = self._forecast(model, past)
+        made = self.forecast(model, past)
         seconds = perf_counter() - started
         compared = self._compared(number, past, seen)
         if not np.isfinite(made[compared]).all():
@@ -145,7 +147,8 @@ class Exam:
         sums = score.sums(*fields, thresholds=self.thresholds, scaling=self.quantity.scaling)
         return sums | self._perceptual(*fields) | {"seconds": np.asarray(seconds)}
 
-    def _forecast(self, model: Model, past: np.ndarray) -> np.ndarray:
+    def forecast(self, model: Model, past: np.ndarray) -> np.ndarray:
+        """Physical fields (lead, y, x) of a model that may need less of the past."""
         return predict(model, past[-model.network.in_steps :], quantity_name=self.quantity.name,
                        leads=self.windows.out_steps)  # fmt: skip
 
@@ -154,12 +157,12 @@ class Exam:
         if number not in self._common:
             known = np.isfinite(seen) & np.isfinite(past[-1])
             for reference in self.references:
-                known &= np.isfinite(self._forecast(reference, past))
+                known &= np.isfinite(self.forecast(reference, past))
             self._common[number] = np.packbits(known)
         return np.unpackbits(self._common[number], count=seen.size).reshape(seen.shape).astype(bool)
 
     def _perceptual(self, made: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
-        if not self.settings.lpips:
+        if not self.lpips:
             return {}
         from nowcast.scores.perceptual import distance_sums  # a network, only where it is asked for
 
@@ -167,10 +170,43 @@ class Exam:
         return {name: np.asarray([frame[name] for frame in frames]) for name in frames[0]}
 
 
+class Exam(Trial):
+    """The test of a benchmark.
+
+    Raises:
+        ConfigError: If a frame is in two of train, valid and test, or steps differ.
+    """
+
+    def __init__(self, settings: Benchmark) -> None:
+        super().__init__(settings.test, settings.windows, references=settings.references,
+                         thresholds=settings.thresholds, lpips=settings.lpips, block_minutes=settings.block_minutes,
+                         stride=settings.test_stride)  # fmt: skip
+        self.settings = settings
+        self.parts = {name: Part(self.sources if name == "test" else [source(span, settings.windows) for span in spans])
+                      for name, spans in _spans(settings).items()}  # fmt: skip
+        self._check()
+
+    def _check(self) -> None:
+        for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+            check_apart(self.parts[one].sources, self.parts[other].sources, names=(one, other))
+        step = self.parts["train"].sources[0].step_seconds
+        for found in self.parts["test"].sources:
+            if abs(found.step_seconds - step) > STEP_TOLERANCE * step:
+                raise ConfigError(f"{found.name}: its step is {found.step_seconds} s, that of train {step} s; use one.")
+
+
+def _spread(sizes: Sequence[int], most: int | None) -> list[np.ndarray]:
+    """Numbers of the windows taken from sources of these sizes: all, or so many of them at even distances."""
+    total = sum(sizes)
+    taken = np.arange(total) if most is None or total <= most else np.arange(most) * total // most
+    ends = np.cumsum([0, *sizes])
+    return [taken[(taken >= first) & (taken < last)] - first for first, last in pairwise(ends)]
+
+
 def _spans(settings: Benchmark) -> dict[str, tuple[Span | Moving, ...]]:
     return {"train": settings.train, "valid": settings.valid, "test": settings.test}
 
 
-def _reference(name: str, settings: Benchmark) -> Model:
-    steps = min(model_class(name).history[1], settings.windows.in_steps)
-    return checkpoint.reference(name, in_steps=steps, out_steps=settings.windows.out_steps, code_version=__version__)
+def _reference(name: str, windows: WindowSettings) -> Model:
+    steps = min(model_class(name).history[1], windows.in_steps)
+    return checkpoint.reference(name, in_steps=steps, out_steps=windows.out_steps, code_version=__version__)

@@ -27,13 +27,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import xarray as xr
 
 from nowcast import quality, store
+from nowcast.chunks import Compressed
 from nowcast.config import QualitySettings
 from nowcast.cube import BadInput, channels, digest
-from nowcast.packing import Packing
+from nowcast.packing import Packing, packed
 from nowcast.quality import Before
 from nowcast.readers import Item, detect, get
 
@@ -42,12 +44,14 @@ BATCH_ITEMS, BATCH_BYTES = 128, 2**26
 """Items, and bytes of pixels, that one process commits together."""
 TASK_ITEMS, TASK_BYTES = 32, 2**25
 """Likewise what one process reads meanwhile, and a task of a worker, of which each has a few at a time."""
+PREPARING = 2
+"""Threads that prepare items: libraries work outside of Python's lock for half of that."""
 BATCHES_AHEAD = 2
 BLANKS_KEPT = 16
 CONNECT_SECONDS = 10
 KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
 """Bytes that a worker keeps for its next frames: to get them from the system again costs as much as the work."""
-Pixels = dict[str, tuple[np.ndarray, Packing | None]]
+Pixels = dict[str, tuple[np.ndarray | Compressed, Packing | None]]
 """Channel -> (frame, row, column), and how it is packed."""
 Inspect = Callable[[Item, str, xr.Dataset | None], "_Prepared"]
 Progress = Callable[[int, int, str], None]
@@ -175,19 +179,29 @@ def _inspect(item: Item, signature: str, cube: xr.Dataset | None, *, now: dateti
         return _Prepared(item, refused=signature)
     labels = {str(key): variable.values for key, variable in cube.variables.items() if variable.dims == ("time",)}
     try:
-        labels |= quality.measure(cube, settings, now=now, where=item)
-        pixels = {channel: _packed(cube.variables[channel], channel) for channel in channels(cube)}
+        clipped = quality.clip(cube, settings)
+        plain = {channel: packed(cube.variables[channel], channel) for channel in channels(cube)}
+        labels |= quality.measure(cube, settings, pixels=plain, now=now, where=item)
     except BadInput as error:
         return _Prepared(item, refused=str(error))
-    frames = zip(*(values for values, _ in pixels.values()), strict=True)
+    labels["status"] |= clipped
+    frames = zip(*(values for values, _ in plain.values()), strict=True)
     labels["digest"] = np.asarray([digest(*frame) for frame in frames], object)
     labels["source"] = np.full(cube.sizes["time"], signature, object)
+    event = store.event_length(cube)
+    pixels: Pixels = {name: (store.compressed(codes, packing) if event == 1 else codes, packing)
+                      for name, (codes, packing) in plain.items()}  # fmt: skip
     size = sum(values.nbytes for values, _ in pixels.values())
-    return _Prepared(item, signature, *_blank(cube, labels), labels, store.event_length(cube), pixels, size)
+    return _Prepared(item, signature, *_blank(cube, labels), labels, event, pixels, size)
+
+
+def _prepare_one(found: tuple[str, Item], inspect: Inspect) -> _Prepared:
+    return inspect(*_read(found))
 
 
 def _prepare(found: Sequence[tuple[str, Item]], inspect: Inspect) -> list[_Prepared]:
-    return [inspect(*_read(one)) for one in found]
+    with _one_core_each():
+        return [_prepare_one(one, inspect) for one in found]
 
 
 _BLANKS: dict[bytes, xr.Dataset] = {}
@@ -209,16 +223,6 @@ def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> tuple[xr.Dataset,
         _BLANKS[kind] = quality.labelled(cube, labels).assign_coords(plain).isel(time=slice(0))
         _BLANKS[kind].attrs = attrs
     return _BLANKS[kind], kind
-
-
-def _packed(variable: xr.Variable, name: str) -> tuple[np.ndarray, Packing | None]:
-    packing = Packing.wanted(variable)
-    if packing is None:
-        return variable.values, None
-    codes = np.empty(variable.shape, packing.dtype)
-    for frame, place in zip(variable.values, codes, strict=True):
-        packing.pack(frame, name, out=place)
-    return codes, packing
 
 
 # --- what the store holds -------------------------------------------------------------------------
@@ -362,8 +366,8 @@ class _Taking:
                 self.summary.known += 1
                 continue
             held = held or pixels()
-            values = {name: packing.unpack(codes[index]) if packing else codes[index]
-                      for name, (codes, packing) in held.items()}  # fmt: skip
+            frames = {name: (np.asarray(values)[index], packing) for name, (values, packing) in held.items()}
+            values = {name: packing.unpack(codes) if packing else codes for name, (codes, packing) in frames.items()}
             store.replace(self.path, _frame(one, index, values), at=place, message=f"Revise {one.item}")
             self.book.digests[place], self.book.sources[place] = fingerprint, one.signature
             self.summary.revised += 1
@@ -422,17 +426,25 @@ def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Ite
 
 def _alone(found: Sequence[tuple[str, Item]], inspect: Inspect, taking: _Taking,
            report: Callable[[Item], None]) -> None:  # fmt: skip
-    """Reads and inspects the next items, in a thread each, while a batch is written."""
-    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "inspector") as inspector:
-
-        def prepare(one: tuple[str, Item]) -> Future[_Prepared]:
-            reading = reader.submit(_read, one)
-            return inspector.submit(lambda: inspect(*reading.result()))
-
-        for batch in _batches(_ahead(map(prepare, found))):
+    """Prepares the next items in other threads while a batch is written."""
+    with _one_core_each(), ThreadPoolExecutor(PREPARING, "preparing") as pool:
+        prepared = (pool.submit(_prepare_one, one, inspect) for one in found)
+        for batch in _batches(_ahead(prepared)):
             _write_here(batch, taking)
             for one in batch:
                 report(one.item)
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    """Keeps OpenCV from dividing single frames between cores: its threads wait for work by spinning, which costs more
+    than the work."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _ahead(prepared: Iterable[Future[_Prepared]]) -> Iterator[_Prepared]:

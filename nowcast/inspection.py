@@ -55,7 +55,10 @@ def inspect(source: Path, *, reader: str | None = None, settings: QualitySetting
     if not items:
         raise BadInput(source, "holds nothing that this reader knows", "check the path and the reader")
     cube = get(name).read(items[0])
-    labels = quality.measure(cube, settings or QualitySettings(), where=items[0])
+    settings = settings or QualitySettings()
+    clipped = quality.clip(cube, settings)
+    labels = quality.measure(cube, settings, where=items[0])
+    labels["status"] |= clipped
     wet = labels["mean_value" if np.isnan(labels["wet_share"]).all() else "wet_share"]
     wettest = int(np.nan_to_num(wet, nan=-np.inf).argmax())
     return Inspection(name, _facts(name, items, cube, labels), cube, wettest)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import xarray as xr
 
+from nowcast.coded import Coded, Table, behind
 from nowcast.cube import BadInput
 from nowcast.units import by_table
 
@@ -36,14 +37,9 @@ class Packing:
     def wanted(cls, variable: xr.Variable | xr.DataArray) -> Packing | None:
         """What ``cube.make`` noted of the source's quantisation; None: keep the floats."""
         quantum, floor, levels = (variable.encoding.get(key) for key in ("quantum", "floor", "levels"))
-        if levels is not None:
-            values = np.asarray(levels, np.float32)
-            return cls(np.dtype(np.uint8), levels=values, missing=MISSING_8 if values.size < 256 else None)
-        if quantum is None:
+        if levels is None and quantum is None:
             return None
-        if floor is not None:
-            return cls(np.dtype(np.uint8), float(quantum), float(floor), missing=MISSING_8)
-        return cls(np.dtype(np.int16), float(quantum), missing=MISSING_16)
+        return _wanted(quantum, floor, None if levels is None else np.asarray(levels, np.float32).tobytes())
 
     @classmethod
     def of(cls, dtype: np.dtype, attrs: Mapping) -> Packing | None:
@@ -78,6 +74,36 @@ class Packing:
         if self.missing is not None:
             values[self.missing - limits.min] = np.nan
         return values
+
+    def first(self, value: float) -> int:
+        """The lowest code that stands for ``value`` or more; one beyond all codes if there is none."""
+        return _first(self, value)
+
+    def known(self, codes: np.ndarray) -> np.ndarray:
+        """uint8 mask of the pixels with data."""
+        if self.missing is None:
+            return np.full(codes.shape, 255, np.uint8)
+        return np.asarray(cv2.compare(codes, float(self.missing), cv2.CMP_NE))  # type: ignore[call-overload]
+
+    def mean(self, codes: np.ndarray, count: int) -> float:
+        """Mean value of the ``count`` pixels of (row, column) codes that have data."""
+        if self.levels is not None:
+            seen = cv2.calcHist([codes], [0], None, [256], [0, 256]).ravel()
+            return float(np.dot(seen, np.nan_to_num(self.table))) / count
+        absent = (codes.size - count) * (self.missing or 0)
+        return (cv2.sumElems(codes)[0] - absent) / count * self.scale + self.offset
+
+    def recode(self, coded: Coded) -> np.ndarray | None:
+        """What ``pack`` would make of the values of a source, by one look into a table per pixel; None where that must
+        look at the values themselves."""
+        table, beyond = _recoding(coded.table, self)
+        if table is None:
+            return None
+        codes = by_table(coded.codes, table)
+        rows = codes.reshape(-1, codes.shape[-1])
+        if beyond is not None and cv2.countNonZero(cv2.compare(rows, float(beyond), cv2.CMP_EQ)):  # type: ignore[call-overload]
+            return None
+        return codes
 
     def unpack(self, codes: np.ndarray) -> np.ndarray:
         """float32 values, NaN = no data."""
@@ -135,6 +161,62 @@ class Packing:
         steps[values > self.levels[-1] + slack] = self.levels.size
         steps[values < self.levels[0] - slack] = -1
         return steps
+
+
+def packed(variable: xr.Variable, name: str) -> tuple[np.ndarray, Packing | None]:
+    """A variable of a Cube as a store keeps it: codes and what they mean, or floats and None.
+
+    Raises:
+        BadInput: If a value lies beyond the codes.
+    """
+    packing = Packing.wanted(variable)
+    if packing is None:
+        return variable.values, None
+    coded = behind(variable)
+    codes = packing.recode(coded) if coded is not None else None
+    if codes is None:
+        codes = np.empty(variable.shape, packing.dtype)
+        for frame, place in zip(variable.values, codes, strict=True):
+            packing.pack(frame, name, out=place)
+    return codes, packing
+
+
+@lru_cache(maxsize=32)
+def _wanted(quantum: float | None, floor: float | None, levels: bytes | None) -> Packing:
+    """One object for many frames, so that its tables are made once."""
+    if levels is not None:
+        values = np.frombuffer(levels, np.float32)
+        return Packing(np.dtype(np.uint8), levels=values, missing=MISSING_8 if values.size < 256 else None)
+    assert quantum is not None
+    if floor is not None:
+        return Packing(np.dtype(np.uint8), float(quantum), float(floor), missing=MISSING_8)
+    return Packing(np.dtype(np.int16), float(quantum), missing=MISSING_16)
+
+
+@lru_cache(maxsize=64)
+def _first(packing: Packing, value: float) -> int:
+    short = value - 1e-6 * abs(value)  # 10 steps of 0.01 are a little less than 0.1 in float32
+    reached = np.flatnonzero(packing.table >= np.float32(short))
+    return int(np.iinfo(packing.dtype).min) + (int(reached[0]) if reached.size else packing.table.size)
+
+
+@lru_cache(maxsize=32)
+def _recoding(table: Table, packing: Packing) -> tuple[np.ndarray | None, int | None]:
+    """Packed code of every code of a source, and the one that stands for all that cannot be packed; None: there are no
+    such. No table: there are such, and no code is left to stand for them."""
+    steps, (low, high) = packing._steps(table.values), packing._range
+    absent = np.isnan(steps)
+    wrong = (steps < low) | (steps > high) | (absent & (packing.missing is None))
+    fine = ~(wrong | absent)
+    codes = np.full(steps.shape, packing.missing or 0, packing.dtype)
+    codes[fine] = steps[fine].astype(packing.dtype)
+    if not wrong.any():
+        return codes, None
+    free = np.setdiff1d(np.arange(low, high + 1), codes)
+    if not free.size:
+        return None, None
+    codes[wrong] = free[0]
+    return codes, int(free[0])
 
 
 BITS = 12

@@ -156,7 +156,8 @@ def _publish_runs(forecasts: xr.Dataset, name: str, site: Path, picture: Picture
 
 
 def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> dict:
-    labels = {key: str(run[key].values) for key in ("model", "producer", "state", "reason") if key in run.coords}
+    known = [key for key in ("model", "producer", "state", "reason", "checkpoint") if key in run.coords]
+    labels = {key: str(run[key].values) for key in known}
     created = _utc(run["created"])
     entry: dict = labels | {"created": _iso(created), "folder": None, "leads": []}
     if labels["state"] == "withheld":

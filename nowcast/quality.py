@@ -17,6 +17,7 @@ import xarray as xr
 
 from nowcast.config import QualitySettings
 from nowcast.cube import BadInput, channels
+from nowcast.packing import Packing
 from nowcast.units import quantity
 
 cv2: Any = _cv2
@@ -54,6 +55,10 @@ OFF_BEAT = 0.25
 """Share of a step by which a frame may miss its time."""
 
 
+Pixels = Mapping[str, tuple[np.ndarray, Packing | None]]
+"""Channel -> (frame, row, column), and how it is packed."""
+
+
 @dataclass(frozen=True)
 class Before:
     """The frame before, as far as it matters to the next one."""
@@ -66,13 +71,25 @@ class Before:
     """Lowest missing share of the sequence so far."""
 
 
-def measure(cube: xr.Dataset, settings: QualitySettings, *, now: datetime | None = None,
+def clip(cube: xr.Dataset, settings: QualitySettings) -> np.ndarray:
+    """Sets values above the limits that the settings name to them, in place; int16 status of every frame."""
+    status = np.zeros(cube.sizes["time"], np.int16)
+    for name in set(settings.clip) & set(channels(cube)):
+        values = cube.variables[name].values
+        beyond = values > settings.clip[name]
+        values[beyond] = settings.clip[name]
+        status[beyond.any(axis=(1, 2))] = FLAGS["clipped"]
+    return status
+
+
+def measure(cube: xr.Dataset, settings: QualitySettings, *, pixels: Pixels | None = None, now: datetime | None = None,
             where: object = "cube") -> dict[str, np.ndarray]:  # fmt: skip
-    """Looks at every frame of a Cube by itself, and clips where the settings say so.
+    """Looks at every frame of a Cube by itself.
 
     Args:
         cube: Frames of one item.
         settings: Limits.
+        pixels: Its channels as the store keeps them, see ``packing.packed``; None: as they are.
         now: Time of arrival, UTC; None: the clock.
         where: Named in errors.
 
@@ -86,9 +103,8 @@ def measure(cube: xr.Dataset, settings: QualitySettings, *, now: datetime | None
         BadInput: If not one pixel was measured in the whole item, or a frame is from the future.
     """
     _refuse_future(cube, now or datetime.now(UTC), settings, where)
-    fields = {name: cube.variables[name].values for name in channels(cube)}
-    clipped = [_clip(values, settings.clip.get(name)) for name, values in fields.items()]
-    views = [[_view(name, frame, settings) for frame in values] for name, values in fields.items()]
+    pixels = pixels or {name: (cube.variables[name].values, None) for name in channels(cube)}
+    views = [[_view(name, frame, packing, settings) for frame in values] for name, (values, packing) in pixels.items()]
     shares = np.array([[view.missing for view in row] for row in views])
     missing = shares.max(axis=0)
     if (shares == 1).all():
@@ -99,7 +115,6 @@ def measure(cube: xr.Dataset, settings: QualitySettings, *, now: datetime | None
         "dry": dry & (missing < 1),
         "out_of_range": np.any([[view.wild for view in row] for row in views], axis=0),
         "speckle": np.any([[view.speckled for view in row] for row in views], axis=0),
-        "clipped": np.any(clipped, axis=0),
     }
     return {
         "missing_share": missing.astype(np.float32),
@@ -177,21 +192,32 @@ class _View:
     speckled: bool
 
 
-def _view(name: str, frame: np.ndarray, settings: QualitySettings) -> _View:
-    known = cv2.compare(frame, frame, cv2.CMP_EQ)  # NaN differs from itself
+def _view(name: str, frame: np.ndarray, packing: Packing | None, settings: QualitySettings) -> _View:
+    known = packing.known(frame) if packing else cv2.compare(frame, frame, cv2.CMP_EQ)  # NaN differs from itself
     count = cv2.countNonZero(known)
     thresholds = quantity(name).thresholds
     if not count:
         return _View(1.0, 0.0 if thresholds else np.nan, np.nan, False, False)
-    lowest, highest, *_ = cv2.minMaxLoc(frame, mask=known)
-    low, high = settings.limits.get(name) or RANGES.get(name, (-np.inf, np.inf))
-    mean = cv2.sumElems(cv2.copyTo(frame, known))[0] / count  # a mean under a mask takes ten times as long
-    missing, wild = 1 - count / frame.size, lowest < low or highest > high
+    missing, wild = 1 - count / frame.size, _wild(name, frame, known, packing, settings)
+    # a mean under a mask takes ten times as long
+    mean = packing.mean(frame, count) if packing else cv2.sumElems(cv2.copyTo(frame, known))[0] / count
     if not thresholds:
         return _View(missing, np.nan, mean, wild, False)
-    wet = cv2.compare(frame, thresholds[0], cv2.CMP_GE)
+    first = packing.first(thresholds[0]) if packing else thresholds[0]
+    wet = cv2.compare(frame, float(first), cv2.CMP_GE)
+    if packing and packing.missing is not None and packing.missing >= first:
+        wet = cv2.bitwise_and(wet, known)
     number = cv2.countNonZero(wet)
     return _View(missing, number / count, mean, wild, _speckled(wet, number, settings.speckle))
+
+
+def _wild(name: str, frame: np.ndarray, known: np.ndarray, packing: Packing | None, settings: QualitySettings) -> bool:
+    """True if a value lies beyond what can be weather."""
+    lowest, highest, *_ = cv2.minMaxLoc(frame, mask=known)
+    if packing:
+        lowest, highest = packing.unpack(np.array([[lowest, highest]], packing.dtype))[0]
+    low, high = settings.limits.get(name) or RANGES.get(name, (-np.inf, np.inf))
+    return bool(lowest < low or highest > high)
 
 
 def _speckled(wet: np.ndarray, count: int, most: float) -> bool:
@@ -200,15 +226,6 @@ def _speckled(wet: np.ndarray, count: int, most: float) -> bool:
         return False
     lone = cv2.countNonZero(cv2.subtract(wet, cv2.dilate(wet, NEIGHBOURS)))
     return lone >= SPECKS and lone > most * count
-
-
-def _clip(values: np.ndarray, highest: float | None) -> np.ndarray:
-    """Sets larger values to ``highest``, in place; per frame whether there were any."""
-    if highest is None:
-        return np.zeros(len(values), bool)
-    beyond = values > highest
-    values[beyond] = highest
-    return np.asarray(beyond.any(axis=(1, 2)))
 
 
 def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, where: object) -> None:

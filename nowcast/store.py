@@ -34,7 +34,7 @@ from xarray.core import indexing
 from zarr.codecs import ZstdCodec
 from zarr.core.sync import sync
 
-from nowcast.chunks import Frames
+from nowcast.chunks import Compressed, Frames
 from nowcast.cube import BadInput, label_runs
 from nowcast.grid import Grid
 from nowcast.packing import Packing
@@ -303,7 +303,7 @@ def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = 
         return _commit(session, message, metadata)
 
 
-Pixels = Mapping[str, tuple[np.ndarray, Packing | None]]
+Pixels = Mapping[str, tuple[np.ndarray | Compressed, Packing | None]]
 """Channel -> (frame, row, column) values, and how they are packed already."""
 
 
@@ -386,10 +386,11 @@ def _fill(arrays: Mapping[str, zarr.Array], parts: Sequence[tuple[int, Pixels]],
         Frames(array).write((at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts)
 
 
-def _repacked(values: np.ndarray, packing: Packing | None, own: Packing | None, array: zarr.Array,
-              name: str) -> np.ndarray:  # fmt: skip
+def _repacked(values: np.ndarray | Compressed, packing: Packing | None, own: Packing | None, array: zarr.Array,
+              name: str) -> np.ndarray | Compressed:  # fmt: skip
     if packing is not None and own is not None and own.attrs == packing.attrs:
         return values
+    values = np.asarray(values)
     return _pack(packing.unpack(values) if packing is not None else values, array, name)
 
 
@@ -506,11 +507,22 @@ def _chunks(variable: xr.Variable, along: str, itemsize: int,
     if variable.dims[-2:] != ("y", "x"):
         return (LABELS_PER_CHUNK // 16, *variable.shape[1:]), None
     rows, columns = variable.shape[-2:]
-    height = math.ceil(rows / math.ceil(rows * columns / PIXELS_PER_CHUNK))
+    height = _height(rows, columns)
     if variable.dims[0] != "time" or event < 2:
         return (*[1] * (variable.ndim - 2), height, columns), None
     steps, length = _steps(event, rows * columns * itemsize)
     return (steps, height, columns), (length, height * math.ceil(rows / height), columns)
+
+
+def _height(rows: int, columns: int) -> int:
+    """Of the bands that a very large frame is cut into."""
+    return math.ceil(rows / math.ceil(rows * columns / PIXELS_PER_CHUNK))
+
+
+def compressed(codes: np.ndarray, packing: Packing | None) -> Compressed:
+    """(frame, row, column) values of a live feed as they lie in a new store: cheapest while they are at hand."""
+    fill = math.nan if packing is None else packing.missing or 0
+    return Compressed.of(codes, height=_height(*codes.shape[1:]), fill=fill, level=COMPRESSOR.level)
 
 
 def _steps(length: int, size: int) -> tuple[int, int]:

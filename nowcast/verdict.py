@@ -64,10 +64,14 @@ class Verdict:
     by_lead: xr.Dataset | None = None
     """Differences (estimate, lead_time[, threshold]) of CSI and MSE, and the pixels ``n`` behind them."""
 
+    @property
+    def conclusion(self) -> str:
+        """What it says, and what is missing where it cannot tell."""
+        return f"{UNKNOWN}, {self._needs}" if self.says == UNKNOWN else self.says
+
     def __str__(self) -> str:
-        says = f"{UNKNOWN}, {self._needs}" if self.says == UNKNOWN else self.says
         support = f"{self.runs} runs in {self.blocks} blocks, {self.pixels:,} pixels"
-        return (f"{self.challenger} against {self.against}: {says}; {self.criterion}: "
+        return (f"{self.challenger} against {self.against}: {self.conclusion}; {self.criterion}: "
                 f"{_interval(self.value, self.low, self.high)}, {support}")  # fmt: skip
 
     @property

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 
+from models import build
+from nowcast import checkpoint, store
 from nowcast import cube as cubes
-from nowcast import store
+from nowcast.checkpoint import Card
+from nowcast.config import ScalingSettings
 from nowcast.grid import Grid
 
 START = np.datetime64("2010-08-26T00:00", "ns")
@@ -38,3 +42,15 @@ def cube(indices: list[int] | range, *, sequence: str = "", cadence: int | None 
 def make_store(path: Path, indices: list[int] | range, **options: object) -> str:
     store.append(path, cube(indices, **options), message="synthetic")  # type: ignore[arg-type]
     return str(path)
+
+
+TINY = Card(model="gs2pm:debug", options={}, in_steps=2, out_steps=2, quantity="rainfall_rate",
+            scaling=ScalingSettings(kind="decibel", low=0.05, high=100), cadence_seconds=300,
+            recipe={"windows": {"crop": 32, "crops_per_window": 2, "rain_weight": 3.0}}, code_version="test",
+            created="now")  # fmt: skip
+
+
+def tiny_gs2pm(path: Path) -> Path:
+    """A checkpoint that can be tuned, with random weights."""
+    torch.manual_seed(0)
+    return checkpoint.save(path, build("gs2pm:debug", in_steps=2, out_steps=2), TINY)

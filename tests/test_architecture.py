@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "nowcast.units": 1, "nowcast.grid": 1, "nowcast.config": 1, "nowcast.scores": 1, "nowcast.colours": 1,
     "nowcast.boundaries": 1, "nowcast.torchvision_cpu": 1, "models": 1,
-    "nowcast.cube": 2, "nowcast.ring": 2, "nowcast.packing": 2, "nowcast.chunks": 2,
+    "nowcast.coded": 2, "nowcast.cube": 2, "nowcast.ring": 2, "nowcast.packing": 2, "nowcast.chunks": 2,
     "nowcast.checkpoint": 2, "nowcast.costs": 2, "nowcast.maps": 2, "nowcast.pictures": 2,
     "nowcast.charts": 2, "nowcast.leaderboard": 2, "nowcast.verdict": 2, "nowcast.precedence": 2,
     "nowcast.readers": 3, "nowcast.moving": 3, "nowcast.quality": 3, "nowcast.store": 3, "nowcast.registry": 3,
@@ -21,6 +21,7 @@ FLOORS = {
     "nowcast.safeguards": 4, "nowcast.tracking": 4,
     "nowcast.cycle": 5, "nowcast.train": 5, "nowcast.benchmark": 5, "nowcast.contest": 5, "nowcast.shadow": 5,
     "nowcast.yielding": 5,
+    "nowcast.scorecard": 5, "nowcast.tuning": 5,
     "nowcast.demo": 6, "nowcast.doctor": 6, "nowcast.cli": 6, "flows": 6,
 }  # fmt: skip
 VERBS = {"nowcast.ingest", "nowcast.forecast", "nowcast.verify", "nowcast.publish", "nowcast.train"}

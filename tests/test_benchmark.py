@@ -126,7 +126,7 @@ def test_networks_are_scored_where_every_reference_has_a_forecast(tmp_path: Path
     exam = Exam(settings(tmp_path))
     kept = [exam.sums(model, tmp_path / f"{model.name}.nc") for model in exam.references]
     assert (kept[0]["n"] == kept[1]["n"]).all()
-    past, seen = next(exam._pairs())
+    past, seen = next(exam.pairs())
     assert 0 < kept[0]["n"].values[0, 0] < np.isfinite(seen[0]).sum(), "some pixels come from outside of the frame"
     still = np.broadcast_to(past[-1], seen.shape)
     n, error = (kept[0][name].values[0] for name in ("n", "squared_error"))
@@ -138,7 +138,7 @@ def test_networks_are_scored_where_every_reference_has_a_forecast(tmp_path: Path
 def test_frames_are_squeezed_as_networks_see_them(tmp_path: Path) -> None:
     windows = {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "resize": 32}
     exam = Exam(settings(tmp_path, windows=windows))
-    past, seen = next(exam._pairs())
+    past, seen = next(exam.pairs())
     assert past.shape == seen.shape == (2, 32, 32) == (2, *exam.frame)
     assert 10 < np.nanmax(seen) < 12, "mm/h"
     assert exam.sums(exam.references[0], tmp_path / "sums.nc")["n"].values[0, 0] < 32 * 32

@@ -13,7 +13,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdC
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from nowcast.chunks import Frames
+from nowcast.chunks import Compressed, Frames
 
 FILL = {"uint8": 255, "int16": -32768, "float32": float("nan")}
 
@@ -97,6 +97,35 @@ def test_frames_read_what_zarr_wrote(layout: Layout, data: st.DataObject, seed: 
         out = np.empty((len(places) + 2, bottom - top, layout.shape[1]), layout.dtype)
         frames.read(np.asarray(places), rows=slice(top, bottom), out=out[1:-1])
         np.testing.assert_array_equal(out[1:-1], expected[places, top:bottom])
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.data(), st.integers(0, 2**20))
+def test_compressed_frames_go_into_any_layout(layout: Layout, data: st.DataObject, seed: int) -> None:
+    array, expected = layout.make(), layout.empty()
+    height, level = data.draw(st.integers(1, layout.shape[0])), data.draw(st.sampled_from([1, 3]))
+    for start, codes in parts(data, layout, seed):
+        ready = Compressed.of(codes, height=height, fill=FILL[layout.dtype], level=level)
+        np.testing.assert_array_equal(ready, codes)
+        assert len(ready) == len(codes)
+        picked = [0, len(codes) - 1]
+        np.testing.assert_array_equal(ready[picked], codes[picked])
+        Frames(array).write([(start, ready)])
+        expected[start : start + len(codes)] = codes
+    np.testing.assert_array_equal(array[:], expected)
+
+
+def test_what_is_compressed_as_the_store_is_goes_there_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(frames=4, shape=(6, 5), steps=1, height=4, shard=None, dtype="int16")
+    array, codes = layout.make(), rain(layout, 4, seed=1)
+    ready = Compressed.of(codes, height=4, fill=-32768, level=3)
+    monkeypatch.setattr(Compressed, "__array__", lambda *_, **__: pytest.fail("decompressed"))
+    Frames(array).write([(0, ready)])
+    np.testing.assert_array_equal(array[:], codes)
+    stored = [sync(array.store.get(f"rain/c/{frame}/{band}/0", default_buffer_prototype())).to_bytes()
+              for frame in range(4) for band in range(2)]  # fmt: skip
+    assert stored == [band for frame in ready.frames for band in frame]
+    assert ready.nbytes == sum(map(len, stored))
 
 
 SHARDED = Layout(frames=10, shape=(6, 4), steps=2, height=3, shard=(2, 2), dtype="uint8")

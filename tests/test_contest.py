@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from nowcast import checkpoint, contest, forecast, store
+from nowcast import checkpoint, cli, contest, forecast, store
 from nowcast.config import ConfigError, Operations, Product
 from nowcast.cube import BadInput
+from nowcast.doctor import examine
 from nowcast.lifecycle import Refused
 from nowcast.verify import verify
 from tests import checkpoints, synthetic
+from tests.test_cli import run
 
 FRAMES = 7
 LEADS = 2
@@ -209,3 +214,37 @@ def test_digests_name_files(live: Operations) -> None:
     for digest in shelf.standing.names:
         assert checkpoint.file_digest(shelf.file(digest)) == digest
     assert np.unique(list(shelf.standing.names)).size == 2
+
+
+def test_a_session_at_the_command_line(scored: Operations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "operations.yaml"
+    file.write_text(yaml.safe_dump(scored.model_dump(mode="json")))
+    monkeypatch.setenv("NOWCAST_DOMAIN", str(file))
+    third = checkpoints.save(tmp_path / "third.safetensors", seed=3)
+    assert "registered third" in run("models", "register", third, "--name", "third", "--reason", "on trial")
+    rows = json.loads(run("models", "list", "--json"))
+    assert [(row["name"], row["state"]) for row in rows] == [
+        ("third", "challenger"),
+        ("new", "challenger"),
+        ("old", "champion"),
+    ]
+    assert "convgru:debug" in run("models", "list")
+    (found,) = json.loads(run("models", "compare", "new", "--json"))
+    assert (found["challenger"], found["against"], len(found["by_lead"])) == ("new", "old", LEADS)
+    words = run("models", "compare")
+    assert "third against old: cannot tell yet" in words
+    assert "CSI≥0.1" in words
+    refusal = CliRunner().invoke(cli.app, ["models", "promote", "third"])
+    assert "needs about 4 more runs" in str(refusal.exception)
+    assert "champion: third (a leak)" in run("models", "promote", "third", "--force", "--reason", "a leak")
+    assert "champion: old" in run("models", "rollback", "--reason", "the leak is mended")
+    run("models", "retire", "third")
+    history = json.loads(run("models", "list", "--history", "--json"))
+    assert [event["what"] for event in history[-4:]] == ["registered", "promoted", "rolled back", "retired"]
+    assert "the leak is mended" in run("models", "list", "--history")
+    states = {finding.what: finding for finding in examine(str(file))}
+    assert states["champion"].ok
+    assert states["champion"].found.startswith("old, ")
+    assert "2010-08-26T00:25Z ok; " in states["challenger"].found
+    contest.registry(scored).file(contest.registry(scored).champion).unlink()
+    assert not {finding.what: finding for finding in examine(str(file))}["champion"].ok

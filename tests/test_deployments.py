@@ -45,6 +45,8 @@ TABLE = deployments.deployments(deployments.SHIPPED)
 def test_every_network_with_weights_has_a_training() -> None:
     trained = {row.flow.removeprefix("train-") for row in TABLE if row.flow.startswith("train-")}
     assert trained == {name for name in MODELS if model_class(name).trainable}
+    tuned = {row.flow.removeprefix("finetune-") for row in TABLE if row.flow.startswith("finetune-")}
+    assert tuned == {"gs2pm"} == {name for name in MODELS if len(model_class(name).tunings) > 1}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.flow)
@@ -231,12 +233,18 @@ class TestBox:
 
         wait_for(scheduled, seconds=120, what="scheduled cycle", log=box.log)
 
-    @pytest.mark.parametrize("name", ["train-convlstm", "train-convlstm/default"])
+    @pytest.mark.parametrize("name", ["train-gs2pm", "train-gs2pm/default"])
     def test_short_and_full_name_start_a_run(self, box: Box, name: str) -> None:
         assert "Created flow run" in _prefect(box, f"deployment run {name} --start-in 2h")
 
+    def test_a_bad_parameter_is_refused_at_once(self, box: Box) -> None:
+        for parameters in ("-p minutes=0", "-p accelerator=tpu", "-p epoch=3"):
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                _prefect(box, f"deployment run train-gs2pm {parameters}")
+            assert "alidation failed" in refused.value.stdout + refused.value.stderr
+
     def test_run_by_name(self) -> None:
-        known = "backfill, benchmark, cycle, .*train-convlstm"
+        known = "backfill, benchmark, cycle, finetune-gs2pm, .*train-convlstm"
         with pytest.raises(up.UpError, match=f"No deployment 'train-nix'; known: {known}"):
             up.run_deployment_by_name("train-nix")
         assert up.run_deployment_by_name("cycle").deployment_id

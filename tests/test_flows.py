@@ -12,15 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prefect import Flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 import flows
-from flows import backfill, benchmark, cycle, deployments, ingest, plugin, report, train, verify
-from nowcast import config
+from flows import backfill, benchmark, cycle, deployments, finetune, ingest, plugin, report, train, verify
+from nowcast import checkpoint, config
 from nowcast import cycle as chain
 from nowcast.cycle import Report
-from tests import fixtures
+from tests import fixtures, synthetic
 
 RECIPE = """\
 name: tiny
@@ -180,6 +181,45 @@ def test_training_refuses_the_recipe_of_another_network(tmp_path: Path) -> None:
 def test_training_flow_of_an_unknown_network_lists_the_known() -> None:
     with pytest.raises(AttributeError, match=r"no network 'nix' to train; known: .*convlstm"):
         train.nix  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no network 'convlstm' with several tunings; known: gs2pm"):
+        finetune.convlstm  # noqa: B018
+
+
+@pytest.mark.parametrize("flow", [train.convlstm, finetune.gs2pm], ids=["train", "finetune"])
+def test_the_form_of_a_training_says_what_every_field_is(flow: Flow) -> None:
+    fields = flow.parameters.properties
+    for name, field in fields.items():
+        assert len(field["description"]) > 10, name
+    bounds = {
+        name: next(kind for kind in fields[name]["anyOf"] if "type" in kind) for name in ("minutes", "batch_size")
+    }
+    assert bounds["minutes"]["exclusiveMinimum"] == 0
+    assert bounds["batch_size"]["minimum"] == 1
+    assert fields["accelerator"]["anyOf"][0]["enum"] == ["auto", "cpu", "gpu"]
+
+
+def test_the_form_of_a_tuning_offers_its_methods() -> None:
+    assert finetune.gs2pm.parameters.properties["method"]["enum"] == ["vp", "fp"]
+    assert finetune.gs2pm.parameters.required == ["base", "store"]
+
+
+def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple] = []
+    monkeypatch.setattr(train, "fit", lambda settings, **how: seen.append((settings, how)) or "best")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    train.convlstm.fn(str(tmp_path / "recipe.yaml"), name="mine", minutes=2.5, batch_size=3,
+                      overrides=("trainer.wet_weight=8",), score_windows=0)  # fmt: skip
+    ((settings, how),) = seen
+    trainer = settings.trainer
+    assert (settings.name, trainer.minutes, trainer.batch_size, trainer.wet_weight) == ("mine", 2.5, 3, 8)
+    assert how == {"key": "train-convlstm", "resume": True, "score_windows": 0}
+
+
+def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
+    (tmp_path / "skill.png").write_bytes(b"png")
+    (tmp_path / "card.md").write_text("![a](skill.png) ![b](missing.png) [c](https://x.org/y.png)")
+    text = report.page(tmp_path / "card.md")
+    assert text == "![a](data:image/png;base64,cG5n) ![b](missing.png) [c](https://x.org/y.png)"
 
 
 # --- with a server --------------------------------------------------------------------------------
@@ -234,7 +274,36 @@ class TestRuns:
             return Path("runs/tiny/best.safetensors")
 
         monkeypatch.setitem(sys.modules, "nowcast.train", SimpleNamespace(train=fit))
-        assert train.convlstm(str(tmp_path / "recipe.yaml")) == "runs/tiny/best.safetensors"
+        made = train.convlstm(str(tmp_path / "recipe.yaml"), score_windows=0)
+        assert made == "runs/tiny/best.safetensors"
+
+    @pytest.mark.parametrize(
+        ("parameters", "fault"),
+        [({"recipe": "recipe"}, "pattern"), ({"recipe": "a.yaml", "epochs": 0}, "greater than or equal to 1"),
+         ({"recipe": "a.yaml", "accelerator": "tpu"}, "'auto', 'cpu' or 'gpu'")],
+    )  # fmt: skip
+    def test_a_bad_parameter_is_refused_before_anything_starts(self, parameters: dict, fault: str) -> None:
+        from prefect.exceptions import ParameterTypeError
+
+        with pytest.raises(ParameterTypeError, match=fault):
+            train.gs2pm(**parameters)
+
+    def test_a_domain_is_tuned_from_end_to_end(self, tmp_path: Path) -> None:
+        """Base and store in; prompt file, progress, and a page with scores and pictures out."""
+        from prefect.artifacts import Artifact
+
+        deployments.limit_gpu()
+        store = str(tmp_path / "domain" / "frames")
+        synthetic.make_store(store, range(30))
+        base = synthetic.tiny_gs2pm(tmp_path / "base.safetensors")
+        options = ("trainer.workers=0", "trainer.valid_batches=1", f"runs={tmp_path}", "windows.crop=32")
+        path = Path(finetune.gs2pm(str(base), store, steps=2, accelerator="cpu", overrides=options, score_windows=2))
+        assert path == tmp_path / "gs2pm-domain-vp" / "best.safetensors"
+        assert checkpoint.read_card(path).base["path"] == str(base)
+        assert Artifact.get("finetune-gs2pm-progress").data == 100
+        page = Artifact.get("finetune-gs2pm").data
+        assert "| before tuning |" in page
+        assert page.count("](data:image/png;base64,") == 2
 
     def test_benchmark_takes_the_gpu_slot_and_shows_its_table(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

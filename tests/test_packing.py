@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nowcast import store
+from nowcast.coded import Coded, Table
 from nowcast.cube import BadInput, make
-from nowcast.packing import Packing
+from nowcast.packing import Packing, packed
 from nowcast.units import vil_from_level
 from tests.synthetic import GRID, START, STEP
 
@@ -54,6 +55,38 @@ def test_levels_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str, value: float) -> None:
     with pytest.raises(BadInput, match="reach beyond what this store can hold"):
         store.append(tmp_path / "s", cube(np.array([value]), **KINDS[kind][0]), message="m")
+
+
+def from_source(table: np.ndarray, codes: np.ndarray, **packing: object):
+    coded = Coded(np.resize(codes, (2, *GRID.shape)), Table(table.astype(np.float32)))
+    return make({"rainfall_rate": coded}, [START, START + STEP], GRID, cadence=300, **packing).variables[
+        "rainfall_rate"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "8 bits", "levels"])
+def test_codes_of_a_source_are_packed_as_its_values_are(kind: str) -> None:
+    """Those of 16 bits in reverse, most of which stand for more than a store can hold but do not come up."""
+    how, dtype, values = KINDS[kind]
+    size = 2**16 if kind == "16 bits" else 256
+    table = np.full(size, np.nan, np.float32)
+    table[size - len(values) :] = values[::-1]
+    codes = np.arange(size - len(values) - 1, size)
+    if kind == "16 bits":
+        table[: size // 2] = 9999
+    variable = from_source(table, codes.astype(np.uint16 if size > 256 else np.uint8), **how)
+    by_code, packing = packed(variable, "rain")
+    assert packing is not None
+    assert by_code.dtype == dtype
+    np.testing.assert_array_equal(by_code, packing.pack(variable.values))
+
+
+@pytest.mark.parametrize("how", [{"quantum": 0.1}, {"quantum": 0.5, "floor": 0.0}])
+def test_a_code_beyond_the_store_is_refused_where_it_comes_up(how: dict) -> None:
+    table = np.append(np.arange(255) / 2, 5000.0)
+    packed(from_source(table, np.arange(255, dtype=np.uint8), **how), "rain")
+    with pytest.raises(BadInput, match="values 0 to 5000 reach beyond what this store can hold"):
+        packed(from_source(table, np.arange(256, dtype=np.uint8), **how), "rain")
 
 
 def test_a_source_without_missing_values_uses_all_codes() -> None:

@@ -115,6 +115,7 @@ def test_degrees_of_longitude_are_narrower_in_the_north() -> None:
 
 def test_publishes_what_it_names(tmp_path: Path) -> None:
     runs = forecasts((3, "net", "ok"), (5, "net", "withheld"), (5, "flow", "ok"))
+    runs = runs.assign_coords(checkpoint=("run", np.asarray(["3f9a2c1db4e07788", "", "flow-0.1"], object)))
     path = publish(cube(range(6)), runs, None, tmp_path, title="Rain", products=["net"])
     now = manifest(tmp_path)
     assert path == tmp_path / "latest.json"
@@ -125,6 +126,11 @@ def test_publishes_what_it_names(tmp_path: Path) -> None:
     assert (withheld["state"], withheld["folder"], withheld["reason"]) == ("withheld", None, "too few frames")
     assert (made["leads"], made["files"]) == ([5, 10, 15], ["+005.png", "+010.png", "+015.png"])
     assert made["folder"].startswith("runs/20100826T0025Z/flow-")
+    assert [entry["checkpoint"] for run in now["runs"] for entry in run["models"]] == [
+        "",
+        "flow-0.1",
+        "3f9a2c1db4e07788",
+    ]
 
 
 def test_pictures_hold_the_values(tmp_path: Path) -> None:

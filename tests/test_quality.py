@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,7 +16,8 @@ from nowcast import quality
 from nowcast.config import ConfigError, QualitySettings, override
 from nowcast.cube import BadInput, make
 from nowcast.grid import Grid
-from nowcast.quality import FLAGS, Before, compare, describe, measure
+from nowcast.packing import packed
+from nowcast.quality import FLAGS, Before, clip, compare, describe, measure
 
 GRID = Grid.regular("EPSG:28992", (40, 50), upper_left=(0, 0), pixel=(1000, 1000))
 START = np.datetime64("2020-01-01T00:00", "ns")
@@ -34,7 +36,8 @@ def frame(
 
 
 def status(cube: xr.Dataset, settings: QualitySettings = SETTINGS) -> set[str]:
-    bits = int(measure(cube, settings)["status"][0])
+    clipped = clip(cube, settings)
+    bits = int(measure(cube, settings)["status"][0] | clipped[0])
     return {name for name, bit in FLAGS.items() if bits & bit}
 
 
@@ -149,6 +152,7 @@ def test_a_late_frame_is_not_compared():
     assert before[""].time == START + np.timedelta64(600, "s")
 
 
+@hypothesis_settings(deadline=None)
 @given(hnp.arrays(np.float32, (2, 6, 7), elements=st.floats(-50, 900, width=32) | st.just(np.nan)))
 def test_any_values_give_shares(values: np.ndarray):
     grid = Grid.regular("EPSG:28992", (6, 7), upper_left=(0, 0), pixel=(1000, 1000))
@@ -164,6 +168,19 @@ def test_any_values_give_shares(values: np.ndarray):
             assert measured["wet_share"][index] == pytest.approx((known >= np.float32(0.1)).mean(), abs=1e-6)
             wild = bool(measured["status"][index] & FLAGS["out_of_range"])
             assert wild == bool((known < 0).any() or (known > 500).any())
+
+
+@pytest.mark.parametrize("packing", [
+    {"quantum": 0.01}, {"quantum": 0.05, "floor": 0.0}, {"levels": np.array([0, 0.1, 0.5, 7, 600], np.float32)},
+])  # fmt: skip
+def test_codes_are_measured_as_the_values_they_stand_for(packing: dict):
+    values = np.resize(np.array([0, 0.1, 7, 0.5, 0, np.nan], np.float32), (3, *GRID.shape))
+    values[1] = np.nan
+    values[2, 3, 4] = 600 if "levels" in packing else 12
+    cube = make({"rainfall_rate": values}, START + np.arange(3) * np.timedelta64(5, "m"), GRID, cadence=300, **packing)
+    by_code = measure(cube, SETTINGS, pixels={"rainfall_rate": packed(cube.variables["rainfall_rate"], "rain")})
+    for name, expected in measure(cube, SETTINGS).items():
+        np.testing.assert_allclose(by_code[name], expected, rtol=1e-6, err_msg=name)
 
 
 def test_labelled_follows_cf():

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,10 +160,13 @@ FALLBACK = [*OK[:2], (0, "net", "flow", "fallback", "the GPU is lost"), (0, "flo
 WITHHELD = [*OK[:2], (0, "net", "", "withheld", "only 2 of 4 frames arrived"), (0, "flow", "flow", "ok", "")]
 
 
-def build(folder: Path, rows: list[tuple], *, frames: int = FRAMES, **settings: object) -> Path:
+def build(folder: Path, rows: list[tuple], *, frames: int = FRAMES, checkpoint: Sequence[str] = (),
+          **settings: object) -> Path:  # fmt: skip
     fields = np.stack([band(step) for step in range(frames)])
     observed = cube.make({"rainfall_rate": fields}, START + STEP * np.arange(frames), GRID, cadence=300)
     forecasts = forecast(rows)
+    if checkpoint:
+        forecasts = forecasts.assign_coords(checkpoint=("run", np.asarray(checkpoint, object)))
     publish(observed, forecasts, skill(forecasts), folder, title="Test radar", **settings)
     return folder
 
@@ -310,6 +313,15 @@ def test_names_the_model_that_stood_in(browser: Browser, tmp_path: Path) -> None
         browser.press("m")
         browser.wait("document.getElementById('maker').innerText === 'flow'")
         assert browser.text("kind") == "Forecast +5 min" and browser.text("banner") == ""
+
+
+def test_names_the_checkpoint_of_a_network(browser: Browser, tmp_path: Path) -> None:
+    with served(build(tmp_path, OK, checkpoint=["3f9a2c1db4e07788", "flow-0.1"] * 2)) as url:
+        browser.open(url + FRESH)
+        browser.press("ArrowRight")
+        browser.wait("document.getElementById('maker').innerText === 'net 3f9a2c1d'")
+        browser.press("m")
+        browser.wait("document.getElementById('maker').innerText === 'flow'")
 
 
 def test_a_withheld_forecast_ends_the_timeline_at_the_radar(browser: Browser, tmp_path: Path) -> None:

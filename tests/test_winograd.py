@@ -69,6 +69,19 @@ def test_a_kernel_is_transformed_once_and_kept_only_inside():
     assert not is_fast(convolve(x, weight))
 
 
+@pytest.mark.parametrize("height", [16, 13])
+def test_what_comes_out_may_be_written_over(height):
+    x, weight = frames(2, 32, height, 16), kernels(36, 32, 5)
+    with kept_weights(1000):
+        made = convolve(x, weight)
+    assert is_fast(made)
+    made[:, 0] += 1
+    (written,) = torch.autograd.grad(made.square().sum(), weight)
+    plain = functional.conv2d(x, weight, padding=2)
+    plain = plain + torch.eye(36)[0][:, None, None]
+    torch.testing.assert_close(written, torch.autograd.grad(plain.square().sum(), weight)[0], rtol=1e-3, atol=1e-3)
+
+
 def test_only_where_it_pays():
     x, weight = frames(1, 32, 8, 8), kernels(32, 32, 5)
     with kept_weights(16):

@@ -20,10 +20,11 @@ import numpy as np
 import xarray as xr
 from pyproj.exceptions import ProjError
 
+from nowcast.coded import Coded, Table
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, attribute, files, member, metric_crs, numbers, open_hdf5
-from nowcast.units import MARSHALL_PALMER, by_table
+from nowcast.units import MARSHALL_PALMER
 
 TITLE = "KNMI radar composite of the Netherlands"
 LICENCE = "CC BY 4.0, Royal Netherlands Meteorological Institute (KNMI)"
@@ -65,10 +66,10 @@ def read(item: Item) -> xr.Dataset:
         attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "KNMI",
                  "product": attribute(file, "image1/image_product_name"),
                  "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
-        grid = _grid(file, values.shape)
+        grid = _grid(file, values.shape[1:])
     # KNMI names a reflectivity composite after the start of its lowest scan
     moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
-    cube = make({name: values[None]}, [moment], grid, cadence=period, quantum=round(step, 9), attrs=attrs)
+    cube = make({name: values}, [moment], grid, cadence=period, quantum=round(step, 9), attrs=attrs)
     return check(cube, item.path)
 
 
@@ -84,8 +85,8 @@ def _quantity(file: h5py.File, seconds: float) -> tuple[str, float]:
     return "rainfall_rate", 3600 / seconds
 
 
-def _values(file: h5py.File, name: str, factor: float) -> tuple[np.ndarray, float]:
-    """Decoded (row, column) image, its own unit times ``factor``, NaN = no data, and the step of its quantisation."""
+def _values(file: h5py.File, name: str, factor: float) -> tuple[Coded, float]:
+    """(1, row, column) image, its own unit times ``factor``, NaN = no data, and the step of its quantisation."""
     formula = str(attribute(file, "image1/calibration/calibration_formulas"))
     match = FORMULA.fullmatch(formula.replace(" ", ""))
     if not match:
@@ -97,16 +98,15 @@ def _values(file: h5py.File, name: str, factor: float) -> tuple[np.ndarray, floa
     raw = numbers(member(file, "image1/image_data"))
     if raw.dtype.kind != "u" or raw.dtype.itemsize > 2:
         raise BadInput(file.filename, f"holds an image of {raw.dtype}", "give one of 8 or 16 bits")
-    return by_table(raw, _table(gain * factor, offset * factor, frozenset(absent), raw.dtype)), gain * factor
+    return Coded(raw[None], _table(gain * factor, offset * factor, frozenset(absent), raw.dtype)), gain * factor
 
 
 @lru_cache(maxsize=8)
-def _table(gain: float, offset: float, absent: frozenset[float], dtype: np.dtype) -> np.ndarray:
-    """float32 value of every code."""
+def _table(gain: float, offset: float, absent: frozenset[float], dtype: np.dtype) -> Table:
     codes = np.arange(256**dtype.itemsize)
     values = codes.astype(np.float32) * np.float32(gain) + np.float32(offset)
     values[np.isin(codes, list(absent))] = np.nan
-    return values
+    return Table(values)
 
 
 def _time(text: object) -> np.datetime64:

@@ -146,10 +146,12 @@ function paintShown() {
   afterMove();
 }
 
+/** Networks with the digest of their checkpoint; what has no weights is named alone. */
 function makerOf(frame) {
-  const { producer, state: how } = frame.entry;
-  if (how === "fallback") return `${producer} in place of ${frame.model}`;
-  return producer === frame.model ? producer : `${frame.model} (${producer})`;
+  const { producer, state: how, checkpoint = "" } = frame.entry;
+  const maker = checkpoint.startsWith(producer) ? producer : `${producer} ${checkpoint.slice(0, 8)}`.trim();
+  if (how === "fallback") return `${maker} in place of ${frame.model}`;
+  return producer === frame.model ? maker : `${frame.model} (${maker})`;
 }
 
 // --- time ---------------------------------------------------------------------------------------

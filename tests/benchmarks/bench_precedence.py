@@ -26,7 +26,7 @@ from nowcast.config import Operations
 from tests import synthetic
 from tests.benchmarks.bench_cycle import SAMPLE
 
-WARM_UP, ROUNDS, BLOCKS = 2, 4, 3
+WARM_UP, ROUNDS, BLOCKS = 2, 3, 3
 CASES = {"alone": None, "beside a training that lets it pass": True, "beside one that does not": False}
 TICK = os.sysconf("SC_CLK_TCK")
 

@@ -1,0 +1,66 @@
+"""Fitting a trained network to a domain, one flow per network that has several ways to: ``finetune-gs2pm``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from prefect import Flow, flow
+from pydantic import AwareDatetime, Field
+
+from flows.train import Count, Device, Minutes, Name, Rate, RecipeFile, Weights, Windows, fit, given
+
+Method = Literal["vp", "fp"]
+Store = Annotated[str, Field(min_length=1)]
+
+
+def finetune_flow(model: str) -> Flow[Any, str]:
+    """The flow that fits one network to a domain.
+
+    Args:
+        model: Name in the model table.
+    """
+
+    @flow(name=f"finetune-{model}")
+    def finetune(base: Weights, store: Store, method: Method = "vp", minutes: Minutes | None = None,
+                 steps: Count | None = None, valid_from: AwareDatetime | None = None, name: Name | None = None,
+                 recipe: RecipeFile | None = None, batch_size: Count | None = None, learning_rate: Rate | None = None,
+                 accelerator: Device | None = None, overrides: tuple[str, ...] = (), resume: bool = True,
+                 score_windows: Windows = 24) -> str:  # fmt: skip
+        """Fits a pretrained network to the frames of a store; returns the path of the checkpoint or prompt file.
+
+        Args:
+            base: Checkpoint to start from, or a prompt file over one.
+            store: Cube store of the domain.
+            method: vp tunes the visual prompt alone, for a small file over the base; fp all parameters.
+            minutes: Tuning ends after this time, validations included.
+            steps: Tuning ends after so many steps of the optimiser.
+            valid_from: First time that is validated on, with its zone; left empty, the newest fifth of the frames is.
+            name: Of the run and its folder; left empty, after network, store and method.
+            recipe: Recipe whose trainer applies; left empty, the shipped one of the method.
+            batch_size: Windows per step on one device; lower it where memory is short.
+            learning_rate: Of the optimiser.
+            accelerator: auto takes a GPU where there is one.
+            overrides: Other changes to the recipe, one a line: windows.crop=96
+            resume: Go on where the last run of this name stopped.
+            score_windows: Validation windows on which the result is scored beside persistence, extrapolation and the
+                base; 0: none.
+        """
+        from nowcast.tuning import domain_recipe
+
+        changes = given({"name": name, "trainer.batch_size": batch_size, "trainer.learning_rate": learning_rate,
+                         "trainer.accelerator": accelerator})  # fmt: skip
+        settings = domain_recipe(model, base, store, method=method, recipe=recipe, valid_from=valid_from,
+                                 minutes=minutes, steps=steps, changes=changes, overrides=overrides)  # fmt: skip
+        return fit(settings, key=f"finetune-{model}", resume=resume, score_windows=score_windows)
+
+    return finetune
+
+
+def __getattr__(name: str) -> Flow[Any, str]:
+    """``flows.finetune.gs2pm``, the entry point of a deployment, made when Prefect asks for it."""
+    from models import MODELS, model_class
+
+    if name not in MODELS or len(model_class(name).tunings) < 2:
+        known = [model for model in MODELS if len(model_class(model).tunings) > 1]
+        raise AttributeError(f"no network {name!r} with several tunings; known: {', '.join(known)}")
+    return finetune_flow(name)
