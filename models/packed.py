@@ -100,11 +100,17 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """``gelu`` of what it makes, in a forecast while that is still in the cache."""
+        return linear(x, self.weight, self.bias, gelu=True)
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's ``linear``, with a packed weight where that pays."""
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """torch's ``linear``, and ``gelu`` after it if asked for, with a packed weight where that pays."""
     if (kept := packing(x, weight)) is None:
-        return functional.linear(x, weight, bias)
+        made = functional.linear(x, weight, bias)
+        return functional.gelu(made) if gelu else made
     rows = x.numel() // x.shape[-1]
     packed = kept.of(weight, "packed", lambda: torch.ops.mkldnn._reorder_linear_weight(weight, rows))
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, *after)

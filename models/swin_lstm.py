@@ -82,6 +82,8 @@ class Block(nn.Module):
         else:
             qkv = self.qkv(lean(self.fused, x, context))
         x = self.added(x, self.project(lean(self.attended, qkv, bias)))
+        if not torch.is_grad_enabled():
+            return self.added(x, self.mlp2(self.mlp1.gelu(self.norm2(x))))
         hidden = lean(lambda x: self.mlp1(self.norm2(x)), x)
         return self.added(x, lean(lambda hidden: self.mlp2(functional.gelu(hidden)), hidden))
 

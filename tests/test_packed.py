@@ -40,6 +40,16 @@ def test_the_same_as_torchs_layers(layer, monkeypatch):
         torch.testing.assert_close(module(x[:1]), plain[:1])
 
 
+@needs_onednn
+def test_an_activation_in_the_same_pass():
+    module, x = layer_and_field("linear")
+    plain = nn.functional.gelu(nn.functional.linear(x, module.weight, module.bias))
+    with torch.inference_mode():
+        torch.testing.assert_close(module.gelu(x), plain, rtol=0, atol=0)
+        with kept_weights(3):
+            torch.testing.assert_close(module.gelu(x), plain, rtol=1e-5, atol=1e-6)
+
+
 @each_layer
 def test_training_is_torchs_own(layer):
     module, x = layer_and_field(layer)
