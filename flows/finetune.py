@@ -25,7 +25,7 @@ def finetune_flow(model: str) -> Flow[Any, str]:
                  steps: Count | None = None, valid_from: AwareDatetime | None = None, name: Name | None = None,
                  recipe: RecipeFile | None = None, batch_size: Count | None = None, learning_rate: Rate | None = None,
                  accelerator: Device | None = None, overrides: tuple[str, ...] = (), resume: bool = True,
-                 score_windows: Windows = 24) -> str:  # fmt: skip
+                 score_windows: Windows = 24, register_in: RecipeFile | None = None) -> str:  # fmt: skip
         """Fits a pretrained network to the frames of a store; returns the path of the checkpoint or prompt file.
 
         Args:
@@ -44,6 +44,7 @@ def finetune_flow(model: str) -> Flow[Any, str]:
             resume: Go on where the last run of this name stopped.
             score_windows: Validation windows on which the result is scored beside persistence, extrapolation and the
                 base; 0: none.
+            register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
         from nowcast.tuning import domain_recipe
 
@@ -51,7 +52,9 @@ def finetune_flow(model: str) -> Flow[Any, str]:
                          "trainer.accelerator": accelerator})  # fmt: skip
         settings = domain_recipe(model, base, store, method=method, recipe=recipe, valid_from=valid_from,
                                  minutes=minutes, steps=steps, changes=changes, overrides=overrides)  # fmt: skip
-        return fit(settings, key=f"finetune-{model}", resume=resume, score_windows=score_windows)
+        return fit(
+            settings, key=f"finetune-{model}", resume=resume, score_windows=score_windows, register_in=register_in
+        )
 
     return finetune
 

@@ -53,7 +53,8 @@ def markdown(report: Report) -> str:
         "Seconds": f"{report.seconds:.1f}",
     }
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    return "\n".join([*table, *_listed("Forecasts", report.issued), *_listed("Refused", report.refused)])
+    lists = {"Forecasts": report.issued, "In the shadow": report.shadowed, "Refused": report.refused}
+    return "\n".join([*table, *(line for title, lines in lists.items() for line in _listed(title, lines))])
 
 
 def ingested(summary: Summary) -> str:

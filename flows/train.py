@@ -40,7 +40,8 @@ def train_flow(model: str) -> Flow[Any, str]:
     def train(recipe: RecipeFile, name: Name | None = None, start_from: Weights | None = None,
               epochs: Count | None = None, minutes: Minutes | None = None, batch_size: Count | None = None,
               learning_rate: Rate | None = None, accelerator: Device | None = None, devices: Count | None = None,
-              overrides: tuple[str, ...] = (), resume: bool = True, score_windows: Windows = 24) -> str:  # fmt: skip
+              overrides: tuple[str, ...] = (), resume: bool = True, score_windows: Windows = 24,
+              register_in: RecipeFile | None = None) -> str:  # fmt: skip
         """Trains a network and exports its checkpoint, whose path is returned.
 
         Args:
@@ -57,6 +58,7 @@ def train_flow(model: str) -> Flow[Any, str]:
             resume: Go on where the last run of this name stopped.
             score_windows: Validation windows on which the network is scored at the end, beside persistence and
                 extrapolation; 0: none.
+            register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
         from nowcast import config
 
@@ -66,12 +68,12 @@ def train_flow(model: str) -> Flow[Any, str]:
         settings = config.load(config.Recipe, recipe, [*config.words(changes), *overrides])
         if settings.model.partition(":")[0] != model:
             raise config.ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
-        return fit(settings, key=f"train-{model}", resume=resume, score_windows=score_windows)
+        return fit(settings, key=f"train-{model}", resume=resume, score_windows=score_windows, register_in=register_in)
 
     return train
 
 
-def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int) -> str:
+def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int, register_in: str | None) -> str:
     """Trains when a place is free, and shows how far it is and what came out.
 
     Args:
@@ -79,6 +81,7 @@ def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int) -> str:
         key: Name of the artifacts.
         resume: Go on where the last run of this name stopped.
         score_windows: Validation windows that are scored at the end; 0: none.
+        register_in: Operations file of a chain in whose registry the result becomes a challenger; None: none.
 
     Returns:
         Path of the checkpoint.
@@ -89,6 +92,10 @@ def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int) -> str:
     with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
         checkpoint = learn(settings, resume=resume, progress=progress_bar(f"{key}-progress"))
         card = _scored(settings, checkpoint, score_windows)
+    if register_in:
+        from nowcast import contest, cycle
+
+        contest.register(cycle.load(register_in), checkpoint, why=f"trained by {key}")
     text = page(card) if card else f"# {settings.name}\n"
     create_markdown_artifact(key=key, markdown=f"{text}\nCheckpoint: `{checkpoint}`", description=settings.name)
     return str(checkpoint)

@@ -151,7 +151,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on where a run of this name stopped.")] = True,
-    register: Annotated[
+    register_in: Annotated[
         str | None, typer.Option(help="Operations YAML: the result becomes a challenger there.")
     ] = None,
 ) -> None:
@@ -166,8 +166,8 @@ def train(
 
     path = fit(settings, resume=resume)
     console.print(f"Best network: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
-    if register:
-        _register(path, register)
+    if register_in:
+        _register(path, register_in)
 
 
 @app.command()

@@ -7,21 +7,23 @@ import gc
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from prefect import Flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 import flows
-from flows import backfill, benchmark, cycle, deployments, finetune, ingest, plugin, report, train, verify
-from nowcast import checkpoint, config
+from flows import backfill, benchmark, cycle, deployments, finetune, ingest, models, plugin, report, train, verify
+from nowcast import checkpoint, config, contest
 from nowcast import cycle as chain
 from nowcast.cycle import Report
-from tests import fixtures, synthetic
+from tests import checkpoints, fixtures, synthetic, test_contest
 
 RECIPE = """\
 name: tiny
@@ -212,7 +214,7 @@ def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.M
     ((settings, how),) = seen
     trainer = settings.trainer
     assert (settings.name, trainer.minutes, trainer.batch_size, trainer.wet_weight) == ("mine", 2.5, 3, 8)
-    assert how == {"key": "train-convlstm", "resume": True, "score_windows": 0}
+    assert how == {"key": "train-convlstm", "resume": True, "score_windows": 0, "register_in": None}
 
 
 def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
@@ -321,3 +323,34 @@ class TestRuns:
 
         monkeypatch.setitem(sys.modules, "nowcast.benchmark", SimpleNamespace(benchmark=compare))
         assert benchmark.benchmark(deployments.BENCHMARK) == str(tmp_path / "leaderboard.md")
+
+
+def test_the_life_of_a_model_by_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(models, "create_markdown_artifact", lambda *, key, markdown: shown.append(markdown))
+    file = tmp_path / "operations.yaml"
+    file.write_text(yaml.safe_dump(test_contest.begin(tmp_path).model_dump(mode="json")))
+    third = checkpoints.save(tmp_path / "third.safetensors", seed=3)
+    assert models.register.fn(str(file), str(third), name="third") == "third"
+    assert [line.split(";")[0] for line in models.compare.fn(str(file))] == [
+        "new against old: cannot tell yet, needs about 4 more runs",
+        "third against old: cannot tell yet, needs about 4 more runs",
+    ]
+    assert shown[0].startswith("**new against old")
+    assert models.promote.fn(str(file), "third", force=True, reason="a leak") == "a leak"
+    assert models.rollback.fn(str(file)) == "old"
+    assert models._markdown([{"lead min": "5", "MSE": "-0.1"}]) == ["| lead min | MSE |", "|---|---|", "| 5 | -0.1 |"]
+
+
+def test_a_training_registers_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, made = tmp_path / "operations.yaml", checkpoints.save(tmp_path / "best.safetensors")
+    settings = test_contest.chain(tmp_path)
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setattr(train, "concurrency", lambda *_, **__: nullcontext())
+    for name in ("create_markdown_artifact", "progress_bar"):
+        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "nowcast.train", SimpleNamespace(train=lambda *_, **__: made))
+    train.convlstm.fn(str(tmp_path / "recipe.yaml"), score_windows=0, register_in=str(file))
+    (event,) = contest.registry(settings).events
+    assert (event.what, event.why) == ("registered", "trained by train-convlstm")

@@ -26,7 +26,7 @@ from nowcast.config import Operations
 from tests import synthetic
 from tests.benchmarks.bench_cycle import SAMPLE
 
-WARM_UP, ROUNDS, BLOCKS = 2, 3, 3
+WARM_UP, ROUNDS, BLOCKS = 2, 3, 2
 CASES = {"alone": None, "beside a training that lets it pass": True, "beside one that does not": False}
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -85,7 +85,7 @@ def _training(folder: Path, name: str, yields: bool | None) -> Iterator[int | No
     recipe = {"name": name, "model": "convlstm:small", "options": {"widths": [32, 32, 32]}, "runs": str(folder),
               "train": spans[:1], "valid": spans[1:],
               "windows": {"quantity": "rainfall_rate", "in_steps": 4, "out_steps": 6},
-              "trainer": {"epochs": 10_000, "batches_per_epoch": 50, "valid_batches": 1, "batch_size": 8,
+              "trainer": {"epochs": 10_000, "batches_per_epoch": 5, "valid_batches": 1, "batch_size": 2,
                           "accelerator": "cpu", "workers": 0, "patience": 10_000}}  # fmt: skip
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe))
