@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS, Proj
 
+from nowcast.coded import Coded, Table
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, decoding, files
@@ -30,6 +31,7 @@ EARTH_RADIUS = 6_371_288.0
 STEP, FLOOR = 0.5, -32.0
 """dBZ per level, and of level 0: scanned, no echo."""
 MISSING = 255
+TABLE = Table(np.append(np.arange(MISSING) * STEP + FLOOR, np.nan).astype(np.float32))
 
 
 def recognises(path: Path) -> bool:
@@ -53,11 +55,17 @@ def read(item: Item) -> xr.Dataset:
         grid = _grid(item.path, notes, levels.shape)
         stamp = notes["obstime"]
         time = np.datetime64(f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T{stamp[8:10]}:{stamp[10:12]}", "s")
-    values = levels * np.float32(STEP) + np.float32(FLOOR)
-    values[levels == MISSING] = np.nan
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "FMI",
              "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip()}  # fmt: skip
-    cube = make({"reflectivity": values[None]}, [time], grid, cadence=CADENCE, quantum=STEP, floor=FLOOR, attrs=attrs)
+    cube = make(
+        {"reflectivity": Coded(levels[None], TABLE)},
+        [time],
+        grid,
+        cadence=CADENCE,
+        quantum=STEP,
+        floor=FLOOR,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

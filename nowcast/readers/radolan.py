@@ -36,10 +36,10 @@ from typing import BinaryIO, cast
 import numpy as np
 import xarray as xr
 
+from nowcast.coded import Coded, Table
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, decoding, files
-from nowcast.units import by_table
 
 TITLE = "DWD radar composite of Germany (RADOLAN)"
 LICENCE = "DWD open data (CC BY 4.0), Deutscher Wetterdienst"
@@ -149,7 +149,7 @@ def read(item: Item) -> xr.Dataset:
     name, step, floor = _scale(header)
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "DWD",
              "product": header.product}  # fmt: skip
-    cube = make({name: values[None]}, [header.time], grid, cadence=CADENCES[header.product], quantum=step,
+    cube = make({name: values}, [header.time], grid, cadence=CADENCES[header.product], quantum=step,
                 floor=floor if header.product in BYTES else None, attrs=attrs)  # fmt: skip
     return check(cube, item.path)
 
@@ -267,30 +267,30 @@ def _scale(header: Header) -> tuple[str, float, float]:
     return "rainfall_rate", round(header.precision * 3600 / header.seconds, 9), 0.0
 
 
-def _values(pixels: bytes, header: Header, path: Path) -> np.ndarray:
-    """(row, column) float32, NaN = no data; the file begins in the south."""
+def _values(pixels: bytes, header: Header, path: Path) -> Coded:
+    """(1, row, column) float32, NaN = no data; the file begins in the south."""
     kind = np.dtype(np.uint8 if header.product in BYTES else "<u2")
     rows, columns = header.shape
     if len(pixels) < rows * columns * kind.itemsize:
         raise BadInput(path, f"ends after {len(pixels) // kind.itemsize} of {rows}x{columns} pixels", "fetch it again")
     _, step, floor = _scale(header)
     levels = np.frombuffer(pixels, kind, rows * columns).reshape(rows, columns)
-    return by_table(levels[::-1], _table(kind.itemsize, step, floor))
+    return Coded(levels[None, ::-1], _table(kind.itemsize, step, floor))
 
 
 @lru_cache(maxsize=8)
-def _table(width: int, step: float, floor: float) -> np.ndarray:
+def _table(width: int, step: float, floor: float) -> Table:
     """The value of everything that ``width`` bytes can hold."""
     levels = np.arange(1 << 8 * width)
     values = ((levels & VALUE) * step + floor).astype(np.float32)
     if width == 1:
         values[LEVELS_8:] = np.nan
-        return values
+        return Table(values)
     clutter = levels & CLUTTER != 0
     if floor == 0:
         clutter &= levels & VALUE == CLUTTER_16
     values[clutter | (levels & (NOT_MEASURED | NEGATIVE) != 0)] = np.nan
-    return values
+    return Table(values)
 
 
 @lru_cache(maxsize=8)

@@ -35,6 +35,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from nowcast.coded import Coded, Table
 from nowcast.cube import BadInput, check, make
 from nowcast.grid import Grid
 from nowcast.readers import Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts
@@ -56,6 +57,7 @@ KINDS = {
 }
 """Kind -> Cube variable and the step of its quantisation; the levels of vil are uneven."""
 MISSING = np.iinfo(np.int16).min
+VIL = Table(vil_from_level(np.arange(256)))
 FLASH_CELLS = 48
 FIVE_MINUTES = 300
 OFFSETS = ":".join(str(minute) for minute in range(-120, 121, 5))
@@ -142,7 +144,7 @@ def read(item: Item) -> xr.Dataset:
     return check(cube, item)
 
 
-def _cube(kind: str, values: np.ndarray, time: np.ndarray, grid: Grid, item: Item, *, sequence: str | list[str],
+def _cube(kind: str, values: np.ndarray | Coded, time: np.ndarray, grid: Grid, item: Item, *, sequence: str | list[str],
           split: str) -> xr.Dataset:  # fmt: skip
     name, step = KINDS[kind]
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "MIT Lincoln Laboratory"}
@@ -229,7 +231,7 @@ def _is_banded(path: Path) -> bool:
 # --- one event ------------------------------------------------------------------------------------
 
 
-def _images(file: h5py.File, event: Event) -> np.ndarray:
+def _images(file: h5py.File, event: Event) -> np.ndarray | Coded:
     """(time, y, x) float32 in physical units, NaN = missing; one event only is read."""
     stack, row = member(file, event.img_type), int(event.file_index)
     _check_stack(stack, row)
@@ -243,7 +245,7 @@ def _check_stack(stack: h5py.Dataset, row: int) -> None:
         raise BadInput(stack.file.filename, f"has no event in row {row} of {stack.shape}", "download it again")
 
 
-def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray:
+def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray | Coded:
     """Stored numbers -> float32 in physical units, NaN = missing."""
     if kind == "vil":
         if raw.dtype != np.uint8:  # clips are often kept as floats
@@ -252,7 +254,7 @@ def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray:
             if (levels != raw).any():
                 raise BadInput(where, "holds vil that is no level from 0 to 255", "give unscaled data")
             raw = levels
-        return vil_from_level(raw)
+        return Coded(raw, VIL)
     values = np.multiply(raw, np.float32(KINDS[kind][1] or 1), dtype=np.float32)
     values[raw == MISSING] = np.nan  # colder than absolute zero: can only stand for no data
     return values
