@@ -4,17 +4,13 @@ One commit is one frame or one batch: a reader sees all of it or none, a killed 
 nothing, a correction is a new commit and the old value stays in the history. Cubes grow along
 ``time``; forecasts and scores, the same way, along ``run``.
 
-Arrays are written straight through zarr, not through xarray, for three reasons: an append costs
-milliseconds; the time encoding is fixed when the store is made (appending with xarray re-encodes
-00:06 relative to each frame); and ``fill_value`` is always set, so that a chunk that does not exist
-reads as no data and never as zero rain.
+Arrays are written straight through zarr, not through xarray: an append costs milliseconds, and types
+and fill values are those of ``layout``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import icechunk
 import numpy as np
@@ -31,26 +27,18 @@ import zarr
 from filelock import FileLock, Timeout
 from xarray.backends import BackendArray
 from xarray.core import indexing
-from zarr.codecs import ZstdCodec
 from zarr.core.sync import sync
 
+from nowcast import layout
 from nowcast.chunks import Compressed, Frames
-from nowcast.cube import BadInput, label_runs
+from nowcast.cube import label_runs
 from nowcast.grid import Grid
 from nowcast.packing import Packing
 from nowcast.units import QUANTITIES
 
 BRANCH = "main"
 LOCK_SECONDS = 120
-LABELS_PER_CHUNK = 4096
-PIXELS_PER_CHUNK = 2**21
-CHUNK_BYTES, WHOLE_BYTES = 2**16, 2**18
-"""Small frames share a chunk up to the first; an event of up to the second is one chunk."""
-SHARD_BYTES = 2**23
-"""Chunks of events share an object up to this, before compression."""
 STEPS_PER_MANIFEST = 256
-EPOCH = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"}
-COMPRESSOR = ZstdCodec(level=3)
 
 icechunk.set_logs_filter("error")  # its warning about local disks is what `writing` locks against
 
@@ -295,9 +283,9 @@ def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = 
     with writing(path):
         session = _writable(path)
         group = zarr.open_group(session.store, mode="a")
-        arrays = dict(group.arrays()) or _create(group, dataset, along, event_length(dataset))
-        _check_same(arrays, dataset, along, path, whole=True)
-        names = _growing(dataset, along)
+        arrays = dict(group.arrays()) or layout.create(group, dataset, along, layout.event_length(dataset))
+        layout.check_same(arrays, dataset, along, path, whole=True)
+        names = layout.growing_names(dataset, along)
         length = arrays[names[0]].shape[0]
         _write(arrays, {name: dataset[name].values for name in names}, slice(length, length + dataset.sizes[along]))
         return _commit(session, message, metadata)
@@ -313,7 +301,7 @@ class Growth:
     def __init__(self, path: str | Path, session: icechunk.Session, like: xr.Dataset, count: int, event: int) -> None:
         self.path, self.session = path, session
         group = zarr.open_group(session.store, mode="a")
-        self.arrays = dict(group.arrays()) or _create(group, like, "time", event)
+        self.arrays = dict(group.arrays()) or layout.create(group, like, "time", event)
         self.cadence = cast(float | None, group.attrs.get("cadence_seconds"))
         """Seconds between the frames of a live feed."""
         self.start = self.arrays["time"].shape[0]
@@ -330,7 +318,7 @@ class Growth:
         Raises:
             BadInput: See ``append``.
         """
-        _check_same(self.arrays, like, "time", self.path, whole=True)
+        layout.check_same(self.arrays, like, "time", self.path, whole=True)
 
     def fill(self, parts: Sequence[tuple[int, Pixels]]) -> None:
         """Writes pixels to their positions, in this process; see ``fill`` for others."""
@@ -391,7 +379,7 @@ def _repacked(values: np.ndarray | Compressed, packing: Packing | None, own: Pac
     if packing is not None and own is not None and own.attrs == packing.attrs:
         return values
     values = np.asarray(values)
-    return _pack(packing.unpack(values) if packing is not None else values, array, name)
+    return layout.pack(packing.unpack(values) if packing is not None else values, array, name)
 
 
 def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: str, along: str = "time",
@@ -410,8 +398,8 @@ def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: 
     with writing(path):
         session = _writable(path)
         arrays = dict(zarr.open_group(session.store, mode="a").arrays())
-        _check_same(arrays, dataset, along, path)
-        _write(arrays, {name: dataset[name].values for name in _growing(dataset, along)}, where)
+        layout.check_same(arrays, dataset, along, path)
+        _write(arrays, {name: dataset[name].values for name in layout.growing_names(dataset, along)}, where)
         return _commit(session, message, metadata)
 
 
@@ -437,7 +425,7 @@ def expire(path: str | Path, *, older_than: timedelta) -> int:
 
 def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], where: slice) -> None:
     """Puts values to their place along the first dimension, of all arrays at once; those that are too short grow."""
-    packed = {name: _pack(part, arrays[name], name) for name, part in values.items()}
+    packed = {name: layout.pack(part, arrays[name], name) for name, part in values.items()}
 
     async def put(name: str) -> None:
         array = arrays[name].async_array
@@ -451,137 +439,11 @@ def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], w
     sync(put_all())
 
 
-def event_length(cube: xr.Dataset) -> int:
-    """Frames of the first event of a Cube; 1 for a live feed, which grows frame by frame."""
-    if "sequence" not in cube.coords or "cadence_seconds" in cube.attrs:
-        return 1
-    return int((cube["sequence"].values == cube["sequence"].values[0]).sum())
-
-
-def _create(group: zarr.Group, dataset: xr.Dataset, along: str, event: int) -> dict[str, Any]:
-    group.attrs.update(_plain(dataset.attrs))
-    arrays: dict[str, Any] = {}
-    for name, variable in dataset.variables.items():
-        grows = along in variable.dims
-        shape = tuple(0 if dim == along else size for dim, size in zip(variable.dims, variable.shape, strict=True))
-        dtype, fill, attrs = _encoding(variable)
-        chunks, shards = _chunks(variable, along, np.dtype(dtype).itemsize, event)
-        array = group.create_array(
-            str(name), shape=shape, chunks=chunks, shards=shards, dtype=dtype, fill_value=fill,
-            dimension_names=[str(dim) for dim in variable.dims],
-            attributes=_plain(variable.attrs) | attrs, compressors=COMPRESSOR,
-        )  # fmt: skip
-        if not grows:
-            array[...] = _pack(variable.values, array, str(name))
-        arrays[str(name)] = array
-    return arrays
-
-
-def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
-    """On-disk type, fill value and CF attributes of a variable."""
-    kind = variable.dtype.kind
-    if kind == "M":
-        return "int64", np.iinfo(np.int64).min, dict(EPOCH)
-    if kind == "m":
-        return "int64", np.iinfo(np.int64).min, {"units": "seconds", "dtype": "timedelta64[ns]"}
-    if kind in "OUST":
-        return str, "", {}
-    if kind == "f" and (packing := Packing.wanted(variable)):
-        return packing.dtype, packing.missing or 0, packing.attrs
-    if kind == "f":
-        return variable.dtype, math.nan, {}
-    return variable.dtype, np.zeros((), variable.dtype).item(), {}
-
-
-def _chunks(variable: xr.Variable, along: str, itemsize: int,
-            event: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:  # fmt: skip
-    """Chunks, and the shards (objects) that hold several of them or None.
-
-    One frame per chunk, cut into bands of rows where it is very large; labels by thousands.
-    """
-    if variable.ndim == 1:
-        return (LABELS_PER_CHUNK if variable.dims[0] == along else max(variable.size, 1),), None
-    if along not in variable.dims or variable.ndim < 3:
-        return tuple(max(size, 1) if dim != along else LABELS_PER_CHUNK
-                     for dim, size in zip(variable.dims, variable.shape, strict=True)), None  # fmt: skip
-    if variable.dims[-2:] != ("y", "x"):
-        return (LABELS_PER_CHUNK // 16, *variable.shape[1:]), None
-    rows, columns = variable.shape[-2:]
-    height = _height(rows, columns)
-    if variable.dims[0] != "time" or event < 2:
-        return (*[1] * (variable.ndim - 2), height, columns), None
-    steps, length = _steps(event, rows * columns * itemsize)
-    return (steps, height, columns), (length, height * math.ceil(rows / height), columns)
-
-
-def _height(rows: int, columns: int) -> int:
-    """Of the bands that a very large frame is cut into."""
-    return math.ceil(rows / math.ceil(rows * columns / PIXELS_PER_CHUNK))
-
-
-def compressed(codes: np.ndarray, packing: Packing | None) -> Compressed:
-    """(frame, row, column) values of a live feed as they lie in a new store: cheapest while they are at hand."""
-    fill = math.nan if packing is None else packing.missing or 0
-    return Compressed.of(codes, height=_height(*codes.shape[1:]), fill=fill, level=COMPRESSOR.level)
-
-
-def _steps(length: int, size: int) -> tuple[int, int]:
-    """Frames of ``size`` bytes per chunk and per shard, where events of ``length`` come whole: a window reads few
-    bytes and starts with a chunk, an event lies in one object, and a small one in an object with others."""
-    most = length if length * size <= WHOLE_BYTES else max(1, CHUNK_BYTES // size)
-    steps = max(part for part in range(1, length + 1) if length % part == 0 and part <= most)
-    if length * size <= SHARD_BYTES:
-        return steps, length * (SHARD_BYTES // (length * size))
-    return steps, steps * max(1, SHARD_BYTES // (steps * size))
-
-
-def _pack(values: np.ndarray, array: zarr.Array, name: str) -> np.ndarray:
-    if values.dtype.kind in "Mm":
-        unit = "datetime64[s]" if values.dtype.kind == "M" else "timedelta64[s]"
-        return values.astype(unit).astype(np.int64)
-    if values.dtype.kind in "OUS":
-        return values.astype(np.dtypes.StringDType())
-    packing = Packing.of(array.dtype, array.attrs)
-    return packing.pack(values, name) if packing else values.astype(array.dtype, copy=False)
-
-
-def _check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object, *,
-                whole: bool = False) -> None:  # fmt: skip
-    """Refuses what would not fit: other axes, other projection, unknown or (of a whole step) missing variables."""
-    given, variables = _growing(dataset, along), dataset.variables
-    if extra := sorted(set(given) - set(arrays)):
-        raise BadInput(path, f"has no {', '.join(extra)}", "use another store for another kind of data")
-    grown = {name for name, array in arrays.items() if (array.metadata.dimension_names or [""])[0] == along}
-    if whole and (absent := sorted(grown - set(given))):
-        raise BadInput(path, f"holds {', '.join(absent)} too", "use another store for another kind of data")
-    for name in map(str, variables):
-        if name in given or name not in arrays:
-            continue
-        old, new = np.asarray(arrays[name][...]), _pack(variables[name].values, arrays[name], name)
-        if old.shape != new.shape or not (old == new).all():
-            raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
-                           "ingest every grid into a store of its own")  # fmt: skip
-    if "crs" in dataset.coords and arrays["crs"].attrs["crs_wkt"] != variables["crs"].attrs["crs_wkt"]:
-        raise BadInput(path, "is on another projection", "ingest every grid into a store of its own")
-    for name in given:
-        if arrays[name].shape[1:] != variables[name].shape[1:]:
-            raise BadInput(path, f"{name} has shape {arrays[name].shape[1:]} per step, not {variables[name].shape[1:]}")
-
-
-def _growing(dataset: xr.Dataset, along: str) -> list[str]:
-    return [str(name) for name, variable in dataset.variables.items() if along in variable.dims]
-
-
 def _commit(session: icechunk.Session, message: str, metadata: Mapping[str, object] | None) -> str:
     try:
-        return session.commit(message, metadata=_plain(metadata or {}))
+        return session.commit(message, metadata=layout.plain(metadata or {}))
     except icechunk.ConflictError:
         raise StoreError("Another writer committed first; nothing was written, try again.") from None
-
-
-def _plain(attrs: Mapping) -> dict:
-    """JSON values only: numpy scalars and arrays become Python's."""
-    return json.loads(json.dumps(dict(attrs), default=lambda value: np.asarray(value).tolist()))
 
 
 # --- where ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nowcast import cube, ingest, store
+from nowcast import cube, ingest, layout, parallel, prepared, store
 from nowcast.readers import READERS, get
 from tests import fixtures
 from tests.sources import SOURCES
@@ -73,8 +73,8 @@ def content(path: Path) -> dict[str, tuple[dict, np.ndarray]]:
 def same(path: Path, other: Path) -> None:
     here, there = content(path), content(other)
     assert here.keys() == there.keys()
-    for name, (layout, numbers) in here.items():
-        np.testing.assert_equal(layout, there[name][0])
+    for name, (metadata, numbers) in here.items():
+        np.testing.assert_equal(metadata, there[name][0])
         np.testing.assert_array_equal(numbers, there[name][1], name)
 
 
@@ -292,7 +292,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     reader, root = MAKERS[request.param](folder / "source")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SHARD_BYTES", 2**16)  # four clips, five events
+        patch.setattr(layout, "SHARD_BYTES", 2**16)  # four clips, five events
         ingest.ingest(reader, [root], folder / "store")
         yield reader, root, folder / "store"
 
@@ -300,8 +300,8 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_events_share_objects(source: Source) -> None:
     """Or the tests below would not show what happens at their borders."""
     arrays = content(source[2])
-    pixels = [layout for layout, numbers in arrays.values() if numbers.ndim == 3]
-    codecs = {layout["codecs"][0]["name"] for layout in pixels}
+    pixels = [metadata for metadata, numbers in arrays.values() if numbers.ndim == 3]
+    codecs = {metadata["codecs"][0]["name"] for metadata in pixels}
     assert codecs == ({"bytes"} if source[0] == "knmi" else {"sharding_indexed"})
 
 
@@ -316,7 +316,7 @@ def test_batches_of_one_process_do_not_show(source: Source, tmp_path: Path, monk
 @pytest.mark.parametrize("together", [1, 2, 16])
 def test_workers_do_not_show(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str,
                              together: int) -> None:  # fmt: skip
-    monkeypatch.setattr(ingest, "TASK_ITEMS", together)
+    monkeypatch.setattr(prepared, "TASK_ITEMS", together)
     names: list[tuple[int, int, str]] = []
     found = ingest.ingest(source[0], [source[1]], tmp_path / "store", scheduler=cluster,
                           progress=lambda *step: names.append(step))  # fmt: skip
@@ -334,7 +334,7 @@ class Cut(Exception):
 def test_what_was_cut_off_goes_on(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict,
                                   items: int) -> None:  # fmt: skip
     monkeypatch.setattr(ingest, "BATCH_ITEMS", 3)
-    monkeypatch.setattr(ingest, "TASK_ITEMS", 2)
+    monkeypatch.setattr(prepared, "TASK_ITEMS", 2)
 
     def stop(done: int, *_: object) -> None:
         if done == items:
@@ -376,7 +376,7 @@ def test_items_of_other_labels_are_refused(tmp_path: Path, how: dict) -> None:
        st.integers(1, 7))  # fmt: skip
 def test_every_object_has_one_writer(items: list[tuple[int, int]], start: int, steps: int) -> None:
     pieces = [(group, number, list(range(count))) for number, (group, count) in enumerate(sorted(items))]
-    spans = ingest._spans(pieces, start, steps)
+    spans = parallel._spans(pieces, start, steps)
     written = [(at + offset, number, frame) for span in spans for cuts in span.values()
                for number, frames, at in cuts for offset, frame in enumerate(frames)]  # fmt: skip
     wanted = [(number, frame) for _, number, frames in pieces for frame in frames]
@@ -409,8 +409,8 @@ def test_workers_of_its_own(feed: Path) -> None:
 
 CONVERT = """
 import sys
-from nowcast import ingest, store
-ingest.BATCH_ITEMS, ingest.TASK_ITEMS, store.SHARD_BYTES = 2, 1, 2**16
+from nowcast import ingest, layout, prepared
+ingest.BATCH_ITEMS, prepared.TASK_ITEMS, layout.SHARD_BYTES = 2, 1, 2**16
 if __name__ == "__main__":
     reader, source, target, workers = sys.argv[1:]
     print("ready", flush=True)

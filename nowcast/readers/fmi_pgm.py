@@ -57,15 +57,8 @@ def read(item: Item) -> xr.Dataset:
         time = np.datetime64(f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T{stamp[8:10]}:{stamp[10:12]}", "s")
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "FMI",
              "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip()}  # fmt: skip
-    cube = make(
-        {"reflectivity": Coded(levels[None], TABLE)},
-        [time],
-        grid,
-        cadence=CADENCE,
-        quantum=STEP,
-        floor=FLOOR,
-        attrs=attrs,
-    )
+    cube = make({"reflectivity": Coded(levels[None], TABLE)}, [time], grid, cadence=CADENCE, quantum=STEP, floor=FLOOR,
+                attrs=attrs)  # fmt: skip
     return check(cube, item.path)
 
 
