@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nowcast import cube, ingest, layout, parallel, prepared, store
@@ -372,6 +372,7 @@ def test_items_of_other_labels_are_refused(tmp_path: Path, how: dict) -> None:
     assert all("has no origin_x, origin_y, pct_missing" in sentence for sentence in second.refused)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12), st.integers(0, 20),
        st.integers(1, 7))  # fmt: skip
 def test_every_object_has_one_writer(items: list[tuple[int, int]], start: int, steps: int) -> None:
