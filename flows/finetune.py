@@ -46,12 +46,15 @@ def finetune_flow(model: str) -> Flow[Any, str]:
                 base; 0: none.
             register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
+        from nowcast.config import ConfigError
         from nowcast.tuning import domain_recipe
 
         changes = given({"name": name, "trainer.batch_size": batch_size, "trainer.learning_rate": learning_rate,
                          "trainer.accelerator": accelerator})  # fmt: skip
-        settings = domain_recipe(model, base, store, method=method, recipe=recipe, valid_from=valid_from,
+        settings = domain_recipe(base, store, method=method, recipe=recipe, valid_from=valid_from,
                                  minutes=minutes, steps=steps, changes=changes, overrides=overrides)  # fmt: skip
+        if settings.model.partition(":")[0] != model:
+            raise ConfigError(f"{base}: finetune-{model} does not tune {settings.model}.")
         return fit(
             settings, key=f"finetune-{model}", resume=resume, score_windows=score_windows, register_in=register_in
         )

@@ -171,6 +171,33 @@ def train(
 
 
 @app.command()
+def tune(
+    base: Annotated[str, typer.Argument(help="Checkpoint, or a prompt file over one.")],
+    store: StorePath,
+    method: Annotated[str, typer.Option(help="vp: the prompt alone; fp: all weights.")] = "vp",
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Tuning ends after this time.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Or after so many steps.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on where a run of this name stopped.")] = True,
+) -> None:
+    """Fits a pretrained network to the frames of a store, the newest fifth of which it is validated on.
+
+    Example: [bold]nowcast tune runs/gs2pm-pretrain/best.safetensors --store var/fmi/frames --minutes 30[/]
+    """
+    from nowcast.tuning import domain_recipe
+
+    settings = domain_recipe(base, store, method=method, minutes=minutes, steps=steps, overrides=tuple(overrides or ()))
+    from nowcast.scorecard import scorecard
+    from nowcast.train import train as fit
+
+    path = fit(settings, resume=resume)
+    page = scorecard(settings, path)
+    if page:
+        print(page.read_text())
+    console.print(f"Tuned: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
+
+
+@app.command()
 def benchmark(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,

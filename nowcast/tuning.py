@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from models import model_class
 from nowcast import checkpoint, config, store
 from nowcast.checkpoint import Card
 from nowcast.config import ConfigError, Recipe
@@ -26,13 +27,12 @@ RADAR = ("rainfall_rate", "reflectivity")
 """Each can be made of the other."""
 
 
-def domain_recipe(model: str, base: str | Path, domain: str, *, method: str = "vp", recipe: str | None = None,
+def domain_recipe(base: str | Path, domain: str, *, method: str = "vp", recipe: str | None = None,
                   valid_from: datetime | None = None, minutes: float | None = None, steps: int | None = None,
                   changes: Mapping[str, Any] | None = None, overrides: tuple[str, ...] = ()) -> Recipe:  # fmt: skip
     """The recipe of a tuning; what it does not say is as the checkpoint was trained.
 
     Args:
-        model: Name of the network in the model table.
         base: Checkpoint, or a prompt file over one.
         domain: Cube store whose frames it is fitted to.
         method: One of ``METHODS``.
@@ -47,13 +47,11 @@ def domain_recipe(model: str, base: str | Path, domain: str, *, method: str = "v
         ConfigError: Unknown method, a store without times on both sides of ``valid_from``, refused settings.
         BadInput: If the checkpoint is none.
     """
-    if method not in METHODS:
-        raise ConfigError(f"Unknown method {method!r}; known: {', '.join(METHODS)}.")
     path = checkpoint.find(base)
     card = checkpoint.read_card(path)
     split = valid_from or _newest(domain)
-    if card.model.partition(":")[0] != model:
-        raise ConfigError(f"{path} is a {card.model}, and not a {model}.")
+    model = card.model.partition(":")[0]
+    _check_method(model, method)
     known: dict[str, Any] = {
         "name": f"{model}-{Path(domain.rstrip('/')).parent.name or 'domain'}-{method}", "model": card.model,
         "options": {}, "start_from": str(path), "tuning": METHODS[method], "windows": _windows(card, domain),
@@ -62,7 +60,13 @@ def domain_recipe(model: str, base: str | Path, domain: str, *, method: str = "v
         **{f"trainer.{key}": value for key, value in budget(minutes, steps).items()},
     }  # fmt: skip
     words = config.words(known | dict(changes or {}))
-    return config.load(Recipe, recipe or f"training/{model}-{method}.yaml", [*words, *overrides])
+    return config.load(Recipe, recipe or f"training/gs2pm-{method}.yaml", [*words, *overrides])
+
+
+def _check_method(model: str, method: str) -> None:
+    known = [word for word, tuning in METHODS.items() if tuning in model_class(model).tunings]
+    if method not in known:
+        raise ConfigError(f"{model} cannot be tuned by {method!r}; known: {', '.join(known)}.")
 
 
 def budget(minutes: float | None, steps: int | None) -> dict[str, Any]:

@@ -50,7 +50,8 @@ TINY = Card(model="gs2pm:debug", options={}, in_steps=2, out_steps=2, quantity="
             created="now")  # fmt: skip
 
 
-def tiny_gs2pm(path: Path) -> Path:
-    """A checkpoint that can be tuned, with random weights."""
+def tiny(path: Path, model: str = "gs2pm:debug") -> Path:
+    """A checkpoint with random weights, to be tuned."""
     torch.manual_seed(0)
-    return checkpoint.save(path, build("gs2pm:debug", in_steps=2, out_steps=2), TINY)
+    network = build(model, in_steps=2, out_steps=2)
+    return checkpoint.save(path, network, TINY.model_copy(update={"model": model}))

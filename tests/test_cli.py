@@ -16,7 +16,7 @@ from nowcast import checkpoint, cli, ingest
 from tests import parity_pack, sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-COMMANDS = ("demo", "ingest", "inspect", "show", "train", "benchmark", "forecast", "verify", "publish", "serve",
+COMMANDS = ("demo", "ingest", "inspect", "show", "train", "tune", "benchmark", "forecast", "verify", "publish", "serve",
             "cycle", "up", "run", "doctor", "models", "models import", "models export", "models register",
             "models list", "models compare", "models promote", "models rollback", "models retire")  # fmt: skip
 
@@ -68,6 +68,14 @@ def test_a_session_from_files_to_page(tmp_path: Path) -> None:
     assert "CSI≥1" in run("verify", "--store", store, "--forecasts", forecasts)
     run("publish", "--store", store, "--forecasts", forecasts, "--site", site)
     assert (site / "latest.json").exists()
+
+
+def test_a_tuning_ends_with_its_scores(tmp_path: Path) -> None:
+    store, base = synthetic.make_store(tmp_path / "d" / "frames", range(30)), synthetic.tiny(tmp_path / "b.safetensors")
+    words = run("tune", base, "--store", store, "--steps", "1", f"runs={tmp_path}", "trainer.workers=0",
+                "trainer.accelerator=cpu", "trainer.valid_batches=1")  # fmt: skip
+    assert "| before tuning |" in words
+    assert (tmp_path / "gs2pm-d-vp" / "best.safetensors").exists()
 
 
 def test_a_look_at_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

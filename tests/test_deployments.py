@@ -237,11 +237,18 @@ class TestBox:
     def test_short_and_full_name_start_a_run(self, box: Box, name: str) -> None:
         assert "Created flow run" in _prefect(box, f"deployment run {name} --start-in 2h")
 
-    def test_a_bad_parameter_is_refused_at_once(self, box: Box) -> None:
-        for parameters in ("-p minutes=0", "-p accelerator=tpu", "-p epoch=3"):
-            with pytest.raises(subprocess.CalledProcessError) as refused:
-                _prefect(box, f"deployment run train-gs2pm {parameters}")
-            assert "alidation failed" in refused.value.stdout + refused.value.stderr
+    @pytest.mark.parametrize(
+        ("parameters", "fault"),
+        [
+            ("train-gs2pm -p minutes=0", "Validation failed for field 'minutes'"),
+            ("finetune-gs2pm -p base=a.safetensors -p store=b -p method=lora", "Validation failed for field 'method'"),
+            ("train-gs2pm -p epoch=3", "not found on the deployment: 'epoch'"),
+        ],
+    )
+    def test_a_bad_parameter_is_refused_at_once(self, box: Box, parameters: str, fault: str) -> None:
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            _prefect(box, f"deployment run {parameters}")
+        assert fault in refused.value.stdout + refused.value.stderr
 
     def test_run_by_name(self) -> None:
         known = "backfill, benchmark, cycle, finetune-gs2pm, .*train-convlstm"

@@ -217,6 +217,13 @@ def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.M
     assert how == {"key": "train-convlstm", "resume": True, "score_windows": 0, "register_in": None}
 
 
+def test_a_tuning_refuses_the_checkpoint_of_another_network(tmp_path: Path) -> None:
+    store = synthetic.make_store(tmp_path / "frames", range(10))
+    other = synthetic.tiny(tmp_path / "other.safetensors", "convgru:debug")
+    with pytest.raises(config.ConfigError, match="finetune-gs2pm does not tune convgru:debug"):
+        finetune.gs2pm.fn(str(other), store, method="fp")
+
+
 def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
     (tmp_path / "skill.png").write_bytes(b"png")
     (tmp_path / "card.md").write_text("![a](skill.png) ![b](missing.png) [c](https://x.org/y.png)")
@@ -297,7 +304,7 @@ class TestRuns:
         deployments.limit_gpu()
         store = str(tmp_path / "domain" / "frames")
         synthetic.make_store(store, range(30))
-        base = synthetic.tiny_gs2pm(tmp_path / "base.safetensors")
+        base = synthetic.tiny(tmp_path / "base.safetensors")
         options = ("trainer.workers=0", "trainer.valid_batches=1", f"runs={tmp_path}", "windows.crop=32")
         path = Path(finetune.gs2pm(str(base), store, steps=2, accelerator="cpu", overrides=options, score_windows=2))
         assert path == tmp_path / "gs2pm-domain-vp" / "best.safetensors"

@@ -28,12 +28,12 @@ def domain(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    return synthetic.tiny_gs2pm(tmp_path / "base.safetensors")
+    return synthetic.tiny(tmp_path / "base.safetensors")
 
 
 @pytest.mark.parametrize(("method", "tuning"), [("vp", "prompt"), ("fp", "full")])
 def test_what_is_not_said_is_as_the_base_was_trained(domain: str, base: Path, method: str, tuning: str) -> None:
-    recipe = domain_recipe("gs2pm", base, domain, method=method)
+    recipe = domain_recipe(base, domain, method=method)
     assert (recipe.tuning, recipe.model, recipe.start_from) == (tuning, "gs2pm:debug", base)
     windows = recipe.windows
     assert (windows.in_steps, windows.crop, windows.crops_per_window, windows.rain_weight) == (2, 32, 2, 3)
@@ -43,7 +43,7 @@ def test_what_is_not_said_is_as_the_base_was_trained(domain: str, base: Path, me
 
 def test_what_is_said_wins(domain: str, base: Path) -> None:
     split = datetime(2010, 8, 26, 1, tzinfo=UTC)
-    recipe = domain_recipe("gs2pm", base, domain, valid_from=split, steps=250, changes={"name": "mine"},
+    recipe = domain_recipe(base, domain, valid_from=split, steps=250, changes={"name": "mine"},
                            overrides=("windows.crop=24",))  # fmt: skip
     assert (recipe.name, recipe.train[0].end, recipe.windows.crop) == ("mine", split, 24)
     assert (recipe.trainer.epochs, recipe.trainer.batches_per_epoch) == (3, 100)
@@ -58,11 +58,13 @@ def test_budgets(minutes: float | None, steps: int | None, settings: dict) -> No
     assert budget(minutes, steps) == settings
 
 
-def test_wrong_methods_and_networks_are_refused(domain: str, base: Path) -> None:
-    with pytest.raises(ConfigError, match="Unknown method 'lora'; known: vp, fp"):
-        domain_recipe("gs2pm", base, domain, method="lora")
-    with pytest.raises(ConfigError, match="is a gs2pm:debug, and not a simvp"):
-        domain_recipe("simvp", base, domain)
+def test_wrong_methods_are_refused(domain: str, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gs2pm cannot be tuned by 'lora'; known: vp, fp"):
+        domain_recipe(base, domain, method="lora")
+    other = synthetic.tiny(tmp_path / "other.safetensors", "convgru:debug")
+    with pytest.raises(ConfigError, match="convgru cannot be tuned by 'vp'; known: fp"):
+        domain_recipe(other, domain)
+    assert domain_recipe(other, domain, method="fp").model == "convgru:debug"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_windows_are_spread_evenly(most: int | None, taken: list) -> None:
 
 
 def test_the_page_compares_with_the_base_and_with_references(domain: str, base: Path, tmp_path: Path) -> None:
-    recipe = domain_recipe("gs2pm", base, domain, steps=2, changes={"runs": str(tmp_path)}, overrides=FAST)
+    recipe = domain_recipe(base, domain, steps=2, changes={"runs": str(tmp_path)}, overrides=FAST)
     path = train.train(recipe)
     page = scorecard(recipe, path, windows=3)
     assert page == path.with_name("scorecard.md")

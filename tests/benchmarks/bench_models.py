@@ -45,6 +45,8 @@ class Case:
     """Of the network."""
     tuning: str | None = None
     """How trained weights are fitted to other data; None: a training from the beginning."""
+    half: bool = False
+    """Trained in bfloat16, as by ``trainer.precision=bf16-mixed``; the official figure is of single precision."""
     seed: bool = False
     """Counts in the mean of the networks that the project began with."""
 
@@ -81,6 +83,7 @@ CASES = [
     Case("gs2pm:small", 1.5, 38, 8.1, batch=8, channels=3, side=128, tuning="full"),
     Case("gs2pm:small", 1.5, 56, 12.0, batch=8, channels=3, side=128),
     Case("gs2pm:small", 1.5, 27, 7.6, batch=8, channels=3, side=128, tuning="prompt"),
+    Case("gs2pm:small", 1.5, 27, 7.6, batch=8, channels=3, side=128, tuning="prompt", half=True),
 ]
 
 
@@ -102,7 +105,9 @@ def measure(case: Case) -> dict[str, float]:
 
     def step() -> None:
         optimiser.zero_grad()
-        model.training_loss(past[: case.batch], future[: case.batch], 0.3).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.half):
+            loss = model.training_loss(past[: case.batch], future[: case.batch], 0.3)
+        loss.backward()
         optimiser.step()
 
     train = least(step)
@@ -140,7 +145,7 @@ def table(cases: list[Case]) -> None:
         official = {key: value for key, value in asdict(case).items() if key in ours and value}
         ratios.append((case, {key: ours[key] / official[key] for key in official}))
         cells = [f"{ours[key]:8.2f} {ratios[-1][1].get(key, float('nan')):6.2f}" for key in ours]
-        label = " ".join((case.model, *map(str, case.options.values()), case.tuning or ""))
+        label = " ".join((case.model, *map(str, case.options.values()), case.tuning or "", "bf16" if case.half else ""))
         print(f"{label:28} " + "   ".join(cells), flush=True)
     for name, chosen in (("all", ratios), ("seeds", [one for one in ratios if one[0].seed])):
         means = {key: np.exp(np.mean([np.log(ratio[key]) for _, ratio in chosen if key in ratio]))
