@@ -49,6 +49,9 @@ NEAR_SCALES = 5
 SEEN = 0.1
 """What the linear part sees is divided by this, so that its weights are learnt at the rate of the others."""
 
+SURE = 20.0
+"""Logit per unit of the scale that the linear part begins with."""
+
 FOLD = 2
 """Pixels per side that share the finest features of the U-Net, for a quarter of the cost."""
 
@@ -114,15 +117,19 @@ class Lagrangian(Nowcaster):
         self.importance, self.span = tuple(importance), span
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         maps = out_steps * len(levels)
-        self.linear = nn.Conv2d(in_steps * SCALES + len(levels) * NEAR_SCALES, maps, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self._bias, -3.0)  # most pixels are dry
+        self.linear = nn.Conv2d(in_steps * SCALES + len(levels) * NEAR_SCALES + 1, maps, 1, bias=False)
+        self._begin_with_the_newest_frame()
         self.unet = _UNet(in_steps + 1, maps, widths=widths, blocks=blocks)
 
-    @property
-    def _bias(self) -> Tensor:
-        assert self.linear.bias is not None
-        return self.linear.bias
+    def _begin_with_the_newest_frame(self) -> None:
+        """At first the linear part compares the newest frame with the levels: the later the smoother and less sure."""
+        weight_LKF = torch.zeros(self.out_steps, len(self.levels), self.linear.in_channels)
+        for lead in range(self.out_steps):
+            scale = min(SCALES - 1, round(math.log2(1 + (lead + 1) / 2)))
+            sureness = SURE / (1 + (lead + 1) / 8)
+            weight_LKF[lead, :, scale * self.in_steps] = sureness * SEEN
+            weight_LKF[lead, :, -1] = -sureness * self.levels * SEEN
+        self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         field_NLHW = self.field(*self.exceedance(past_BTCHW))
@@ -160,14 +167,16 @@ class Lagrangian(Nowcaster):
         """Logits NLKHW where the rain is now."""
         levels = torch.arange(len(self.levels), device=leads_L.device)
         rows = (leads_L[:, None] * len(self.levels) + levels).flatten()
-        linear = functional.conv2d(self.seen(aligned_NTHW), self.linear.weight[rows], self._bias[rows])
+        linear = functional.conv2d(self.seen(aligned_NTHW), self.linear.weight[rows])
         other = self.unet(torch.cat([aligned_NTHW, known_N1HW], dim=1), rows, self.segment)
         return (linear + other).unflatten(1, (len(leads_L), -1))
 
     def seen(self, aligned_NTHW: Tensor) -> Tensor:
-        """What the linear part sees, NFHW: all frames at all scales, and where the newest reaches the levels."""
+        """What the linear part sees, NFHW: all frames at all scales, where the newest reaches the levels, and ones."""
         reached_NKHW = (aligned_NTHW[:, :1] >= self.levels.view(1, -1, 1, 1)).to(aligned_NTHW)
-        return torch.cat([*_scales(aligned_NTHW, SCALES), *_scales(reached_NKHW, NEAR_SCALES)], dim=1) / SEEN
+        one_N1HW = torch.ones_like(aligned_NTHW[:, :1])
+        near = _scales(reached_NKHW, NEAR_SCALES)
+        return torch.cat([*_scales(aligned_NTHW, SCALES), *near, one_N1HW], dim=1) / SEEN
 
     # --- one field ---
 

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ from nowcast.colours import UNIT_SIGNS
 from nowcast.config import Benchmark, ConfigError, Entrant, Recipe
 from nowcast.exam import Exam
 from nowcast.leaderboard import Row
-from nowcast.scores.intervals import DRAWS, LEVEL, estimates
+from nowcast.scores.intervals import DRAWS, LEVEL, differences, estimates
 
 FEW_BLOCKS = 10
 WIDE = "1000"
@@ -58,12 +58,13 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
     """
     exam = Exam(settings)
     folder = _begin(settings)
-    rows = [_reference(model, exam, folder) for model in exam.references]
+    bars = {model.name: exam.sums(model, folder / f"{model.name}.nc") for model in exam.references}
+    rows = [_row(name, [sums], exam, {"parameters": 0}) for name, sums in bars.items()]
     total = len(settings.entrants) * len(settings.seeds)
     for place, entrant in enumerate(settings.entrants):
         if progress:
             progress(place * len(settings.seeds), total, str(entrant.name))
-        rows.append(_network(entrant, exam))
+        rows.append(_network(entrant, exam, bars))
         leaderboard.write(folder, rows, title=settings.name, protocol=_protocol(exam), note=_note(exam))
     if progress:
         progress(total, total, "done")
@@ -85,20 +86,14 @@ def _begin(settings: Benchmark) -> Path:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _reference(model: Model, exam: Exam, folder: Path) -> Row:
-    sums = exam.sums(model, folder / f"{model.name}.nc")
-    return _row(model.name, [sums], exam, {"parameters": 0}, learned=False)
-
-
-def _network(entrant: Entrant, exam: Exam) -> Row:
+def _network(entrant: Entrant, exam: Exam, bars: Mapping[str, xr.Dataset]) -> Row:
     """Trains and scores a network with every seed; what fails is noted, and the rest goes on."""
     sums, failures, spent = [], [], []
-    for seed in exam.settings.seeds:
-        recipe = exam.settings.recipe(entrant, seed=seed)
+    for seed in exam.settings.seeds if not entrant.checkpoint else (0,):
         try:
-            cost, found = _trained_and_scored(recipe, exam)
+            cost, found = _scored(entrant, exam) if entrant.checkpoint else _trained_and_scored(entrant, exam, seed)
         except Exception as error:  # an exotic network must not cost the table of all others
-            failures.append(f"{recipe.name}: {_sentence(error)}")
+            failures.append(f"{entrant.name}-{seed}: {_sentence(error)}")
             torch.cuda.empty_cache()
             continue
         spent.append(cost)
@@ -106,21 +101,43 @@ def _network(entrant: Entrant, exam: Exam) -> Row:
     if not sums:
         return Row(str(entrant.name), True, failures=tuple(failures))
     mean = {key: float(np.mean([cost[key] for cost in spent])) for key in spent[0]}
-    return _row(str(entrant.name), sums, exam, mean, learned=True, failures=tuple(failures))
+    return _row(str(entrant.name), sums, exam, mean, bars=bars, failures=tuple(failures))
 
 
-def _row(name: str, sums: list[xr.Dataset], exam: Exam, spent: dict[str, float], *, learned: bool,
-         failures: tuple[str, ...] = ()) -> Row:  # fmt: skip
+def _row(name: str, sums: list[xr.Dataset], exam: Exam, spent: dict[str, float], *,
+         bars: Mapping[str, xr.Dataset] | None = None, failures: tuple[str, ...] = ()) -> Row:  # fmt: skip
+    """A line of the table; ``bars`` are the references that a network is compared with, window by window."""
     together = xr.concat(sums, "seed", combine_attrs="drop")
     seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
     spent = spent | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
     table, blocks = together.drop_vars("seconds"), exam.blocks()
     by_lead = estimates(table, exam.names, blocks=blocks)
     overall = estimates(table, exam.names, blocks=blocks, over=("lead_time",))
-    return Row(name, learned, by_lead, overall, spent, failures)
+    # As many sums of a reference as there are seeds, so that counts can be compared.
+    gains = {bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), exam.names, blocks=blocks)
+             for bar, theirs in (bars or {}).items()}  # fmt: skip
+    return Row(name, bars is not None, by_lead, overall, gains, spent, failures)
 
 
-def _trained_and_scored(recipe: Recipe, exam: Exam) -> tuple[dict[str, float], xr.Dataset]:
+def _scored(entrant: Entrant, exam: Exam) -> tuple[dict[str, float], xr.Dataset]:
+    """A network that was trained elsewhere.
+
+    Raises:
+        ValueError: If it is made for other frames than those of the test.
+    """
+    path = checkpoint.find(str(entrant.checkpoint))
+    card, windows = checkpoint.read_card(path), exam.windows
+    step = exam.sources[0].step_seconds
+    if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
+        raise ValueError(f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
+                         f"test has {windows.in_steps} of {windows.quantity} every {step} s.")  # fmt: skip
+    model = checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
+    folder = exam.settings.runs / exam.settings.name
+    return _spent(model, card, exam), exam.sums(model, folder / f"{entrant.name}.nc")
+
+
+def _trained_and_scored(entrant: Entrant, exam: Exam, seed: int) -> tuple[dict[str, float], xr.Dataset]:
+    recipe = exam.settings.recipe(entrant, seed=seed)
     folder = recipe.runs / recipe.name
     path = folder / "best.safetensors"
     if not path.exists() or checkpoint.read_card(path).recipe != recipe.model_dump(mode="json"):
@@ -199,7 +216,8 @@ def _protocol(exam: Exam) -> dict[str, str]:
         "Scaling": f"networks see {quantity.long_name} on {_words(own)}",
         "Budget": _budget(settings),
         "Seeds": ", ".join(map(str, settings.seeds)),
-        "Optimisers": "; ".join(map(_way, settings.entrants)),
+        "Trained before": ", ".join(str(entrant.name) for entrant in settings.entrants if entrant.checkpoint) or "none",
+        "Optimisers": "; ".join(_way(entrant) for entrant in settings.entrants if not entrant.checkpoint),
         "Costs": "GMACs and ms of one forecast of one sample of a whole frame, with scaling there and back; median of "
                  "the test windows but the first; hours times devices, on CPUs times threads",
         "Machine": f"forecasts on {costs.device_name('cuda' if torch.cuda.is_available() else 'cpu')}; "

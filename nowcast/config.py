@@ -508,8 +508,10 @@ class Entrant(Frozen):
     """Name in the model table, with or without a size: ``convlstm:small``; None: that of the recipe."""
     recipe: str | None = None
     """Recipe whose model, options, loss and way of optimising apply, see ``WAY``."""
+    checkpoint: str | None = None
+    """Trained weights that take part as they are: nothing is trained."""
     name: str | None = Field(None, pattern=r"^[a-zA-Z0-9][\w.-]*$")
-    """In the table; None: the model, ``convlstm-small``."""
+    """In the table; None: the model, ``convlstm-small``, or the name of the checkpoint."""
     options: dict[str, Any] = {}
     """Constructor keywords of the network, beside those of the recipe."""
     loss: Loss | None = None
@@ -519,8 +521,10 @@ class Entrant(Frozen):
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Entrant:
-        if not (self.model or self.recipe):
-            raise ValueError("name a model or a recipe")
+        if self.checkpoint and self.model_fields_set - {"checkpoint", "name"}:
+            raise ValueError("a checkpoint is scored as it is; leave everything but its name out")
+        if not (self.model or self.recipe or self.checkpoint):
+            raise ValueError("name a model, a recipe or a checkpoint")
         if self.model:
             _known("model", self.model, MODELS)
         return self
@@ -574,6 +578,8 @@ class Benchmark(Frozen):
         return tuple(self._complete(network) for network in self.networks)
 
     def _complete(self, network: Entrant) -> Entrant:
+        if network.checkpoint:
+            return network.model_copy(update={"name": network.name or Path(network.checkpoint).stem})
         recipe = load(Recipe, network.recipe) if network.recipe else None
         model = network.model or (recipe.model if recipe else "")
         options = (recipe.options if recipe else {}) | network.options

@@ -16,6 +16,8 @@ from nowcast.scores.intervals import ESTIMATES
 
 TABLE, NUMBERS, FIGURE = "leaderboard.md", "leaderboard.csv", "leaderboard.png"
 NOTHING = "–"
+FALLING = {"mse", "mae", "lpips"}
+"""Scores of which less is better."""
 COSTS = {
     "parameters": ("parameters", lambda value: f"{value / 1e6:.3g} M" if value else "0"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:.3g}"),
@@ -39,6 +41,8 @@ class Row:
     """Estimates (estimate, lead_time[, threshold]); None where every training failed."""
     overall: xr.Dataset | None = None
     """The same with the lead times added up."""
+    gains: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    """Of a network: how much higher its scores are than those of each reference, (estimate, lead_time[, threshold])."""
     costs: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     """What failed and why."""
@@ -93,8 +97,49 @@ def markdown(rows: Sequence[Row], *, title: str, protocol: Mapping[str, str]) ->
         lines.append(_line([name, *skill, *(_cost(row, cost) for cost in costs)]))
     failed = [f"- {_plain(failure)}" for row in rows for failure in row.failures]
     lines += ["", "Failed:", "", *failed] if failed else []
+    lines += _lead_tables(measured)
     lines += ["", "## Protocol", "", *(f"- **{name}**: {sentence}" for name, sentence in protocol.items())]
     return "\n".join(lines) + "\n"
+
+
+def _lead_tables(rows: Sequence[Row]) -> list[str]:
+    """A table per score, lead times across; a network's figure is bold where it is surely better than all references.
+
+    Surely: the interval of the difference to each of them, window by window, lies on the good side.
+    """
+    lines: list[str] = []
+    if not rows or rows[0].by_lead is None:
+        return lines
+    minutes = rows[0].by_lead["lead_time"].values / np.timedelta64(1, "m")
+    for name, limit, _ in _scores(rows[0].by_lead):
+        header = [_line(["model", *(f"{lead:g}" for lead in minutes)]), _line(["---", *["--:"] * minutes.size])]
+        lines += ["", f"## {_heading(name, limit)} by minutes ahead", "", *header]
+        lines += [_line([row.name, *_leads(row, name, limit)]) for row in rows]
+    return [*lines, "", "Bold: surely better than every reference, by the intervals of the differences."]
+
+
+def _heading(name: str, limit: float | None) -> str:
+    return name.upper() + (f"≥{limit:g}" if limit is not None else "")
+
+
+def _leads(row: Row, name: str, limit: float | None) -> Iterator[str]:
+    assert row.by_lead is not None
+    values = _of(row.by_lead, name, limit).sel(estimate="value").values
+    bounds = [_of(gain, name, limit).sel(estimate="high" if name in FALLING else "low").values
+              for gain in row.gains.values()]  # fmt: skip
+    better = [(bound < 0) if name in FALLING else (bound > 0) for bound in bounds]
+    sure = np.all(better, axis=0) if better else np.zeros(values.size, bool)
+    for value, bold in zip(values, sure, strict=True):
+        text = NOTHING if np.isnan(value) else f"{value:{_style(name)}}"
+        yield f"**{text}**" if bold else text
+
+
+def _of(skill: xr.Dataset, name: str, limit: float | None) -> xr.DataArray:
+    return skill[name] if limit is None else skill[name].sel(threshold=limit)
+
+
+def _style(name: str) -> str:
+    return ".3g" if name in ("mse", "mae") else ".3f"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -114,7 +159,7 @@ def _cells(row: Row) -> Iterator[tuple[str, str]]:
     if row.overall is None:
         return
     for name, limit, values in _scores(row.overall):
-        yield name.upper() + (f"≥{limit:g}" if limit is not None else ""), _estimate(name, values)
+        yield _heading(name, limit), _estimate(name, values)
 
 
 def _scores(skill: xr.Dataset) -> Iterator[tuple[str, float | None, xr.DataArray]]:
@@ -127,7 +172,7 @@ def _scores(skill: xr.Dataset) -> Iterator[tuple[str, float | None, xr.DataArray
 
 def _estimate(name: str, values: xr.DataArray) -> str:
     """``0.412 (0.380–0.441) ±0.004``."""
-    style = ".3g" if name in ("mse", "mae") else ".3f"
+    style = _style(name)
     value, low, high, spread = (float(values.sel(estimate=part)) for part in ESTIMATES)
     if np.isnan(value):
         return NOTHING

@@ -101,6 +101,20 @@ def test_who_fails_is_named_and_the_rest_goes_on(tmp_path: Path, trainings: list
     assert "| convgru | 0." in text
 
 
+def test_a_network_trained_before_is_scored_as_it_is(tmp_path: Path, trainings: list) -> None:
+    benchmark.benchmark(settings(tmp_path))
+    file = tmp_path / "runs/small/convgru-0/best.safetensors"
+    asked = settings(tmp_path, name="again", networks=[{"checkpoint": str(file), "name": "before"}])
+    table = benchmark.benchmark(asked)
+    assert trainings == ["convgru-0"]
+    assert "- **Trained before**: before" in table.read_text()
+    old, new = numbers(tmp_path / "runs/small/leaderboard.md"), numbers(table)
+    assert new["before", "csi", "0.5", "300.0"] == old["convgru", "csi", "0.5", "300.0"]
+    other = settings(tmp_path, name="other", networks=[{"checkpoint": str(file)}],
+                     windows={"quantity": "rainfall_rate", "in_steps": 1, "out_steps": 2, "crop": 32})  # fmt: skip
+    assert "takes 2 frames of rainfall_rate every 300 s; the test has 1" in benchmark.benchmark(other).read_text()
+
+
 def test_forecasts_that_are_not_finite_fail(tmp_path: Path, trainings: list, monkeypatch: pytest.MonkeyPatch) -> None:
     load = checkpoint.load
 
@@ -179,7 +193,8 @@ REFUSED = [
     ({"budget": {"steps": 5, "validate_every": 2}}, r"5 steps are not a multiple of validate_every \(2\)"),
     ({"trainer": {"epochs": 3}}, "the budget sets epochs of the trainer"),
     ({"networks": [{"model": "convgru"}, {"model": "convgru"}]}, "two rows share a name"),
-    ({"networks": [{"options": {}}]}, "name a model or a recipe"),
+    ({"networks": [{"options": {}}]}, "name a model, a recipe or a checkpoint"),
+    ({"networks": [{"checkpoint": "a.safetensors", "model": "convgru"}]}, "a checkpoint is scored as it is"),
     ({"networks": [{"model": "nix"}]}, "unknown model 'nix'"),
     ({"budget": {"minutes": 1}, "trainer": {"schedule": "one-cycle"}}, "schedule one-cycle is laid out over steps"),
     ({"windows": {"quantity": "vil", "in_steps": 2, "out_steps": 2}, "test": [{"store": "a", "quantity": "intensity"}]},
@@ -266,10 +281,23 @@ def test_one_block_or_no_event_has_no_interval() -> None:
 def test_the_best_stands_at_the_top() -> None:
     def row(name: str, hits: int) -> Row:
         found = estimates(sums(np.array([[hits]]), np.array([[4]])), ["csi"], blocks=np.zeros(1), over=("lead_time",))
-        return Row(name, True, found, found, {"parameters": 1e6})
+        return Row(name, True, found.expand_dims(lead_time=[np.timedelta64(5, "m")]), found, costs={"parameters": 1e6})
 
     rows = ranked([row("poor", 1), Row("broken", True, failures=("broken-0: a | b",)), row("good", 4)])
     assert [row.name for row in rows] == ["good", "poor", "broken"]
     text = markdown(rows, title="Title", protocol={"What": "that."})
     assert "| good | 0.500 | 1 M |" in text
     assert "- broken-0: a / b" in text
+
+
+def test_a_lead_time_is_bold_where_every_reference_is_surely_beaten() -> None:
+    found = estimates(sums(np.array([[2]]), np.array([[2]])), ["csi"], blocks=np.zeros(1), over=("lead_time",))
+    leads = found.expand_dims(lead_time=[np.timedelta64(minutes, "m") for minutes in (5, 10)])
+
+    def gain(*lows: float) -> xr.Dataset:
+        return xr.zeros_like(leads) + xr.DataArray(np.array(lows), dims="lead_time")
+
+    row = Row("net", True, leads, found, {"persistence": gain(0.1, 0.1), "extrapolation": gain(0.2, -0.1)})
+    text = markdown([row], title="Title", protocol={})
+    assert "| model | 5 | 10 |" in text
+    assert "| net | **0.500** | 0.500 |" in text
