@@ -112,7 +112,8 @@ def advect(frame_HW: np.ndarray, motion_2HW: np.ndarray, *, steps: int) -> np.nd
     return future
 
 
-def _coarse_shape(height: int, width: int) -> tuple[int, int]:
+def coarse_shape(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the grid that motion is found on."""
     factor = max(1, min(REDUCTION, min(height, width) // SMALLEST))
     return -(-height // factor), -(-width // factor)
 
@@ -127,7 +128,7 @@ def _reduce(frame_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A hole filled with zeros would look like an edge that stands still.
     """
-    rows, columns = _coarse_shape(*frame_HW.shape)
+    rows, columns = coarse_shape(*frame_HW.shape)
     known = np.isfinite(frame_HW)
     filled = cv2.merge([np.where(known, np.maximum(frame_HW, 0), 0), known.astype(np.float32)])
     total, share = cv2.split(cv2.resize(filled, (columns, rows), interpolation=cv2.INTER_AREA))
@@ -175,7 +176,7 @@ def _smooth(momentum: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def displacements(motion_2HW: np.ndarray, *, steps: int) -> Iterator[np.ndarray]:
     """Yields the way travelled to every coarse pixel after each step, (h, w, 2) in pixels."""
     height, width = motion_2HW.shape[1:]
-    rows, columns = _coarse_shape(height, width)
+    rows, columns = coarse_shape(height, width)
     scale = np.array([columns / width, rows / height], np.float32)
     field = np.ascontiguousarray(np.moveaxis(motion_2HW, 0, -1))
     velocity = cv2.resize(field, (columns, rows), interpolation=cv2.INTER_AREA) * scale

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import channels_last
-from models.extrapolation import displacements, motion
+from models.extrapolation import coarse_shape, displacements, motion
 from models.losses import weighted_mean
 from models.nowcaster import Nowcaster, check_past
 
@@ -141,7 +141,10 @@ class Lagrangian(Nowcaster):
         """Probability of each level to be reached, NLKHW, not rising with the level; and where it is known, NLHW."""
         leads_L = torch.arange(self.out_steps, device=past_BTCHW.device)
         logits_NLKHW, known_NLHW = self.logits(past_BTCHW, leads_L)
-        return logits_NLKHW.cummin(2).values.sigmoid(), known_NLHW
+        falling = [logits_NLKHW[:, :, 0]]
+        for logits_NLHW in logits_NLKHW.unbind(2)[1:]:
+            falling.append(logits_NLHW.minimum(falling[-1]))
+        return torch.stack(falling, dim=2).sigmoid(), known_NLHW
 
     def logits(self, past_BTCHW: Tensor, leads_L: Tensor) -> tuple[Tensor, Tensor]:
         """Logits NLKHW of some lead times, counted from 0, and where they are known, NLHW."""
@@ -290,7 +293,8 @@ def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, *, bias: float = BIAS)
     doi:10.1287/mnsc.13.7.492). What is hardly ever hit is not strewn about for that: the area forecast is at most
     ``bias`` times the area expected.
     """
-    chance = (chance_NLKHW * known_NLHW[:, :, None])[..., ::SAMPLED, ::SAMPLED]
+    chance, known = (part[..., ::SAMPLED, ::SAMPLED] for part in (chance_NLKHW, known_NLHW[:, :, None]))
+    chance = (chance * known).contiguous()
     expected = chance.sum((-2, -1), keepdim=True)
     cut = torch.full_like(expected, 0.3)
     for _ in range(ROUNDS):
@@ -339,11 +343,8 @@ def carry(maps_NCHW: Tensor, way_NHW2: Tensor, *, outside: Literal["border", "ze
     return functional.grid_sample(maps_NCHW, way_NHW2, padding_mode=outside, align_corners=True)
 
 
-@torch.library.custom_op("nowcast::trajectories", mutates_args=())
 def trajectories(frames_NTHW: Tensor, steps: int) -> Tensor:
     """Where the air over each pixel was 1, 2, ... steps ago, along the motion that ``extrapolation`` finds.
-
-    An operator, because compilers cannot look into it.
 
     Args:
         frames_NTHW: In [0, 1], oldest first; NaN is no data.
@@ -352,19 +353,27 @@ def trajectories(frames_NTHW: Tensor, steps: int) -> Tensor:
     Returns:
         (N, steps, H, W, 2): column and row, each in [-1, 1] over the grid, as ``grid_sample`` wants them.
     """
+    height, width = frames_NTHW.shape[-2:]
+    way_MHW2 = functional.interpolate(travelled(frames_NTHW, steps).flatten(0, 1), (height, width), mode="bilinear")
+    rows, columns = (torch.arange(size, device=frames_NTHW.device).to(frames_NTHW) for size in (height, width))
+    here_2HW = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
+    extent = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).to(frames_NTHW)
+    places = (here_2HW - way_MHW2).permute(0, 2, 3, 1) * (2 / extent) - 1
+    return places.unflatten(0, (len(frames_NTHW), steps))
+
+
+@torch.library.custom_op("nowcast::travelled", mutates_args=())
+def travelled(frames_NTHW: Tensor, steps: int) -> Tensor:
+    """How far rain came in 1, 2, ... steps, on the coarse grid of ``extrapolation``; (N, steps, 2, h, w) in pixels.
+
+    An operator, because compilers cannot look into it.
+    """
     frames = frames_NTHW.detach().to("cpu", torch.float32).numpy()
-    return torch.from_numpy(np.stack([_origins(clip, steps) for clip in frames])).to(frames_NTHW)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        found = list(threads.map(lambda clip: np.stack(list(displacements(motion(clip), steps=steps))), frames))
+    return torch.from_numpy(np.stack(found)).permute(0, 1, 4, 2, 3).contiguous().to(frames_NTHW)
 
 
-@trajectories.register_fake
+@travelled.register_fake
 def _(frames_NTHW: Tensor, steps: int) -> Tensor:
-    samples, _, height, width = frames_NTHW.shape
-    return frames_NTHW.new_empty(samples, steps, height, width, 2)
-
-
-def _origins(frames_THW: np.ndarray, steps: int) -> np.ndarray:
-    height, width = frames_THW.shape[1:]
-    here = np.dstack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)))
-    scale = np.array([2 / max(width - 1, 1), 2 / max(height - 1, 1)], np.float32)
-    ways = displacements(motion(frames_THW), steps=steps)
-    return np.stack([(here - cv2.resize(way, (width, height))) * scale - 1 for way in ways])
+    return frames_NTHW.new_empty(len(frames_NTHW), steps, 2, *coarse_shape(*frames_NTHW.shape[-2:]))
