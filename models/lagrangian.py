@@ -46,8 +46,9 @@ SCALES = 7
 NEAR_SCALES = 5
 """Of them, those at which it sees where the newest frame reaches a level."""
 
-SEEN = 0.1
-"""What the linear part sees is divided by this, so that its weights are learnt at the rate of the others."""
+FINE, ROUGH, REACHED, ONE = 0.016, 0.06, 2.5, 0.1
+"""What the linear part sees is divided by these, so that its weights are learnt at the rate of the others: differences
+between scales, the coarsest one, and what reaches a level (beside that); and its constant."""
 
 SURE = 20.0
 """Logit per unit of the scale that the linear part begins with."""
@@ -125,10 +126,12 @@ class Lagrangian(Nowcaster):
         """At first the linear part compares the newest frame with the levels: the later the smoother and less sure."""
         weight_LKF = torch.zeros(self.out_steps, len(self.levels), self.linear.in_channels)
         for lead in range(self.out_steps):
-            scale = min(SCALES - 1, round(math.log2(1 + (lead + 1) / 2)))
+            finest = min(SCALES - 1, round(math.log2(1 + (lead + 1) / 2)))
             sureness = SURE / (1 + (lead + 1) / 8)
-            weight_LKF[lead, :, scale * self.in_steps] = sureness * SEEN
-            weight_LKF[lead, :, -1] = -sureness * self.levels * SEEN
+            for scale in range(finest, SCALES):
+                size = ROUGH if scale == SCALES - 1 else FINE
+                weight_LKF[lead, :, scale * self.in_steps] = sureness * size
+            weight_LKF[lead, :, -1] = -sureness * self.levels * ONE
         self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
@@ -175,11 +178,15 @@ class Lagrangian(Nowcaster):
         return (linear + other).unflatten(1, (len(leads_L), -1))
 
     def seen(self, aligned_NTHW: Tensor) -> Tensor:
-        """What the linear part sees, NFHW: all frames at all scales, where the newest reaches the levels, and ones."""
+        """What the linear part sees, NFHW: scales of the newest frame and of changes, of what reaches levels, and ones.
+
+        Scales are differences, and so are times, since what is alike is learnt slowly.
+        """
+        changes = aligned_NTHW[:, :-1] - aligned_NTHW[:, 1:]
+        frames_NTHW = torch.cat([aligned_NTHW[:, :1], changes], dim=1)
         reached_NKHW = (aligned_NTHW[:, :1] >= self.levels.view(1, -1, 1, 1)).to(aligned_NTHW)
-        one_N1HW = torch.ones_like(aligned_NTHW[:, :1])
-        near = _scales(reached_NKHW, NEAR_SCALES)
-        return torch.cat([*_scales(aligned_NTHW, SCALES), *near, one_N1HW], dim=1) / SEEN
+        parts = [*_scales(frames_NTHW, SCALES), *_scales(reached_NKHW / REACHED, NEAR_SCALES)]
+        return torch.cat([*parts, torch.ones_like(aligned_NTHW[:, :1]) / ONE], dim=1)
 
     # --- one field ---
 
@@ -316,13 +323,15 @@ def _cut_of_area(chance_NLKHW: Tensor, area_NLK11: Tensor) -> Tensor:
 
 
 def _scales(x_NCHW: Tensor, count: int) -> Iterator[Tensor]:
-    """Frames as they are, and means over squares of 2, 4, ... pixels, interpolated."""
+    """Differences of means over squares of 1, 2, 4, ... pixels, and the last of these means."""
     height, width = x_NCHW.shape[-2:]
-    yield x_NCHW
-    small = _padded(x_NCHW, 2 ** (count - 1))
+    small, fine = _padded(x_NCHW, 2 ** (count - 1)), x_NCHW
     for halvings in range(1, count):
         small = functional.avg_pool2d(small, 2)
-        yield functional.interpolate(small, scale_factor=2.0**halvings, mode="bilinear")[..., :height, :width]
+        rough = functional.interpolate(small, scale_factor=2.0**halvings, mode="bilinear")[..., :height, :width]
+        yield (fine - rough) / FINE
+        fine = rough
+    yield fine / ROUGH
 
 
 def _padded(x_NCHW: Tensor, multiple: int) -> Tensor:
