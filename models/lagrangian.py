@@ -57,8 +57,8 @@ FOLD = 2
 """Pixels per side that share the finest features of the U-Net, for a quarter of the cost."""
 
 STRONGER = (-0.1, 0.25)
-"""Training adds a number between these to scaled rain, one per sample: on the usual scale half to seven times as much,
-since heavy rain is rare where one trains and common elsewhere."""
+"""Training adds a number between these to the scaled rain of every second sample: on the usual scale half to seven
+times as much, since heavy rain is rare where one trains and common elsewhere."""
 
 LEADS_PER_STEP = 2
 """A training step looks at one lead time in so many, drawn anew each time."""
@@ -343,7 +343,8 @@ def _padded(x_NCHW: Tensor, multiple: int) -> Tensor:
 def _stronger(*parts: Tensor) -> Iterator[Tensor]:
     """The same rain as if there was more or less of it."""
     low, high = STRONGER
-    more = low + (high - low) * torch.rand(len(parts[0]), 1, 1, 1, 1).to(parts[0])
+    more, chosen = torch.rand(2, len(parts[0]), 1, 1, 1, 1).to(parts[0])
+    more = (low + (high - low) * more) * (chosen < 0.5)
     return (torch.where(part > 0, (part + more).clamp(0, 1), part) for part in parts)
 
 
