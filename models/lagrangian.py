@@ -69,14 +69,17 @@ ROUNDS = 6
 BIAS = 1.25
 """Largest area over which a level is forecast, in areas over which it is expected."""
 
+GROWTH = 1.25
+"""Largest area over which a level is forecast, in areas over which it is reached now."""
+
 HALVINGS = 12
 """Of the interval that a probability is sought in."""
 
 SAMPLED = 2
 """Every so manieth row and column is looked at for the critical success index of a field."""
 
-ABOVE, BELOW = 1.0015, 0.998
-"""Times a level: what reaches it, and what does not, also when rounded for storage."""
+ABOVE, BELOW = 1.0015, 0.94
+"""Times a level: what reaches it, and what does not, also when forecasts are rounded to 0.01 mm/h."""
 
 
 class Lagrangian(Nowcaster):
@@ -135,7 +138,8 @@ class Lagrangian(Nowcaster):
         self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
-        field_NLHW = self.field(*self.exceedance(past_BTCHW))
+        newest_NHW = past_BTCHW[:, -1].flatten(0, 1)
+        field_NLHW = self.field(*self.exceedance(past_BTCHW), newest_NHW)
         return field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
 
     # --- probabilities ---
@@ -190,9 +194,14 @@ class Lagrangian(Nowcaster):
 
     # --- one field ---
 
-    def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor) -> Tensor:
+    def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor) -> Tensor:
         """The field NLHW that ``forward`` gives, NaN where nothing is known."""
-        cut_NLK11 = worth_a_hit(chance_NLKHW, known_NLHW)
+        reached_NKHW = newest_NHW[:, None] >= self.levels.view(1, -1, 1, 1)
+        now_NK11, all_N111 = (
+            part.sum((-2, -1), keepdim=True) for part in (reached_NKHW, newest_NHW[:, None].isfinite())
+        )
+        share_NK11 = GROWTH * now_NK11 / all_N111.clamp(min=1)
+        cut_NLK11 = worth_a_hit(chance_NLKHW, known_NLHW, share_NK11[:, None])
         rates_K, mean_NLHW = self.rate(self.levels), self.mean(chance_NLKHW)
         made = mean_NLHW.minimum(rates_K[0] * BELOW)
         ends_K = torch.cat([rates_K[1:], rates_K.new_tensor([math.inf])])
@@ -292,13 +301,13 @@ def _stage(width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(_Block(width) for _ in range(blocks)))
 
 
-def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, *, bias: float = BIAS) -> Tensor:
+def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, share_N1K11: Tensor, *, bias: float = BIAS) -> Tensor:
     """Probability from which on to forecast a level, for the best critical success index that can be expected; NLK11.
 
     Over a field the index promised is hits / (area forecast + area expected - hits), where hits and the area expected
     are sums of probabilities. A pixel raises an index J if its probability exceeds J / (1 + J) (Dinkelbach, 1967,
     doi:10.1287/mnsc.13.7.492). What is hardly ever hit is not strewn about for that: the area forecast is at most
-    ``bias`` times the area expected.
+    ``bias`` times the area expected, and at most ``share`` of the area known.
     """
     chance, known = (part[..., ::SAMPLED, ::SAMPLED] for part in (chance_NLKHW, known_NLHW[:, :, None]))
     chance = (chance * known).contiguous()
@@ -309,7 +318,8 @@ def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, *, bias: float = BIAS)
         hits, area = (chance * over).sum((-2, -1), keepdim=True), over.sum((-2, -1), keepdim=True)
         index = hits / (area + expected - hits).clamp(min=1e-6)
         cut = index / (1 + index)
-    return cut.maximum(_cut_of_area(chance, bias * expected))
+    most = share_N1K11 * known.sum((-2, -1), keepdim=True)
+    return cut.maximum(_cut_of_area(chance, most.minimum(bias * expected)))
 
 
 def _cut_of_area(chance_NLKHW: Tensor, area_NLK11: Tensor) -> Tensor:
@@ -319,7 +329,7 @@ def _cut_of_area(chance_NLKHW: Tensor, area_NLK11: Tensor) -> Tensor:
         middle = (low + high) / 2
         many = (chance_NLKHW >= middle).sum((-2, -1), keepdim=True) > area_NLK11
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-    return high
+    return high.masked_fill(area_NLK11 < 1, math.inf)  # not even where nobody looked
 
 
 def _scales(x_NCHW: Tensor, count: int) -> Iterator[Tensor]:

@@ -20,9 +20,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> demo.Result:
 def test_every_product_is_made_by_its_own_model_and_scored(result: demo.Result) -> None:
     assert result.lines == []
     rows = {row["model"]: row for row in table(result.scores)}
-    assert set(rows) == {"extrapolation", "convlstm", "persistence"}
+    assert set(rows) == {"extrapolation", "lagrangian", "persistence"}
     assert len({row["frames"] for row in rows.values()}) == 1
-    for model in ("extrapolation", "convlstm"):
+    for model in ("extrapolation", "lagrangian"):
         assert rows[model]["CSI≥1"] > rows["persistence"]["CSI≥1"]
         assert rows[model]["MSE"] < rows["persistence"]["MSE"]
 
@@ -30,7 +30,7 @@ def test_every_product_is_made_by_its_own_model_and_scored(result: demo.Result) 
 @pytest.mark.slow
 def test_pictures_files_and_page_are_there(result: demo.Result) -> None:
     pictures = {path.name for path in result.pictures.iterdir()}
-    assert {"loop.gif", "csi_1.png", "mse.png", "observed_030.png", "convlstm_060.png"} <= pictures
+    assert {"loop.gif", "csi_1.png", "mse.png", "observed_030.png", "lagrangian_060.png"} <= pictures
     files = sorted(result.netcdf.rglob("*.nc"))
     assert len(files) == 6 * 3
     with xr.open_dataset(files[0], decode_timedelta=True) as run:

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import build
-from models.lagrangian import carry, trajectories, worth_a_hit
+from models.lagrangian import GROWTH, carry, trajectories, worth_a_hit
+
+ALL = torch.ones(1, 1, 1, 1, 1)
+"""A level may be forecast over all of the area."""
 
 
 def network(**options: object) -> torch.nn.Module:
@@ -48,11 +51,11 @@ def test_a_cut_by_hand() -> None:
     chance = torch.tensor([[0.9, 0.5], [0.2, 0.1]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
     known = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     index = 1.4 / 2.3
-    cut = worth_a_hit(chance[None, None, None], known, bias=10).item()
+    cut = worth_a_hit(chance[None, None, None], known, ALL, bias=10).item()
     assert cut == pytest.approx(index / (1 + index), rel=1e-4)
     # Of the area expected, 1.7, half is less than one pixel, and all of it is one pixel.
-    assert worth_a_hit(chance[None, None, None], known, bias=0.5).item() > 0.9
-    assert 0.5 < worth_a_hit(chance[None, None, None], known, bias=1).item() <= 0.9
+    assert worth_a_hit(chance[None, None, None], known, ALL, bias=0.5).item() > 0.9
+    assert 0.5 < worth_a_hit(chance[None, None, None], known, ALL, bias=1).item() <= 0.9
 
 
 @settings(max_examples=100, deadline=None)
@@ -60,7 +63,7 @@ def test_a_cut_by_hand() -> None:
 def test_no_other_cut_promises_a_better_index(chances: list[float]) -> None:
     chance = torch.tensor(chances, dtype=torch.float64)
     grid = chance.repeat_interleave(2)[None].expand(2, -1)[None, None, None]  # every second pixel is looked at
-    cut = worth_a_hit(grid, torch.ones(1, 1, *grid.shape[-2:], dtype=torch.bool), bias=1e3).item()
+    cut = worth_a_hit(grid, torch.ones(1, 1, *grid.shape[-2:], dtype=torch.bool), ALL, bias=1e3).item()
 
     def promised(limit: float) -> float:
         over = chance >= limit
@@ -73,7 +76,7 @@ def test_what_is_not_known_does_not_count() -> None:
     chance = torch.rand(1, 1, 1, 8, 8)
     known = torch.ones(1, 1, 8, 8, dtype=torch.bool)
     known[..., 4:] = False
-    torch.testing.assert_close(worth_a_hit(chance, known), worth_a_hit(chance[..., :4], known[..., :4]))
+    torch.testing.assert_close(worth_a_hit(chance, known, ALL), worth_a_hit(chance[..., :4], known[..., :4], ALL))
 
 
 def test_the_mean_is_the_integral_of_the_probabilities() -> None:
@@ -89,12 +92,14 @@ def test_a_field_reaches_the_levels_that_are_worth_it() -> None:
     model = network(levels=levels)
     chance = torch.rand(1, 4, 3, 16, 16).cummin(2).values
     known = torch.ones(1, 4, 16, 16, dtype=torch.bool)
-    field, cut = model.field(chance, known), worth_a_hit(chance, known)
+    newest = torch.ones(1, 16, 16)
+    field, cut = model.field(chance, known, newest), worth_a_hit(chance, known, GROWTH * ALL)
     for place, level in enumerate(levels):
         wanted = (chance[:, :, place:] >= cut[:, :, place:]).any(2)
         assert torch.equal(field >= level, wanted)
     known[..., 0, 0] = False
-    assert model.field(chance, known).isnan().sum() == 4
+    assert model.field(chance, known, newest).isnan().sum() == 4
+    assert model.field(chance, known, 0 * newest).nan_to_num().max() < 0.2  # what is nowhere now is not forecast
 
 
 def test_probabilities_do_not_rise_with_the_level() -> None:
@@ -106,7 +111,7 @@ def test_probabilities_do_not_rise_with_the_level() -> None:
 def test_what_nobody_expects_is_not_forecast() -> None:
     """A thousandth everywhere promises a quarter of a pixel: no pixel is worth it."""
     chance, known = torch.full((1, 4, 3, 32, 32), 1e-3), torch.ones(1, 4, 32, 32, dtype=torch.bool)
-    field = network().field(chance, known)
+    field = network().field(chance, known, torch.ones(1, 32, 32))
     assert field.max() < 0.2
 
 
