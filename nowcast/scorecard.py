@@ -79,7 +79,8 @@ def _row(name: str, model: Model, trial: Trial, folder: Path) -> Row:
     together, blocks = sums.drop_vars("seconds").expand_dims("seed"), trial.blocks()
     spent = {"parameters": float(costs.parameters(model.network)), "milliseconds": 1000 * float(np.median(seconds))}
     by_lead = estimates(together, trial.names, blocks=blocks)
-    return Row(name, learned, by_lead, estimates(together, trial.names, blocks=blocks, over=("lead_time",)), spent)
+    overall = estimates(together, trial.names, blocks=blocks, over=("lead_time",))
+    return Row(name, learned, by_lead, overall, costs=spent)
 
 
 def _by_lead(rows: list[Row], trial: Trial) -> str:
