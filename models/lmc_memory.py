@@ -246,18 +246,19 @@ class LMCMemory(Nowcaster):
         clip = torch.cat([past_BTCHW, truth], dim=1)
         total = clip.shape[1]
         long_steps = min(self.long_steps or total, total) if not warm else total
-        start = int(torch.randint(total - long_steps + 1, ()))
+        start = torch.randint(total - long_steps + 1, (), device=clip.device)
+        stored = start + torch.arange(long_steps, device=clip.device)  # a number of Python would stop a compiler
 
         def both_phases(clip: Tensor) -> Tensor:
             past = clip[:, : self.in_steps]
-            recalled = self.memory.both(past, clip[:, start : start + long_steps])
+            recalled = self.memory.both(past, clip[:, stored])
             state: State = [(h.repeat(2, 1, 1, 1), c.repeat(2, 1, 1, 1)) for h, c in self.watched(past)]
             return self.told(state, recalled, steps)
 
         with self.same_weights():
             made = self.on_any_grid(both_phases, clip)
-        stored, found = made.chunk(2)
-        return self.compare(stored, truth, weight) + self.compare(found, truth, weight)
+        first, second = made.chunk(2)
+        return self.compare(first, truth, weight) + self.compare(second, truth, weight)
 
     def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
         """Mean absolute plus mean squared error."""

@@ -77,9 +77,9 @@ class Keeper(callbacks.Checkpoint):
         self.last = time.monotonic()
         self._end_if_told(trainer)
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if not trainer.sanity_checking:  # and the checkpoint of the epoch is written
-            self._end_if_told(trainer)
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Told during the validation; the checkpoint of the epoch is written by now."""
+        self._end_if_told(trainer)
 
     def _end_if_told(self, trainer: lightning.Trainer) -> None:
         if _any(trainer, self.told):

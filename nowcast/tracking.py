@@ -69,6 +69,7 @@ def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogg
     known = note.read_text().strip() if resume and note.exists() else None
     tracker = Patient(EXPERIMENT, recipe.name, where, run_id=known, artifact_location=artifacts, synchronous=False)
     if getattr(rank_zero_only, "rank", 0) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             note.write_text(str(tracker.run_id))
         except mlflow.exceptions.MlflowException as error:
