@@ -202,8 +202,9 @@ def _protocol(exam: Exam) -> dict[str, str]:
     return {
         "Pooling": "sums over all test windows, lead times and seeds first, then ratios; sorted by "
                    + ("the mean CSI of all thresholds" if limits else "MSE"),
-        "Pixels": f"whole frames of {size}; pixels observed at the valid time and in the last frame, and covered by "
-                  f"{references}: the same for all models" if references else f"whole frames of {size}",
+        "Pixels": f"whole frames of {size}" + (
+            f"; pixels observed at the valid time and in the last frame, and covered by {references}: the same for all "
+            "models; what a network leaves out there counts as dry" if references else ""),
         "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
                   + f"MSE in ({unit})², MAE in {unit}; SSIM on {_words(quantity.scaling)}",
         "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_blocks(exam)}; ± is the standard "
@@ -214,10 +215,7 @@ def _protocol(exam: Exam) -> dict[str, str]:
                    f"{exam.sources[0].step_seconds} s; {crop} in training; test windows start every "
                    f"{windows.stride} frames",
         "Scaling": f"networks see {quantity.long_name} on {_words(own)}",
-        "Budget": _budget(settings),
-        "Seeds": ", ".join(map(str, settings.seeds)),
-        "Trained before": ", ".join(str(entrant.name) for entrant in settings.entrants if entrant.checkpoint) or "none",
-        "Optimisers": "; ".join(_way(entrant) for entrant in settings.entrants if not entrant.checkpoint),
+        **_trainings(settings),
         "Costs": "GMACs and ms of one forecast of one sample of a whole frame, with scaling there and back; median of "
                  "the test windows but the first; hours times devices, on CPUs times threads",
         "Machine": f"forecasts on {costs.device_name('cuda' if torch.cuda.is_available() else 'cpu')}; "
@@ -237,6 +235,16 @@ def _blocks(exam: Exam) -> str:
     rough = "; so few that the intervals are rough" if count < FEW_BLOCKS else ""
     minutes = exam.settings.block_minutes
     return f"{count} blocks, each the windows that begin in the same {minutes:g} minutes of a sequence{rough}"
+
+
+def _trainings(settings: Benchmark) -> dict[str, str]:
+    """How networks were trained, and which ones came as they are."""
+    before = [str(entrant.name) for entrant in settings.entrants if entrant.checkpoint]
+    found = {"Trained before": ", ".join(before)} if before else {}
+    if len(before) < len(settings.entrants):
+        ways = "; ".join(_way(entrant) for entrant in settings.entrants if not entrant.checkpoint)
+        found |= {"Budget": _budget(settings), "Seeds": ", ".join(map(str, settings.seeds)), "Optimisers": ways}
+    return found
 
 
 def _budget(settings: Benchmark) -> str:
