@@ -18,9 +18,9 @@ from torch.nn.grad import conv2d_input
 
 def is_frozen(layer: nn.Module, x: Tensor) -> bool:
     """True where a gradient runs through the layer and not into it, in plain precision and without a compiler."""
-    learns = any(weight.requires_grad for weight in layer.parameters())
-    plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
-    return torch.is_grad_enabled() and x.requires_grad and not learns and plain
+    if not (torch.is_grad_enabled() and x.requires_grad) or any(weight.requires_grad for weight in layer.parameters()):
+        return False
+    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
 
 
 def convolve(conv: nn.Module, x_NCHW: Tensor) -> Tensor:

@@ -73,7 +73,9 @@ def test_shipped_networks_say_where_they_come_from(path: Path) -> None:
     assert card.recipe["trainer"]
     field = np.random.default_rng(0).gamma(0.5, 2, (card.in_steps, 70, 90)).astype(np.float32)
     future = checkpoint.predict(checkpoint.load(path), field, quantity_name=card.quantity, leads=card.out_steps)
-    assert np.isfinite(future).all()
+    known = np.isfinite(future)
+    assert known.all() or checkpoint.load(path).network.handles_missing
+    assert known.mean() > 0.9
     assert future.min() >= 0
 
 
