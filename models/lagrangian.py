@@ -8,7 +8,7 @@ along the motion in turn. Lagrangian coordinates in networks: Ritvanen et al. (2
 Probabilities of levels, because one best value is a blur: Sonderby et al. (2020), arXiv:2003.12140.
 
 ``forward`` has to give one field. It reaches a level where that raises the critical success index of the whole field
-that the probabilities promise; between two levels it is the mean that they give.
+that the probabilities promise; between two levels it is the mean that they give, and below the lowest it is dry.
 
 Shape letters: B batch, T time, C channel, N batch x channels, L lead times, K levels, F features, H height, W width.
 """
@@ -203,7 +203,7 @@ class Lagrangian(Nowcaster):
         share_NK11 = GROWTH * now_NK11 / all_N111.clamp(min=1)
         cut_NLK11 = worth_a_hit(chance_NLKHW, known_NLHW, share_NK11[:, None])
         rates_K, mean_NLHW = self.rate(self.levels), self.mean(chance_NLKHW)
-        made = mean_NLHW.minimum(rates_K[0] * BELOW)
+        made = torch.zeros_like(mean_NLHW)  # what does not reach the lowest level is dry
         ends_K = torch.cat([rates_K[1:], rates_K.new_tensor([math.inf])])
         for level, (low, high) in enumerate(zip(rates_K, ends_K, strict=True)):
             within = mean_NLHW.clamp(low * ABOVE, high * BELOW)
