@@ -154,7 +154,7 @@ def test_the_whole_life_of_a_model_on_real_radar(tmp_path: Path) -> None:
     shelf = contest.registry(settings)
     contest.register(settings, checkpoints.save(tmp_path / "old.safetensors"), name="old")
     contest.promote(settings, "old")
-    contest.register(settings, "lagrangian-radar.safetensors", name="small")
+    contest.register(settings, "convlstm-small.safetensors", name="small")
     land(settings, 0, 1, 2)
     for index in range(3, 7):
         land(settings, index)
