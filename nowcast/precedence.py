@@ -92,9 +92,12 @@ class Gate:
 
 
 def _open(name: str) -> int:
-    """The file is the user's own: another user's processes are not known."""
-    folder = Path(tempfile.gettempdir()) / f"nowcast-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """The file is the user's own: another user's processes are not known.
+
+    Containers that share a card share the folder ``NOWCAST_LOCKS``.
+    """
+    folder = Path(os.environ.get("NOWCAST_LOCKS") or Path(tempfile.gettempdir()) / f"nowcast-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 

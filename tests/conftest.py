@@ -13,6 +13,7 @@ import pytest
 # Before anything imports prefect, which reads its settings once.
 os.environ |= {
     "DO_NOT_TRACK": "1",
+    "NOWCAST_LOCKS": tempfile.mkdtemp(prefix="nowcast-locks-"),  # a cycle of one test stops no training of another
     "PREFECT_HOME": tempfile.mkdtemp(prefix="nowcast-prefect-"),
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_PLUGINS_ENABLED": "false",
@@ -33,7 +34,8 @@ every_minutes: 0.5
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
+    for folder in ("PREFECT_HOME", "NOWCAST_LOCKS"):
+        shutil.rmtree(os.environ[folder], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
