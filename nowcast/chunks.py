@@ -49,8 +49,9 @@ class Compressed:
     def of(cls, codes: np.ndarray, *, height: int, fill: float, level: int) -> Compressed:
         """Compresses (frame, row, column) codes in bands of ``height`` rows, the last filled up with ``fill``."""
         chunk = (height, codes.shape[2])
-        frames = [[_encode(frame[top : top + height], chunk, fill, level) for top in range(0, len(frame), height)]
-                  for frame in codes]  # fmt: skip
+        # copies: the codec's own hold a tail as long as the frame, which no other frame fits into again
+        frames = [[bytes(memoryview(_encode(frame[top : top + height], chunk, fill, level)))
+                   for top in range(0, len(frame), height)] for frame in codes]  # fmt: skip
         return cls(frames, codes.shape[1:], chunk, codes.dtype, level)
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from nowcast.readers import Item, detect, get
 from nowcast.taking import Summary, Taking, write_here
 
 AUTO = "auto"
-BATCH_ITEMS, BATCH_BYTES = 128, 2**26
+BATCH_ITEMS, BATCH_BYTES = 512, 2**26
 """Items, and bytes of their pixels, that one process commits together, and may have ready for the next time."""
 PREPARING = 2
 """Threads that prepare items: libraries work outside of Python's lock for half of that."""
@@ -126,10 +126,12 @@ def _ahead(prepared: Iterable[Future[Prepared]]) -> Iterator[Prepared]:
 
 def _batches(prepared: Iterable[Prepared]) -> Iterator[list[Prepared]]:
     batch: list[Prepared] = []
+    size = 0
     for one in prepared:
         batch.append(one)
-        if len(batch) >= BATCH_ITEMS or sum(each.size for each in batch) >= BATCH_BYTES:
+        size += one.size
+        if len(batch) >= BATCH_ITEMS or size >= BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch

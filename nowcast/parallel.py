@@ -21,14 +21,13 @@ from nowcast.readers import Item
 from nowcast.taking import Pieces, Taking, write_here
 
 BATCHES_AHEAD = 2
+PARTS = 2
+"""Of a batch that every worker reads: while one is read, what was read before it waits to be written."""
 CONNECT_SECONDS = 10
-KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
-"""Bytes that a worker keeps for its next frames: to get them from the system again costs as much as the work."""
 
 
 @contextmanager
 def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
-    import dask
     import distributed
 
     if scheduler:
@@ -42,7 +41,6 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     with (
-        dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEPT.items()}),
         distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0",
                                  silence_logs="ERROR") as cluster,  # HDF5 takes one thread at a time anyway
         distributed.Client(cluster, set_as_default=False) as client,
@@ -60,22 +58,32 @@ def in_parallel(found: list[Found], inspect: Inspect, taking: Taking, client: An
         report(first[0].item)
         found, size = found[1:], together(first, size)
     workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    waiting: deque[list[Any]] = deque()
+    waiting: deque[list[Reading]] = deque()
     while found or waiting:
         while found and len(waiting) <= BATCHES_AHEAD:
-            batch, found = found[: size * workers], found[size * workers :]
+            batch, found = found[: size * workers * PARTS], found[size * workers * PARTS :]
             parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-            waiting.append([client.submit(prepare_all, part, inspect, pure=False) for part in parts])
+            waiting.append([_reading(part, inspect, client) for part in parts])
         written = _write_there(waiting.popleft(), taking, client)
         for one in written:
             report(one.item)
         size = together(written, size)
 
 
-def _write_there(reading: list[Any], taking: Taking, client: Any) -> list[Prepared]:
+Reading = tuple[Any, Any]
+"""Futures of items with their pixels, which stay in the worker, and without."""
+
+
+def _reading(part: list[Found], inspect: Inspect, client: Any) -> Reading:
+    whole = client.submit(prepare_all, part, inspect, pure=False)
+    return whole, client.submit(_without_pixels, whole, pure=False, priority=1)
+
+
+def _write_there(batch: list[Reading], taking: Taking, client: Any) -> list[Prepared]:
     """Writes a batch whose pixels lie in the workers; returns what is known of it here."""
     submit = partial(client.submit, pure=False, priority=1)  # before what is read ahead
-    groups = [pickle.loads(part) for part in client.gather([submit(_without_pixels, future) for future in reading])]
+    reading = [whole for whole, _ in batch]
+    groups = [pickle.loads(part) for part in client.gather([labels for _, labels in batch])]
     where = {id(one): (group, number) for group, part in enumerate(groups) for number, one in enumerate(part)}
 
     def write(growth: store.Growth, pieces: Pieces) -> list[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from hashlib import blake2b
 
 import cv2
@@ -22,6 +24,8 @@ from nowcast.readers import Item, get
 TASK_ITEMS, TASK_BYTES = 32, 2**25
 """Items, and bytes of their pixels, that are prepared together."""
 BLANKS_KEPT = 16
+KEPT = {-1: 2**28, -3: 2**25}
+"""Bytes that a process keeps for its next frames, by glibc's options ``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD``."""
 Pixels = dict[str, tuple[np.ndarray | Compressed, Packing | None]]
 """Channel -> (frame, row, column), and how it is packed."""
 Found = tuple[str, Item]
@@ -127,13 +131,23 @@ def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> tuple[xr.Dataset,
 @contextmanager
 def one_core_each() -> Iterator[None]:
     """Keeps OpenCV from dividing single frames between cores: its threads wait for work by spinning, which costs more
-    than the work."""
+    than the work. What a frame took is kept for the next."""
+    _keep_memory()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         yield
     finally:
         cv2.setNumThreads(threads)
+
+
+@cache
+def _keep_memory() -> None:
+    """To get the same pages from the system again for every frame costs as much as to fill them, and threads wait for
+    each other meanwhile."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library, which has its own ways
+        for option, size in KEPT.items():
+            ctypes.CDLL(None).mallopt(option, size)
 
 
 def together(prepared: Sequence[Prepared], size: int, *, limit: int | None = None) -> int:

@@ -189,6 +189,8 @@ def box(operations: Path) -> Iterator[Box]:
         process = subprocess.Popen(arguments, stdout=log, stderr=log)
     try:
         wait_for(lambda: up.answers(started.api), seconds=120, what="a Prefect server", log=started.log)
+        with temporary_settings({PREFECT_API_URL: started.api}):
+            wait_for(lambda: len(up._known()) >= len(TABLE), seconds=120, what="table of deployments", log=started.log)
         yield started
     finally:
         process.send_signal(signal.SIGTERM)
@@ -215,6 +217,7 @@ def _prefect(box: Box, command: str) -> str:
 
 @pytest.mark.prefect
 @pytest.mark.slow
+@pytest.mark.xdist_group("box")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 class TestBox:
     @pytest.fixture(autouse=True)
@@ -251,8 +254,8 @@ class TestBox:
         assert fault in refused.value.stdout + refused.value.stderr
 
     def test_run_by_name(self) -> None:
-        known = "backfill, benchmark, cycle, finetune-gs2pm, .*train-convlstm"
-        with pytest.raises(up.UpError, match=f"No deployment 'train-nix'; known: {known}"):
+        known = ", ".join(sorted(row.flow for row in TABLE))
+        with pytest.raises(up.UpError, match=rf"No deployment 'train-nix'; known: {known}\.$"):
             up.run_deployment_by_name("train-nix")
         assert up.run_deployment_by_name("cycle").deployment_id
 
