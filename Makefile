@@ -3,7 +3,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # One process per core, with one thread each: otherwise they wait for each other.
-TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto
+TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
 
 .PHONY: demo test test-slow check bench clean
 

@@ -420,7 +420,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(0, 4), (2, 2)])
+@pytest.mark.parametrize(("workers", "kills"), [(0, 2), (2, 1)])
 def test_what_was_killed_goes_on(source: Source, tmp_path: Path, workers: int, kills: int) -> None:
     """kill -9 at random moments, then the same command to its end."""
     (tmp_path / "convert.py").write_text(CONVERT)
@@ -441,7 +441,7 @@ def test_what_was_killed_goes_on(source: Source, tmp_path: Path, workers: int, k
     for turn in range(kills):
         shutil.rmtree(tmp_path / "store")
         run(rng.uniform(0.1, 0.95) * whole)
-        if turn % 2:
+        if not turn % 2:  # and what was half mended is killed once more
             run(rng.uniform(0.1, 0.95) * whole)
         run(None)
         same(tmp_path / "store", source[2])
