@@ -17,10 +17,12 @@ from torch.nn.grad import conv2d_input
 
 
 def is_frozen(layer: nn.Module, x: Tensor) -> bool:
-    """True where a gradient runs through the layer and not into it, in plain precision and without a compiler."""
+    """True where a gradient runs through the layer and not into it; without a compiler, and in mixed precision on the
+    CPU alone, whose normalisations take both kinds of numbers."""
     if not (torch.is_grad_enabled() and x.requires_grad) or any(weight.requires_grad for weight in layer.parameters()):
         return False
-    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+    mixed = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
+    return not (torch.compiler.is_compiling() or mixed)
 
 
 def convolve(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return conv2d_input(ctx.size, weight, grad, *ctx.how), None, None, None, None
+        return conv2d_input(ctx.size, weight.to(grad.dtype), grad, *ctx.how), None, None, None, None
 
 
 class _GroupSiLU(torch.autograd.Function):
@@ -69,7 +71,7 @@ class _GroupSiLU(torch.autograd.Function):
         gain = each * scale[:, :, None]
         shift = bias.view(1, ctx.groups, -1) - gain * mean[:, :, None]
         normed = torch.addcmul(shift.reshape(*x.shape[:2], 1, 1), x, gain.reshape(*x.shape[:2], 1, 1))
-        grad = torch.ops.aten.silu_backward(grad, normed)
+        grad = torch.ops.aten.silu_backward(grad, normed.to(grad.dtype)).to(x.dtype)
         wanted = [True, False, False]
         of_x = torch.ops.aten.native_group_norm_backward(grad, x, mean, scale, weight, *_sizes(x), ctx.groups, wanted)[
             0
