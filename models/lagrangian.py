@@ -8,7 +8,9 @@ along the motion in turn. Lagrangian coordinates in networks: Ritvanen et al. (2
 Probabilities of levels, because one best value is a blur: Sonderby et al. (2020), arXiv:2003.12140.
 
 ``forward`` has to give one field. It reaches a level where that raises the critical success index of the whole field
-that the probabilities promise; between two levels it is the mean that they give, and below the lowest it is dry.
+that the probabilities promise; between two levels it is the mean that they give, and below the lowest it is dry. The
+highest levels are so scarce in training that their probabilities alone rank places worse than the rain that comes there
+does: both together do, and such a level is forecast over an area like that over which it is reached now.
 
 Shape letters: B batch, T time, C channel, N batch x channels, L lead times, K levels, F features, H height, W width.
 """
@@ -40,6 +42,9 @@ LEVELS = tuple(math.log(0.999 * rate / 0.05) / SPAN for rate in (0.1, 0.5, 1, 2,
 IMPORTANCE = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0, 20.0, 30.0)
 """Of the cross-entropy of each level in training: about as rare as heavy rain is, so that it counts."""
 
+SCARCE = 3
+"""The first of them, 2 mm/h, that is too scarce in training for its probability alone to rank places."""
+
 SCALES = 7
 """Resolutions at which the linear part sees a frame: the full one, a half, a quarter, ..."""
 
@@ -69,11 +74,14 @@ ROUNDS = 6
 BIAS = 1.25
 """Largest area over which a level is forecast, in areas over which it is expected."""
 
+SCARCE_BIAS = 3.0
+"""The same for scarce levels, whose areas are expected less surely."""
+
 GROWTH = 1.25
 """Largest area over which a level is forecast, in areas over which it is reached now."""
 
-HALVINGS = 12
-"""Of the interval that a probability is sought in."""
+EXTREME, HALVINGS = 16.0, 14
+"""The largest logit that is sought, and how often the interval is halved."""
 
 SAMPLED = 2
 """Every so manieth row and column is looked at for the critical success index of a field."""
@@ -93,6 +101,7 @@ class Lagrangian(Nowcaster):
         blocks: ConvNeXt blocks at each of them on the way down, and as many on the way up.
         levels: Intensities on the scale of the input, ascending.
         importance: Weight of each level in the loss.
+        scarce: The level from which on they are too scarce in training to rank places by their probabilities alone.
         span: Natural logarithm of the ratio of the rates at 1 and at 0 of the scale, if that is one of decibels: means
             are taken of rates; 0 for a linear scale.
 
@@ -103,7 +112,7 @@ class Lagrangian(Nowcaster):
     PAPER = "this project; Ritvanen et al. (2023), doi:10.1109/JSTARS.2023.3238016"
     SIZES: ClassVar[dict[str, dict[str, object]]] = {
         "small": {},
-        "debug": {"widths": (4, 8), "blocks": 1, "levels": (0.2, 0.4, 0.6), "importance": (1, 1, 1)},
+        "debug": {"widths": (4, 8), "blocks": 1, "levels": (0.2, 0.4, 0.6), "importance": (1, 1, 1), "scarce": 2},
     }
     free_lengths: ClassVar[bool] = False
     handles_missing: ClassVar[bool] = True
@@ -112,13 +121,13 @@ class Lagrangian(Nowcaster):
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (48, 96, 128, 160),
                  blocks: int = 2, levels: Sequence[float] = LEVELS, importance: Sequence[float] = IMPORTANCE,
-                 span: float = SPAN) -> None:  # fmt: skip
+                 scarce: int = SCARCE, span: float = SPAN) -> None:  # fmt: skip
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if len(levels) < 2 or any(low >= high for low, high in pairwise(levels)):
             raise ValueError(f"levels must be two or more and ascend, got {tuple(levels)}.")
         if len(importance) != len(levels):
             raise ValueError(f"importance needs a weight for each of {len(levels)} levels, got {tuple(importance)}.")
-        self.importance, self.span = tuple(importance), span
+        self.importance, self.scarce, self.span = tuple(importance), scarce, span
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         maps = out_steps * len(levels)
         self.linear = nn.Conv2d(in_steps * SCALES + len(levels) * NEAR_SCALES + 1, maps, 1, bias=False)
@@ -139,22 +148,25 @@ class Lagrangian(Nowcaster):
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         newest_NHW = past_BTCHW[:, -1].flatten(0, 1)
-        field_NLHW = self.field(*self.exceedance(past_BTCHW), newest_NHW)
+        chance_NLKHW, known_NLHW, coming_NLHW = self.exceedance(past_BTCHW)
+        field_NLHW = self.field(chance_NLKHW, known_NLHW, newest_NHW, coming_NLHW)
         return field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
 
     # --- probabilities ---
 
-    def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each level to be reached, NLKHW, not rising with the level; and where it is known, NLHW."""
+    def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probability of each level to be reached, NLKHW, not rising with the level; where it is known, NLHW; and the
+        newest frame as it would come, NLHW."""
         leads_L = torch.arange(self.out_steps, device=past_BTCHW.device)
-        logits_NLKHW, known_NLHW = self.logits(past_BTCHW, leads_L)
+        logits_NLKHW, known_NLHW, coming_NLHW = self.logits(past_BTCHW, leads_L)
         falling = [logits_NLKHW[:, :, 0]]
         for logits_NLHW in logits_NLKHW.unbind(2)[1:]:
             falling.append(logits_NLHW.minimum(falling[-1]))
-        return torch.stack(falling, dim=2).sigmoid(), known_NLHW
+        return torch.stack(falling, dim=2).sigmoid(), known_NLHW, coming_NLHW
 
-    def logits(self, past_BTCHW: Tensor, leads_L: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits NLKHW of some lead times, counted from 0, and where they are known, NLHW."""
+    def logits(self, past_BTCHW: Tensor, leads_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits NLKHW of some lead times, counted from 0; where they are known, NLHW; and the newest frame carried
+        there, NLHW."""
         check_past(past_BTCHW, self)
         frames_NTHW = past_BTCHW.transpose(1, 2).flatten(0, 1)
         ways_NTHW2 = trajectories(frames_NTHW, max(self.out_steps, self.in_steps - 1))
@@ -164,7 +176,8 @@ class Lagrangian(Nowcaster):
         ahead = ways_NTHW2.index_select(1, leads_L).unbind(1)
         carried = [carry(maps, way) for maps, way in zip(maps_NLKHW.unbind(1), ahead, strict=True)]
         reached = [carry(known_N1HW, way, outside="zeros") for way in ahead]
-        return torch.stack(carried, dim=1), torch.cat(reached, dim=1) >= 0.5
+        coming = [carry(aligned_NTHW[:, :1], way) for way in ahead]
+        return torch.stack(carried, dim=1), torch.cat(reached, dim=1) >= 0.5, torch.cat(coming, dim=1)
 
     def aligned(self, frames_NTHW: Tensor, ways_NTHW2: Tensor) -> Tensor:
         """Past frames where their rain is now, newest first; 0 where nothing is known."""
@@ -194,21 +207,33 @@ class Lagrangian(Nowcaster):
 
     # --- one field ---
 
-    def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor) -> Tensor:
+    def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor, coming_NLHW: Tensor) -> Tensor:
         """The field NLHW that ``forward`` gives, NaN where nothing is known."""
-        reached_NKHW = newest_NHW[:, None] >= self.levels.view(1, -1, 1, 1)
-        now_NK11, all_N111 = (
-            part.sum((-2, -1), keepdim=True) for part in (reached_NKHW, newest_NHW[:, None].isfinite())
-        )
-        share_NK11 = GROWTH * now_NK11 / all_N111.clamp(min=1)
-        cut_NLK11 = worth_a_hit(chance_NLKHW, known_NLHW, share_NK11[:, None])
         rates_K, mean_NLHW = self.rate(self.levels), self.mean(chance_NLKHW)
         made = torch.zeros_like(mean_NLHW)  # what does not reach the lowest level is dry
         ends_K = torch.cat([rates_K[1:], rates_K.new_tensor([math.inf])])
-        for level, (low, high) in enumerate(zip(rates_K, ends_K, strict=True)):
-            within = mean_NLHW.clamp(low * ABOVE, high * BELOW)
-            made = torch.where(chance_NLKHW[:, :, level] >= cut_NLK11[:, :, level], within, made)
+        reached_NKLHW = self._reached(chance_NLKHW, known_NLHW, newest_NHW, coming_NLHW)
+        for reached_NLHW, low, high in zip(reached_NKLHW, rates_K, ends_K, strict=True):
+            made = torch.where(reached_NLHW, mean_NLHW.clamp(low * ABOVE, high * BELOW), made)
         return self.scaled(made).masked_fill(~known_NLHW, torch.nan)
+
+    def _reached(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor,
+                 coming_NLHW: Tensor) -> Iterator[Tensor]:  # fmt: skip
+        """Where each level is forecast, NLHW."""
+        now_NKHW = newest_NHW[:, None] >= self.levels.view(1, -1, 1, 1)
+        seen_N111 = newest_NHW[:, None].isfinite().sum((-2, -1), keepdim=True).clamp(min=1)
+        share_N1K11 = GROWTH * (now_NKHW.sum((-2, -1), keepdim=True) / seen_N111)[:, None]
+        plenty = chance_NLKHW[:, :, : self.scarce]
+        cut_NLK11 = worth_a_hit(plenty, known_NLHW, share_N1K11[:, :, : self.scarce])
+        yield from (plenty >= cut_NLK11).unbind(2)
+        coming = self.rate(coming_NLHW)
+        for level in range(self.scarce, len(self.levels)):
+            # odds times the rate that would come, in rates of the level
+            odds, others = chance_NLKHW[:, :, level] * coming, (1 - chance_NLKHW[:, :, level])
+            rank_NLHW = odds / (odds + others * self.rate(self.levels[level]))
+            area_NL11 = share_N1K11[:, :, level] * known_NLHW.sum((-2, -1), keepdim=True)
+            expected_NL11 = (chance_NLKHW[:, :, level] * known_NLHW).sum((-2, -1), keepdim=True)
+            yield rank_NLHW >= cut_of_area(rank_NLHW * known_NLHW, area_NL11.minimum(SCARCE_BIAS * expected_NL11))
 
     def mean(self, chance_NLKHW: Tensor) -> Tensor:
         """Mean rate NLHW of the distributions: the integral of the probabilities, by the trapezoidal rule."""
@@ -235,7 +260,7 @@ class Lagrangian(Nowcaster):
         count = -(-self.out_steps // LEADS_PER_STEP)
         leads_L = torch.randperm(self.out_steps, device=past_BTCHW.device)[:count].sort().values
         past_BTCHW, future_BTCHW = _stronger(past_BTCHW, future_BTCHW)
-        logits_NLKHW, known_NLHW = self.logits(past_BTCHW, leads_L)
+        logits_NLKHW, known_NLHW, _ = self.logits(past_BTCHW, leads_L)
         truth, weight = (part.transpose(1, 2).flatten(0, 1)[:, leads_L] for part in (future_BTCHW, weight_BTCHW))
         weight = weight * known_NLHW
         loss = truth.new_zeros(())
@@ -246,7 +271,7 @@ class Lagrangian(Nowcaster):
         return loss
 
     def _loss_of_mean(self, past_BTCHW: Tensor, future_BTCHW: Tensor, weight_BTCHW: Tensor) -> Tensor:
-        chance_NLKHW, known_NLHW = self.exceedance(past_BTCHW)
+        chance_NLKHW, known_NLHW, _ = self.exceedance(past_BTCHW)
         mean, known = (part.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
                        for part in (self.scaled(self.mean(chance_NLKHW)), known_NLHW))  # fmt: skip
         return self.compare(mean, future_BTCHW, weight_BTCHW * known)
@@ -319,17 +344,17 @@ def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, share_N1K11: Tensor, *
         index = hits / (area + expected - hits).clamp(min=1e-6)
         cut = index / (1 + index)
     most = share_N1K11 * known.sum((-2, -1), keepdim=True)
-    return cut.maximum(_cut_of_area(chance, most.minimum(bias * expected)))
+    return cut.maximum(cut_of_area(chance, most.minimum(bias * expected)))
 
 
-def _cut_of_area(chance_NLKHW: Tensor, area_NLK11: Tensor) -> Tensor:
-    """Least probability that no more than so many pixels reach; NLK11, by bisection."""
-    low, high = torch.zeros_like(area_NLK11), torch.ones_like(area_NLK11) * 1.001
+def cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
+    """Least probability that no more than so many pixels (..., 1, 1) reach, by bisection of its logit."""
+    low, high = torch.full_like(area, -EXTREME), torch.full_like(area, EXTREME)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        many = (chance_NLKHW >= middle).sum((-2, -1), keepdim=True) > area_NLK11
+        many = (chance >= middle.sigmoid()).sum((-2, -1), keepdim=True) > area
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-    return high.masked_fill(area_NLK11 < 1, math.inf)  # not even where nobody looked
+    return high.sigmoid().masked_fill(area < 1, math.inf)  # not even where nobody looked
 
 
 def _scales(x_NCHW: Tensor, count: int) -> Iterator[Tensor]:
