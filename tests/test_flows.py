@@ -234,7 +234,7 @@ def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
 # --- with a server --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")  # what it leaves behind is collected before any other test
 def server() -> Iterator[None]:
     # A flow run waits for its heartbeat thread to tick: a second each.
     with (
