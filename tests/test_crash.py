@@ -19,7 +19,7 @@ from nowcast import cube, cycle, ingest, store
 from nowcast.config import Operations
 
 FRAMES = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-KILLS = 12
+KILLS = 8
 WORKER = """
 import sys
 from nowcast import cycle

@@ -248,6 +248,7 @@ def server() -> Iterator[None]:
 
 
 @pytest.mark.prefect
+@pytest.mark.xdist_group("runs")
 @pytest.mark.usefixtures("server")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 class TestRuns:

@@ -10,7 +10,7 @@ import pytest
 
 from nowcast.readers import READERS
 
-ROUNDS = 150
+ROUNDS = 100
 LIMIT = 300
 """Seconds for all of them."""
 

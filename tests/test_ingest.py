@@ -420,7 +420,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(0, 2), (2, 1)])
+@pytest.mark.parametrize(("source", "workers", "kills"), [("feed", 0, 2), ("clips", 0, 1), ("events", 2, 2)],
+                         indirect=["source"])  # fmt: skip
 def test_what_was_killed_goes_on(source: Source, tmp_path: Path, workers: int, kills: int) -> None:
     """kill -9 at random moments, then the same command to its end."""
     (tmp_path / "convert.py").write_text(CONVERT)
