@@ -228,12 +228,14 @@ class Lagrangian(Nowcaster):
         yield from (plenty >= cut_NLK11).unbind(2)
         coming = self.rate(coming_NLHW)
         for level in range(self.scarce, len(self.levels)):
-            # odds times the rate that would come, in rates of the level
-            odds, others = chance_NLKHW[:, :, level] * coming, (1 - chance_NLKHW[:, :, level])
+            chance_NLHW = chance_NLKHW[:, :, level] * known_NLHW
+            odds, others = (
+                chance_NLHW * coming,
+                1 - chance_NLHW,
+            )  # times the rate that would come, in rates of the level
             rank_NLHW = odds / (odds + others * self.rate(self.levels[level]))
-            area_NL11 = share_N1K11[:, :, level] * known_NLHW.sum((-2, -1), keepdim=True)
-            expected_NL11 = (chance_NLKHW[:, :, level] * known_NLHW).sum((-2, -1), keepdim=True)
-            yield rank_NLHW >= cut_of_area(rank_NLHW * known_NLHW, area_NL11.minimum(SCARCE_BIAS * expected_NL11))
+            most_NL11 = _largest_area(chance_NLHW, known_NLHW, share_N1K11[:, :, level], SCARCE_BIAS)
+            yield rank_NLHW >= _cut_of_area(rank_NLHW, most_NL11)
 
     def mean(self, chance_NLKHW: Tensor) -> Tensor:
         """Mean rate NLHW of the distributions: the integral of the probabilities, by the trapezoidal rule."""
@@ -343,11 +345,16 @@ def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, share_N1K11: Tensor, *
         hits, area = (chance * over).sum((-2, -1), keepdim=True), over.sum((-2, -1), keepdim=True)
         index = hits / (area + expected - hits).clamp(min=1e-6)
         cut = index / (1 + index)
-    most = share_N1K11 * known.sum((-2, -1), keepdim=True)
-    return cut.maximum(cut_of_area(chance, most.minimum(bias * expected)))
+    return cut.maximum(_cut_of_area(chance, _largest_area(chance, known, share_N1K11, bias)))
 
 
-def cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
+def _largest_area(chance: Tensor, known: Tensor, share: Tensor, bias: float) -> Tensor:
+    """Pixels (..., 1, 1) that may be forecast: a share of those known, and ``bias`` times those expected. Probabilities
+    are 0 where nothing is known."""
+    return (share * known.sum((-2, -1), keepdim=True)).minimum(bias * chance.sum((-2, -1), keepdim=True))
+
+
+def _cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
     """Least probability that no more than so many pixels (..., 1, 1) reach, by bisection of its logit."""
     low, high = torch.full_like(area, -EXTREME), torch.full_like(area, EXTREME)
     for _ in range(HALVINGS):
@@ -376,11 +383,16 @@ def _padded(x_NCHW: Tensor, multiple: int) -> Tensor:
 
 
 def _stronger(*parts: Tensor) -> Iterator[Tensor]:
-    """The same rain as if there was more or less of it."""
+    """Half of the samples as if there was more or less of their rain."""
     low, high = STRONGER
     more, chosen = torch.rand(2, len(parts[0]), 1, 1, 1, 1).to(parts[0])
     more = (low + (high - low) * more) * (chosen < 0.5)
-    return (torch.where(part > 0, (part + more).clamp(0, 1), part) for part in parts)
+    return (stronger(part, more) for part in parts)
+
+
+def stronger(scaled: Tensor, more: Tensor | float) -> Tensor:
+    """The same rain, with so much added on the scale; what is dry stays dry."""
+    return torch.where(scaled > 0, (scaled + more).clamp(0, 1), scaled)
 
 
 def carry(maps_NCHW: Tensor, way_NHW2: Tensor, *, outside: Literal["border", "zeros"] = "border") -> Tensor:

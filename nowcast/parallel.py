@@ -24,6 +24,8 @@ BATCHES_AHEAD = 2
 PARTS = 2
 """Of a batch that every worker reads: while one is read, what was read before it waits to be written."""
 CONNECT_SECONDS = 10
+Reading = tuple[Any, Any]
+"""Futures of items with their pixels, which stay in the worker, and without."""
 
 
 @contextmanager
@@ -68,10 +70,6 @@ def in_parallel(found: list[Found], inspect: Inspect, taking: Taking, client: An
         for one in written:
             report(one.item)
         size = together(written, size)
-
-
-Reading = tuple[Any, Any]
-"""Futures of items with their pixels, which stay in the worker, and without."""
 
 
 def _reading(part: list[Found], inspect: Inspect, client: Any) -> Reading:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.lagrangian import Lagrangian, carry, trajectories
+from models.lagrangian import Lagrangian, carry, stronger, trajectories
 from nowcast import checkpoint
 from nowcast.config import Recipe
 from nowcast.windows import Batch, Windows
@@ -77,9 +77,7 @@ def _windows(recipe: Recipe) -> Iterator[Batch]:
         for window in range(len(windows)):
             batch = windows[window, 0]
             for more in STRONGER:
-                rain = {key: torch.where(batch[key] > 0, (batch[key] + more).clamp(0, 1), batch[key])
-                        for key in ("past", "future")}  # fmt: skip
-                yield rain | {"mask": batch["mask"]}
+                yield {key: stronger(batch[key], more) for key in ("past", "future")} | {"mask": batch["mask"]}
 
 
 @torch.inference_mode()
