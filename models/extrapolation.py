@@ -9,7 +9,6 @@ doi:10.1175/1520-0493(2002)130<2859:SDOTPO>2.0.CO;2).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -18,17 +17,21 @@ from torch import Tensor
 
 from models.nowcaster import Nowcaster, check_past
 
-PAIRS = 3
-"""Pairs of frames whose motion is averaged; more add age, fewer add noise."""
+AGES = 3
+"""Earlier frames from each of which the newest is tracked: rain that has come far tells its motion best, rain that has
+changed since does not tell it at all."""
 
-AGEING = 0.5
-"""Weight of a pair relative to the next newer one."""
+STRAY = 0.5
+"""Coarse pixels between a place and where tracking there and back again ends, that make a vector doubtful."""
 
 REDUCTION = 4
 """Pixels per side of one coarse pixel, in which motion is estimated and trajectories are traced."""
 
-SMOOTHING = 2.5
+SMOOTHING = 1.5
 """Standard deviation of the smoothing of motion, in coarse pixels."""
+
+FILLING = 1.25
+"""The same of what fills missing parts of a frame."""
 
 SMALLEST = 32
 """Coarse pixels per side that optical flow needs; smaller frames are reduced less, or extended."""
@@ -77,7 +80,7 @@ def motion(frames_THW: np.ndarray) -> np.ndarray:
         float32 (2, H, W) in pixels per step: [0] towards higher columns, [1] towards higher rows.
         Zero if nothing can be tracked: one frame, no rain, no data.
     """
-    frames = np.asarray(frames_THW, np.float32)[-PAIRS - 1 :]
+    frames = np.asarray(frames_THW, np.float32)[-AGES - 1 :]
     height, width = frames.shape[1:]
     coarse = [_reduce(frame) for frame in frames]
     peak = max(image.max() for image, _ in coarse)
@@ -132,28 +135,38 @@ def _reduce(frame_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known = np.isfinite(frame_HW)
     filled = cv2.merge([np.where(known, np.maximum(frame_HW, 0), 0), known.astype(np.float32)])
     total, share = cv2.split(cv2.resize(filled, (columns, rows), interpolation=cv2.INTER_AREA))
-    total_around, share_around = (cv2.GaussianBlur(part, (0, 0), SMOOTHING / 2) for part in (total, share))
+    total_around, share_around = (cv2.GaussianBlur(part, (0, 0), FILLING) for part in (total, share))
     return total + (1 - share) * total_around / np.maximum(share_around, 1e-6), share_around
 
 
 def _track(coarse: list[tuple[np.ndarray, np.ndarray]], *, peak: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sum over the pairs of motion times weight (h, w, 2) and sum of the weights (h, w), in coarse pixels.
+    """Sum over the earlier frames of motion times weight (h, w, 2) and sum of the weights (h, w), in coarse pixels.
 
-    Tracked from the newer frame back to the older one, so that a vector lies where the rain is now. Weights are
-    the gradient of the newer frame, as only edges show motion, and fall where data are missing.
+    Tracked from the newest frame back, so that a vector lies where the rain is now. Weights are the slope of the newest
+    frame, as only edges show motion. They grow with the square of the age, since errors in place do not, and fall where
+    data are missing or tracking forth from there leads elsewhere: that rain is new, or another.
     """
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    flow.setFinestScale(0)
-    rows, columns = coarse[0][0].shape
-    momentum, weights = np.zeros((rows, columns, 2), np.float32), np.zeros((rows, columns), np.float32)
-    for (before, known_before), (image, known) in pairwise(coarse):
-        backward = flow.calc(_bytes(image, peak=peak), _bytes(before, peak=peak), NONE)[:rows, :columns]
-        # Not cv2.magnitude: its last bit depends on where the array lies in memory, and runs must repeat bit for bit.
-        slope = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
-        weight = slope * (known_before * known) ** 4
-        momentum = AGEING * momentum - backward * weight[..., None]
-        weights = AGEING * weights + weight
+    image, known = coarse[-1]
+    now, here = _bytes(image, peak=peak), _positions(*image.shape)
+    # Not cv2.magnitude: its last bit depends on where the array lies in memory, and runs must repeat bit for bit.
+    slope = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
+    momentum, weights = np.zeros((*image.shape, 2), np.float32), np.zeros(image.shape, np.float32)
+    for age, (before, known_before) in enumerate(coarse[-2::-1], start=1):
+        then = _bytes(before, peak=peak)
+        backward, forward = _flow(now, then, image.shape), _flow(then, now, image.shape)
+        returned = cv2.remap(forward, here + backward, NONE, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        stray = np.square(backward + returned).sum(axis=-1) / STRAY**2
+        weight = age**2 * slope * (known_before * known) ** 4 * np.exp(-stray)
+        momentum -= backward / age * weight[..., None]
+        weights += weight
     return momentum, weights
+
+
+def _flow(image: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where each pixel of one image is in the other, (h, w, 2) in pixels."""
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setFinestScale(0)
+    return search.calc(image, other, NONE)[: shape[0], : shape[1]]
 
 
 def _bytes(image: np.ndarray, *, peak: float) -> np.ndarray:
