@@ -2,15 +2,13 @@
 
 The past frames are carried along their motion to where their rain is now. Two parts look at them there and say for
 every pixel, lead time and level of a ladder of intensities how likely the level is reached: a linear one, which sees
-every frame at many scales, because small scales live shorter (Seed, 2003, see ``sprog``), and a U-Net of ConvNeXt
-blocks (Liu et al., 2022, arXiv:2201.03545) for all that is not linear. The maps of each lead time are then carried
-along the motion in turn. Lagrangian coordinates in networks: Ritvanen et al. (2023), doi:10.1109/JSTARS.2023.3238016.
-Probabilities of levels, because one best value is a blur: Sonderby et al. (2020), arXiv:2003.12140.
+every frame at many scales and what their fading leaves of each (see ``fading``), and a U-Net of ConvNeXt blocks (Liu
+et al., 2022, arXiv:2201.03545) for all that is not linear. The maps of each lead time are then carried along the motion
+in turn. Lagrangian coordinates in networks: Ritvanen et al. (2023), doi:10.1109/JSTARS.2023.3238016. Probabilities of
+levels, because one best value is a blur: Sonderby et al. (2020), arXiv:2003.12140.
 
 ``forward`` has to give one field. It reaches a level where that raises the critical success index of the whole field
-that the probabilities promise; between two levels it is the mean that they give, and below the lowest it is dry. The
-highest levels are so scarce in training that their probabilities alone rank places worse than the rain that comes there
-does: both together do, and such a level is forecast over an area like that over which it is reached now.
+that the probabilities promise; between two levels it is the mean that they give, and below the lowest it is dry.
 
 Shape letters: B batch, T time, C channel, N batch x channels, L lead times, K levels, F features, H height, W width.
 """
@@ -30,6 +28,7 @@ from torch.nn import functional
 
 from models.blocks import channels_last
 from models.extrapolation import coarse_shape, displacements, motion
+from models.fading import Fading, padded, scales
 from models.losses import weighted_mean
 from models.nowcaster import Nowcaster, check_past
 
@@ -42,21 +41,22 @@ LEVELS = tuple(math.log(0.999 * rate / 0.05) / SPAN for rate in (0.1, 0.5, 1, 2,
 IMPORTANCE = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0, 20.0, 30.0)
 """Of the cross-entropy of each level in training: about as rare as heavy rain is, so that it counts."""
 
-SCARCE = 3
-"""The first of them, 2 mm/h, that is too scarce in training for its probability alone to rank places."""
-
 SCALES = 7
 """Resolutions at which the linear part sees a frame: the full one, a half, a quarter, ..."""
 
 NEAR_SCALES = 5
 """Of them, those at which it sees where the newest frame reaches a level."""
 
-FINE, ROUGH, REACHED, ONE = 0.016, 0.06, 2.5, 0.1
-"""What the linear part sees is divided by these, so that its weights are learnt at the rate of the others: differences
-between scales, the coarsest one, and what reaches a level (beside that); and its constant."""
+FINE, ROUGH, REACHED, ONE = 0.16, 0.6, 25.0, 1.0
+"""What the linear part sees is divided by these: differences between scales, the coarsest one, and what reaches a level
+(beside that); and its constant. It becomes a tenth of what the U-Net sees, so its weights, which are fitted before (see
+``nowcast.linear``), change slowly as that learns."""
 
 SURE = 20.0
 """Logit per unit of the scale that the linear part begins with."""
+
+PREVIEWS = 3
+"""Lead times of whose faded field the U-Net is shown: all, a half, a quarter, ... of the longest."""
 
 FOLD = 2
 """Pixels per side that share the finest features of the U-Net, for a quarter of the cost."""
@@ -73,9 +73,6 @@ ROUNDS = 6
 
 BIAS = 1.25
 """Largest area over which a level is forecast, in areas over which it is expected."""
-
-SCARCE_BIAS = 3.0
-"""The same for scarce levels, whose areas are expected less surely."""
 
 GROWTH = 1.25
 """Largest area over which a level is forecast, in areas over which it is reached now."""
@@ -101,7 +98,6 @@ class Lagrangian(Nowcaster):
         blocks: ConvNeXt blocks at each of them on the way down, and as many on the way up.
         levels: Intensities on the scale of the input, ascending.
         importance: Weight of each level in the loss.
-        scarce: The level from which on they are too scarce in training to rank places by their probabilities alone.
         span: Natural logarithm of the ratio of the rates at 1 and at 0 of the scale, if that is one of decibels: means
             are taken of rates; 0 for a linear scale.
 
@@ -112,7 +108,7 @@ class Lagrangian(Nowcaster):
     PAPER = "this project; Ritvanen et al. (2023), doi:10.1109/JSTARS.2023.3238016"
     SIZES: ClassVar[dict[str, dict[str, object]]] = {
         "small": {},
-        "debug": {"widths": (4, 8), "blocks": 1, "levels": (0.2, 0.4, 0.6), "importance": (1, 1, 1), "scarce": 2},
+        "debug": {"widths": (4, 8), "blocks": 1, "levels": (0.2, 0.4, 0.6), "importance": (1, 1, 1)},
     }
     free_lengths: ClassVar[bool] = False
     handles_missing: ClassVar[bool] = True
@@ -121,63 +117,55 @@ class Lagrangian(Nowcaster):
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (48, 96, 128, 160),
                  blocks: int = 2, levels: Sequence[float] = LEVELS, importance: Sequence[float] = IMPORTANCE,
-                 scarce: int = SCARCE, span: float = SPAN) -> None:  # fmt: skip
+                 span: float = SPAN) -> None:  # fmt: skip
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if len(levels) < 2 or any(low >= high for low, high in pairwise(levels)):
             raise ValueError(f"levels must be two or more and ascend, got {tuple(levels)}.")
         if len(importance) != len(levels):
             raise ValueError(f"importance needs a weight for each of {len(levels)} levels, got {tuple(importance)}.")
-        self.importance, self.scarce, self.span = tuple(importance), scarce, span
+        self.importance, self.span = tuple(importance), span
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         maps = out_steps * len(levels)
-        self.linear = nn.Conv2d(in_steps * SCALES + len(levels) * NEAR_SCALES + 1, maps, 1, bias=False)
-        self._begin_with_the_newest_frame()
-        self.unet = _UNet(in_steps + 1, maps, widths=widths, blocks=blocks)
+        self.linear = nn.Conv2d(in_steps * SCALES + len(levels) * NEAR_SCALES + 1 + SCALES, maps, 1, bias=False)
+        self._begin_with_what_fading_leaves()
+        self.unet = _UNet(in_steps + 1 + PREVIEWS, maps, widths=widths, blocks=blocks)
 
-    def _begin_with_the_newest_frame(self) -> None:
-        """At first the linear part compares the newest frame with the levels: the later the smoother and less sure."""
+    def _begin_with_what_fading_leaves(self) -> None:
+        """At first the linear part compares that with the levels, the later the less sure."""
         weight_LKF = torch.zeros(self.out_steps, len(self.levels), self.linear.in_channels)
         for lead in range(self.out_steps):
-            finest = min(SCALES - 1, round(math.log2(1 + (lead + 1) / 2)))
             sureness = SURE / (1 + (lead + 1) / 8)
-            for scale in range(finest, SCALES):
-                size = ROUGH if scale == SCALES - 1 else FINE
-                weight_LKF[lead, :, scale * self.in_steps] = sureness * size
-            weight_LKF[lead, :, -1] = -sureness * self.levels * ONE
+            weight_LKF[lead, :, -SCALES:] = sureness * _sizes(SCALES)
+            weight_LKF[lead, :, -SCALES - 1] = -sureness * self.levels * ONE
         self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         newest_NHW = past_BTCHW[:, -1].flatten(0, 1)
-        chance_NLKHW, known_NLHW, coming_NLHW = self.exceedance(past_BTCHW)
-        field_NLHW = self.field(chance_NLKHW, known_NLHW, newest_NHW, coming_NLHW)
+        field_NLHW = self.field(*self.exceedance(past_BTCHW), newest_NHW)
         return field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
 
     # --- probabilities ---
 
-    def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probability of each level to be reached, NLKHW, not rising with the level; where it is known, NLHW; and the
-        newest frame as it would come, NLHW."""
+    def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability of each level to be reached, NLKHW, not rising with the level; where it is known, NLHW."""
         leads_L = torch.arange(self.out_steps, device=past_BTCHW.device)
-        logits_NLKHW, known_NLHW, coming_NLHW = self.logits(past_BTCHW, leads_L)
+        logits_NLKHW, known_NLHW = self.logits(past_BTCHW, leads_L)
         falling = [logits_NLKHW[:, :, 0]]
         for logits_NLHW in logits_NLKHW.unbind(2)[1:]:
             falling.append(logits_NLHW.minimum(falling[-1]))
-        return torch.stack(falling, dim=2).sigmoid(), known_NLHW, coming_NLHW
+        return torch.stack(falling, dim=2).sigmoid(), known_NLHW
 
-    def logits(self, past_BTCHW: Tensor, leads_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits NLKHW of some lead times, counted from 0; where they are known, NLHW; and the newest frame carried
-        there, NLHW."""
+    def logits(self, past_BTCHW: Tensor, leads_L: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits NLKHW of some lead times, counted from 0; where they are known, NLHW."""
         check_past(past_BTCHW, self)
         frames_NTHW = past_BTCHW.transpose(1, 2).flatten(0, 1)
         ways_NTHW2 = trajectories(frames_NTHW, max(self.out_steps, self.in_steps - 1))
         known_N1HW = frames_NTHW[:, -1:].isfinite().to(frames_NTHW)
-        aligned_NTHW = self.aligned(frames_NTHW, ways_NTHW2)
-        maps_NLKHW = self.maps(aligned_NTHW, known_N1HW, leads_L)
+        maps_NLKHW = self.maps(self.aligned(frames_NTHW, ways_NTHW2), known_N1HW, leads_L)
         ahead = ways_NTHW2.index_select(1, leads_L).unbind(1)
         carried = [carry(maps, way) for maps, way in zip(maps_NLKHW.unbind(1), ahead, strict=True)]
         reached = [carry(known_N1HW, way, outside="zeros") for way in ahead]
-        coming = [carry(aligned_NTHW[:, :1], way) for way in ahead]
-        return torch.stack(carried, dim=1), torch.cat(reached, dim=1) >= 0.5, torch.cat(coming, dim=1)
+        return torch.stack(carried, dim=1), torch.cat(reached, dim=1) >= 0.5
 
     def aligned(self, frames_NTHW: Tensor, ways_NTHW2: Tensor) -> Tensor:
         """Past frames where their rain is now, newest first; 0 where nothing is known."""
@@ -190,52 +178,56 @@ class Lagrangian(Nowcaster):
         """Logits NLKHW where the rain is now."""
         levels = torch.arange(len(self.levels), device=leads_L.device)
         rows = (leads_L[:, None] * len(self.levels) + levels).flatten()
-        linear = functional.conv2d(self.seen(aligned_NTHW), self.linear.weight[rows])
-        other = self.unet(torch.cat([aligned_NTHW, known_N1HW], dim=1), rows, self.segment)
-        return (linear + other).unflatten(1, (len(leads_L), -1))
+        seen_NFHW, fading = self.seen(aligned_NTHW, known_N1HW)
+        always, at_lead = self.linear.weight[rows].split([seen_NFHW.shape[1], SCALES], dim=1)
+        with torch.autocast(aligned_NTHW.device.type, enabled=False):  # sums of what nearly cancels
+            linear = functional.conv2d(seen_NFHW, always).unflatten(1, (len(leads_L), -1))
+            pairs = zip(fading.after(leads_L), at_lead.unflatten(0, (len(leads_L), -1)), strict=True)
+            faded = [functional.conv2d(self.normed(left_NKHW), weight) for left_NKHW, weight in pairs]
+        other = self.unet(self.shown(aligned_NTHW, known_N1HW, fading), rows, self.segment)
+        return linear + torch.stack(faded, dim=1) + other.unflatten(1, (len(leads_L), -1))
 
-    def seen(self, aligned_NTHW: Tensor) -> Tensor:
-        """What the linear part sees, NFHW: scales of the newest frame and of changes, of what reaches levels, and ones.
+    def seen(self, aligned_NTHW: Tensor, known_N1HW: Tensor) -> tuple[Tensor, Fading]:
+        """What the linear part sees at all lead times, NFHW: scales of the newest frame and of changes, of what reaches
+        levels, and ones. And how the scales fade, which it sees at each.
 
         Scales are differences, and so are times, since what is alike is learnt slowly.
         """
         changes = aligned_NTHW[:, :-1] - aligned_NTHW[:, 1:]
-        frames_NTHW = torch.cat([aligned_NTHW[:, :1], changes], dim=1)
+        parts_NKTHW = scales(torch.cat([aligned_NTHW[:, :1], changes], dim=1), SCALES)
+        before_NKTHW = parts_NKTHW[:, :, :1] - parts_NKTHW[:, :, 1:3].cumsum(2)
+        fading = Fading(torch.cat([parts_NKTHW[:, :, :1], before_NKTHW], dim=2), known_N1HW, self.out_steps)
         reached_NKHW = (aligned_NTHW[:, :1] >= self.levels.view(1, -1, 1, 1)).to(aligned_NTHW)
-        parts = [*_scales(frames_NTHW, SCALES), *_scales(reached_NKHW / REACHED, NEAR_SCALES)]
-        return torch.cat([*parts, torch.ones_like(aligned_NTHW[:, :1]) / ONE], dim=1)
+        parts = [self.normed(parts.transpose(1, 2)).transpose(1, 2).flatten(1, 2)
+                 for parts in (parts_NKTHW, scales(reached_NKHW / REACHED, NEAR_SCALES))]  # fmt: skip
+        return torch.cat([*parts, torch.ones_like(known_N1HW) / ONE], dim=1), fading
+
+    @staticmethod
+    def normed(parts_KHW: Tensor) -> Tensor:
+        """Scales (..., K, H, W) in units in which each varies by about a tenth."""
+        return parts_KHW / _sizes(parts_KHW.shape[-3]).to(parts_KHW)[:, None, None]
+
+    def shown(self, aligned_NTHW: Tensor, known_N1HW: Tensor, fading: Fading) -> Tensor:
+        """What the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
+        leads = [max(self.out_steps >> halvings, 1) - 1 for halvings in range(PREVIEWS)]
+        left = [left_NKHW.sum(1, keepdim=True)
+                for left_NKHW in fading.after(torch.tensor(leads, device=aligned_NTHW.device))]  # fmt: skip
+        return torch.cat([aligned_NTHW, known_N1HW, *left], dim=1)
 
     # --- one field ---
 
-    def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor, coming_NLHW: Tensor) -> Tensor:
+    def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor) -> Tensor:
         """The field NLHW that ``forward`` gives, NaN where nothing is known."""
         rates_K, mean_NLHW = self.rate(self.levels), self.mean(chance_NLKHW)
         made = torch.zeros_like(mean_NLHW)  # what does not reach the lowest level is dry
         ends_K = torch.cat([rates_K[1:], rates_K.new_tensor([math.inf])])
-        reached_NKLHW = self._reached(chance_NLKHW, known_NLHW, newest_NHW, coming_NLHW)
-        for reached_NLHW, low, high in zip(reached_NKLHW, rates_K, ends_K, strict=True):
-            made = torch.where(reached_NLHW, mean_NLHW.clamp(low * ABOVE, high * BELOW), made)
-        return self.scaled(made).masked_fill(~known_NLHW, torch.nan)
-
-    def _reached(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor,
-                 coming_NLHW: Tensor) -> Iterator[Tensor]:  # fmt: skip
-        """Where each level is forecast, NLHW."""
         now_NKHW = newest_NHW[:, None] >= self.levels.view(1, -1, 1, 1)
         seen_N111 = newest_NHW[:, None].isfinite().sum((-2, -1), keepdim=True).clamp(min=1)
         share_N1K11 = GROWTH * (now_NKHW.sum((-2, -1), keepdim=True) / seen_N111)[:, None]
-        plenty = chance_NLKHW[:, :, : self.scarce]
-        cut_NLK11 = worth_a_hit(plenty, known_NLHW, share_N1K11[:, :, : self.scarce])
-        yield from (plenty >= cut_NLK11).unbind(2)
-        coming = self.rate(coming_NLHW)
-        for level in range(self.scarce, len(self.levels)):
-            chance_NLHW = chance_NLKHW[:, :, level] * known_NLHW
-            odds, others = (
-                chance_NLHW * coming,
-                1 - chance_NLHW,
-            )  # times the rate that would come, in rates of the level
-            rank_NLHW = odds / (odds + others * self.rate(self.levels[level]))
-            most_NL11 = _largest_area(chance_NLHW, known_NLHW, share_N1K11[:, :, level], SCARCE_BIAS)
-            yield rank_NLHW >= _cut_of_area(rank_NLHW, most_NL11)
+        reached_NLKHW = chance_NLKHW >= worth_a_hit(chance_NLKHW, known_NLHW, share_N1K11)
+        for reached_NLHW, low, high in zip(reached_NLKHW.unbind(2), rates_K, ends_K, strict=True):
+            made = torch.where(reached_NLHW, mean_NLHW.clamp(low * ABOVE, high * BELOW), made)
+        return self.scaled(made).masked_fill(~known_NLHW, torch.nan)
 
     def mean(self, chance_NLKHW: Tensor) -> Tensor:
         """Mean rate NLHW of the distributions: the integral of the probabilities, by the trapezoidal rule."""
@@ -262,7 +254,7 @@ class Lagrangian(Nowcaster):
         count = -(-self.out_steps // LEADS_PER_STEP)
         leads_L = torch.randperm(self.out_steps, device=past_BTCHW.device)[:count].sort().values
         past_BTCHW, future_BTCHW = _stronger(past_BTCHW, future_BTCHW)
-        logits_NLKHW, known_NLHW, _ = self.logits(past_BTCHW, leads_L)
+        logits_NLKHW, known_NLHW = self.logits(past_BTCHW, leads_L)
         truth, weight = (part.transpose(1, 2).flatten(0, 1)[:, leads_L] for part in (future_BTCHW, weight_BTCHW))
         weight = weight * known_NLHW
         loss = truth.new_zeros(())
@@ -273,14 +265,14 @@ class Lagrangian(Nowcaster):
         return loss
 
     def _loss_of_mean(self, past_BTCHW: Tensor, future_BTCHW: Tensor, weight_BTCHW: Tensor) -> Tensor:
-        chance_NLKHW, known_NLHW, _ = self.exceedance(past_BTCHW)
+        chance_NLKHW, known_NLHW = self.exceedance(past_BTCHW)
         mean, known = (part.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
                        for part in (self.scaled(self.mean(chance_NLKHW)), known_NLHW))  # fmt: skip
         return self.compare(mean, future_BTCHW, weight_BTCHW * known)
 
 
 class _UNet(nn.Module):
-    """Logits of some maps, from frames of any size."""
+    """Logits of some maps, from frames of any size; 0 before training."""
 
     def __init__(self, inputs: int, outputs: int, *, widths: Sequence[int], blocks: int) -> None:
         super().__init__()
@@ -291,12 +283,12 @@ class _UNet(nn.Module):
         self.join = nn.ModuleList(nn.Conv2d(fine + coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(_stage(width, blocks) for width in widths[:-1])
         self.norm = nn.LayerNorm(widths[0])
-        self.head = nn.Parameter(torch.randn(outputs, FOLD**2, widths[0], 1, 1) * 0.02)
+        self.head = nn.Parameter(torch.zeros(outputs, FOLD**2, widths[0], 1, 1))
 
     def forward(self, x: Tensor, rows: Tensor, segment: Callable[..., Any]) -> Tensor:
         """(N, inputs, H, W) -> (N, rows, H, W)."""
         height, width = x.shape[-2:]
-        x = self.stem(channels_last(functional.pixel_unshuffle(_padded(x, self.multiple), FOLD)))
+        x = self.stem(channels_last(functional.pixel_unshuffle(padded(x, self.multiple), FOLD)))
         skips = []
         for level, stage in enumerate(self.down):
             x = segment(stage, self.reduce[level - 1](x) if level else x)
@@ -345,13 +337,7 @@ def worth_a_hit(chance_NLKHW: Tensor, known_NLHW: Tensor, share_N1K11: Tensor, *
         hits, area = (chance * over).sum((-2, -1), keepdim=True), over.sum((-2, -1), keepdim=True)
         index = hits / (area + expected - hits).clamp(min=1e-6)
         cut = index / (1 + index)
-    return cut.maximum(_cut_of_area(chance, _largest_area(chance, known, share_N1K11, bias)))
-
-
-def _largest_area(chance: Tensor, known: Tensor, share: Tensor, bias: float) -> Tensor:
-    """Pixels (..., 1, 1) that may be forecast: a share of those known, and ``bias`` times those expected. Probabilities
-    are 0 where nothing is known."""
-    return (share * known.sum((-2, -1), keepdim=True)).minimum(bias * chance.sum((-2, -1), keepdim=True))
+    return cut.maximum(_cut_of_area(chance, (share_N1K11 * known.sum((-2, -1), keepdim=True)).minimum(bias * expected)))
 
 
 def _cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
@@ -364,22 +350,9 @@ def _cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
     return high.sigmoid().masked_fill(area < 1, math.inf)  # not even where nobody looked
 
 
-def _scales(x_NCHW: Tensor, count: int) -> Iterator[Tensor]:
-    """Differences of means over squares of 1, 2, 4, ... pixels, and the last of these means."""
-    height, width = x_NCHW.shape[-2:]
-    small, fine = _padded(x_NCHW, 2 ** (count - 1)), x_NCHW
-    for halvings in range(1, count):
-        small = functional.avg_pool2d(small, 2)
-        rough = functional.interpolate(small, scale_factor=2.0**halvings, mode="bilinear")[..., :height, :width]
-        yield (fine - rough) / FINE
-        fine = rough
-    yield fine / ROUGH
-
-
-def _padded(x_NCHW: Tensor, multiple: int) -> Tensor:
-    """Sides made a multiple by repeating the edge."""
-    below, right = (-size % multiple for size in x_NCHW.shape[-2:])
-    return functional.pad(x_NCHW, (0, right, 0, below), mode="replicate") if below or right else x_NCHW
+def _sizes(count: int) -> Tensor:
+    """Of the usual values of so many scales."""
+    return torch.tensor([FINE] * (count - 1) + [ROUGH])
 
 
 def _stronger(*parts: Tensor) -> Iterator[Tensor]:

@@ -31,7 +31,7 @@ from lightning.pytorch import callbacks  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # noqa: E402
 
-from models import Nowcaster, build, loss  # noqa: E402
+from models import Nowcaster, build, loss, model_class  # noqa: E402
 from models.losses import Loss, mse  # noqa: E402
 from nowcast import __version__, checkpoint  # noqa: E402
 from nowcast.checkpoint import Card, Model  # noqa: E402
@@ -110,6 +110,13 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
         _export(recipe, folder, trainer, fitting, begin, facts)
     trainer.strategy.barrier("export")
     return folder / f"{BEST}.safetensors"
+
+
+def untrained(recipe: Recipe) -> tuple[Nowcaster, Card]:
+    """The network of a recipe before its training, and its card."""
+    recipe, begin = _resolved(recipe)
+    lightning.seed_everything(recipe.trainer.seed, verbose=False)
+    return _network(recipe, begin).eval(), _card(recipe, _data(recipe)[0], {})
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
@@ -249,8 +256,9 @@ class Reporter(callbacks.Callback):
 
 
 def _data(recipe: Recipe) -> tuple[Windows, Windows]:
-    fitting = Windows(recipe.train, recipe.windows, augment=True)
-    held_out = Windows(recipe.valid, recipe.windows, augment=False)
+    missing = model_class(recipe.model).handles_missing
+    fitting = Windows(recipe.train, recipe.windows, augment=True, missing=missing)
+    held_out = Windows(recipe.valid, recipe.windows, augment=False, missing=missing)
     check_apart(fitting.sources, held_out.sources)
     steps = fitting.step_seconds, held_out.step_seconds
     if abs(steps[0] - steps[1]) > STEP_TOLERANCE * steps[0]:

@@ -37,7 +37,8 @@ CELL = 8
 SAMPLED = 2
 """Of them every second one is looked at."""
 Batch = dict[str, Tensor]
-"""``past`` and ``future`` float32 in [0, 1], ``mask`` 1 where the future was measured; BTCHW. ``window`` B."""
+"""``past`` and ``future`` float32 in [0, 1], ``mask`` 1 where the future was measured; BTCHW. ``window`` B. What
+was not measured is 0, or NaN in the past of a network that handles it."""
 Packed = dict[str, Tensor]
 """``frames`` BTCHW as the stores keep them, or float32 in [0, 1] with NaN for no data; ``source`` B,
 the number of the table to look them up in; ``window`` B, which window it is."""
@@ -46,12 +47,16 @@ the number of the table to look them up in; ``window`` B, which window it is."""
 class Windows(Dataset):
     """All windows of some spans; drawn as (window, seed).
 
+    Args:
+        missing: Whether the past has NaN where nothing was measured, or 0.
+
     Raises:
         ConfigError: If a span has no window, or the sizes of frames and crops do not fit.
     """
 
-    def __init__(self, spans: Sequence[Span | Moving], settings: WindowSettings, *, augment: bool) -> None:
-        self.spans, self.settings, self.augment = tuple(spans), settings, augment
+    def __init__(self, spans: Sequence[Span | Moving], settings: WindowSettings, *, augment: bool,
+                 missing: bool = False) -> None:  # fmt: skip
+        self.spans, self.settings, self.augment, self.missing = tuple(spans), settings, augment, missing
         self.sources: list[Source] = [source(span, settings) for span in spans]
         self.first = np.concatenate([[0], np.cumsum([found.weights.size for found in self.sources])])
         self.floats = any(found.table is None for found in self.sources)
@@ -190,6 +195,7 @@ class Unpack(nn.Module):
     def __init__(self, windows: Windows) -> None:
         super().__init__()
         self.in_steps, self.channels = windows.settings.in_steps, windows.settings.channels
+        self.missing = windows.missing
         size = 256 if windows.dtype == np.uint8 else 2**16
         tables = torch.full((len(windows.sources), size), torch.nan)
         for row, found in zip(tables, windows.sources, strict=True):
@@ -200,15 +206,18 @@ class Unpack(nn.Module):
 
     def forward(self, packed: Packed) -> Batch:
         frames, source = packed["frames"], packed["source"]
-        future = frames[:, self.in_steps :]
+        asked = frames if self.missing else frames[:, self.in_steps :]
         if frames.is_floating_point():
-            values, mask = frames.nan_to_num(0.0), future.isfinite().float()
+            values, known = frames.nan_to_num(0.0), asked.isfinite().float()
         else:
             look = _look_up_on_cpu if frames.device.type == "cpu" else _look_up
-            values, mask = look(self.values, frames, source), look(self.known, future, source)
+            values, known = look(self.values, frames, source), look(self.known, asked, source)
         channels = max(self.channels, frames.shape[2])
-        values, mask = (part.expand(-1, -1, channels, -1, -1) for part in (values, mask))
+        values, known = (part.expand(-1, -1, channels, -1, -1) for part in (values, known))
         past, future = values[:, : self.in_steps], values[:, self.in_steps :]
+        mask = known[:, -future.shape[1] :]
+        if self.missing:
+            past = past.masked_fill(known[:, : self.in_steps] == 0, torch.nan)
         return {"past": past, "future": future, "mask": mask, "window": packed["window"]}
 
 

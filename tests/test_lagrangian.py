@@ -89,45 +89,30 @@ def test_the_mean_is_the_integral_of_the_probabilities() -> None:
 
 def test_a_field_reaches_the_levels_that_are_worth_it() -> None:
     levels = (0.2, 0.4, 0.6)
-    model = network(levels=levels, scarce=3)
+    model = network(levels=levels)
     chance = torch.rand(1, 4, 3, 16, 16).cummin(2).values
     known = torch.ones(1, 4, 16, 16, dtype=torch.bool)
     newest = torch.ones(1, 16, 16)
-    coming = newest.expand(1, 4, 16, 16)
-    field, cut = model.field(chance, known, newest, coming), worth_a_hit(chance, known, GROWTH * ALL)
+    field, cut = model.field(chance, known, newest), worth_a_hit(chance, known, GROWTH * ALL)
     for place, level in enumerate(levels):
         wanted = (chance[:, :, place:] >= cut[:, :, place:]).any(2)
         assert torch.equal(field >= level, wanted)
     known[..., 0, 0] = False
-    assert model.field(chance, known, newest, coming).isnan().sum() == 4
-    dry = model.field(chance, known, 0 * newest, 0 * coming)
+    assert model.field(chance, known, newest).isnan().sum() == 4
+    dry = model.field(chance, known, 0 * newest)
     assert dry.nan_to_num().max() < 0.2  # what is nowhere now is not forecast
 
 
-def test_scarce_levels_go_where_both_the_odds_and_the_rain_that_comes_are_high() -> None:
-    """Four pixels of 64 reach it now, so five do in the forecast: those of the highest odds times rate."""
-    model = network(levels=(1.0, 2.0, 4.0), span=0.0, scarce=2)
-    torch.manual_seed(3)
-    chance = torch.rand(1, 4, 1, 8, 8) * torch.tensor([1.0, 0.9, 0.8]).view(1, 1, 3, 1, 1)
-    coming, newest = 8 * torch.rand(1, 4, 8, 8), torch.zeros(1, 8, 8)
-    newest[0, 0, :4] = 5.0
-    field = model.field(chance, torch.ones(1, 4, 8, 8, dtype=torch.bool), newest, coming)
-    odds = chance[:, :, 2] / (1 - chance[:, :, 2])
-    best = (odds * coming).flatten(2).topk(5).indices
-    assert torch.equal((field >= 4.0).flatten(2).sum(2), torch.full((1, 4), 5))
-    assert (field.flatten(2).gather(2, best) >= 4.0).all()
-
-
 def test_probabilities_do_not_rise_with_the_level() -> None:
-    chance, known, coming = network().exceedance(torch.rand(2, 3, 1, 40, 50))
-    assert chance.shape == (2, 4, 3, 40, 50) and known.shape == coming.shape == (2, 4, 40, 50)
+    chance, known = network().exceedance(torch.rand(2, 3, 1, 40, 50))
+    assert chance.shape == (2, 4, 3, 40, 50) and known.shape == (2, 4, 40, 50)
     assert (chance.diff(dim=2) <= 0).all() and chance.min() >= 0 and chance.max() <= 1
 
 
 def test_what_nobody_expects_is_not_forecast() -> None:
     """A ten-thousandth everywhere promises a tenth of a pixel: no pixel is worth it."""
     chance, known = torch.full((1, 4, 3, 32, 32), 1e-4), torch.ones(1, 4, 32, 32, dtype=torch.bool)
-    field = network().field(chance, known, torch.ones(1, 32, 32), torch.ones(1, 4, 32, 32))
+    field = network().field(chance, known, torch.ones(1, 32, 32))
     assert torch.equal(field, torch.zeros_like(field))
 
 

@@ -1,0 +1,115 @@
+"""How fast rain fades at each of its scales and in each region, as the last frames show it.
+
+In coordinates that move with the rain every scale follows an autoregressive model of second order (Seed, 2003, see
+``sprog``). Its coefficients come from the correlations of the last three frames around a place, since showers fade
+beside rain that lasts (Pulkkinen et al., 2020, doi:10.1109/TGRS.2020.3000188).
+
+Shape letters: N images, T time, K scales, L lead times, H height, W width, h and w of the regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+REGION = 32
+"""Pixels per side of a region; its neighbours on every side, and theirs, count too."""
+
+EVERYWHERE = 0.02
+"""Weight of the whole field in each of them, which decides where it does not rain."""
+
+LASTING = 0.9995
+"""Largest correlation that is believed."""
+
+MARGIN = 1e-3
+"""Of the second correlation from where the model would not be stationary."""
+
+
+def scales(x_NCHW: Tensor, count: int) -> Tensor:
+    """Differences of means over squares of 1, 2, 4, ... pixels, and the last of these means: (N, count, C, H, W)."""
+    height, width = x_NCHW.shape[-2:]
+    small, fine, parts = padded(x_NCHW, 2 ** (count - 1)), x_NCHW, []
+    for halvings in range(1, count):
+        small = functional.avg_pool2d(small, 2)
+        rough = functional.interpolate(small, scale_factor=2.0**halvings, mode="bilinear")[..., :height, :width]
+        parts.append(fine - rough)
+        fine = rough
+    return torch.stack([*parts, fine], dim=1)
+
+
+def padded(x_NCHW: Tensor, multiple: int) -> Tensor:
+    """Sides made a multiple by repeating the edge."""
+    below, right = (-size % multiple for size in x_NCHW.shape[-2:])
+    return functional.pad(x_NCHW, (0, right, 0, below), mode="replicate") if below or right else x_NCHW
+
+
+class Fading:
+    """What is left of the newest frame after each lead time.
+
+    Args:
+        parts_NKTHW: Scales of one frame or more where their rain is now, newest first; three count.
+        known_N1HW: 1 where there are data.
+        steps: Lead times.
+    """
+
+    def __init__(self, parts_NKTHW: Tensor, known_N1HW: Tensor, steps: int) -> None:
+        known_N11HW = known_N1HW[:, None]
+        total = known_N11HW.sum((-2, -1), keepdim=True).clamp(min=1)
+        self.mean_NK1HW = (parts_NKTHW[:, :, :1] * known_N11HW).sum((-2, -1), keepdim=True) / total
+        parts_NKTHW = parts_NKTHW[:, :, :3] - (parts_NKTHW[:, :, :3] * known_N11HW).sum((-2, -1), keepdim=True) / total
+        self.newest_NKHW = parts_NKTHW[:, :, 0]
+        self.before_NKHW = parts_NKTHW[:, :, 1] if parts_NKTHW.shape[2] > 1 else self.newest_NKHW
+        first_NKhw, second_NKhw = _correlations(parts_NKTHW, known_N11HW)
+        weights = zip(*_weights(first_NKhw, second_NKhw, steps), strict=True)
+        self.weights = [torch.stack(each, dim=1) for each in weights]
+        """Of the newest frame and of the one before, NLKhw."""
+
+    def after(self, leads_L: Tensor) -> Iterator[Tensor]:
+        """The scales NKHW at some lead times, counted from 0."""
+        height, width = self.newest_NKHW.shape[-2:]
+        chosen = [weights_NLKhw.index_select(1, leads_L) for weights_NLKhw in self.weights]
+        for pair in zip(*(weights.unbind(1) for weights in chosen), strict=True):
+            newest, before = (functional.interpolate(weight, scale_factor=float(REGION), mode="bilinear")
+                              [..., :height, :width] for weight in pair)  # fmt: skip
+            yield self.mean_NK1HW[:, :, 0] + newest * self.newest_NKHW + before * self.before_NKHW
+
+
+def _correlations(parts_NKTHW: Tensor, known_N11HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every scale with itself one and two steps before, NKhw; what cannot be seen is as in a first-order model."""
+    frames = [part_NKHW * known_N11HW[:, 0] for part_NKHW in parts_NKTHW.unbind(2)]
+    power = [_around(frame.square()) for frame in frames]
+    if len(frames) == 1:
+        lasting = torch.full_like(power[0], LASTING)
+        return lasting, lasting.square()
+    shared = torch.stack([_around(newer * older) for newer, older in pairwise(frames)]).sum(0)
+    size = torch.stack([(newer * older).sqrt() for newer, older in pairwise(power)]).sum(0)
+    first_NKhw = (shared / size.clamp(min=1e-12)).clamp(0, LASTING)
+    if len(frames) == 2:
+        return first_NKhw, first_NKhw.square()
+    second_NKhw = _around(frames[0] * frames[2]) / (power[0] * power[2]).sqrt().clamp(min=1e-12)
+    return first_NKhw, second_NKhw.maximum(2 * first_NKhw.square() - 1 + MARGIN).minimum(first_NKhw)
+
+
+def _around(x_NKHW: Tensor) -> Tensor:
+    """Mean over each region and what lies around it, NKhw, and a little of the mean over all."""
+    regions_NKhw = functional.avg_pool2d(padded(x_NKHW, REGION), REGION)
+    for _ in range(2):
+        regions_NKhw = functional.avg_pool2d(functional.pad(regions_NKhw, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return regions_NKhw + EVERYWHERE * x_NKHW.mean((-2, -1), keepdim=True)
+
+
+def _weights(first_NKhw: Tensor, second_NKhw: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """After each step, of the newest frame and of the one before (Yule-Walker), NKhw each."""
+    rest = 1 - first_NKhw.square()
+    by_newest = first_NKhw * (1 - second_NKhw) / rest
+    by_before = (second_NKhw - first_NKhw.square()) / rest
+    now = (torch.ones_like(rest), torch.zeros_like(rest))
+    before = (torch.zeros_like(rest), torch.ones_like(rest))
+    for _ in range(steps):
+        after = tuple(by_newest * a + by_before * b for a, b in zip(now, before, strict=True))
+        now, before = (after[0], after[1]), now
+        yield now
