@@ -112,8 +112,8 @@ class Lagrangian(Nowcaster):
     }
     free_lengths: ClassVar[bool] = False
     handles_missing: ClassVar[bool] = True
+    gives_probabilities: ClassVar[bool] = True
     onnx: ClassVar[bool] = False
-    levels: Tensor
 
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (48, 96, 128, 160),
                  blocks: int = 2, levels: Sequence[float] = LEVELS, importance: Sequence[float] = IMPORTANCE,

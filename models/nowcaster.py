@@ -60,6 +60,11 @@ class Nowcaster(nn.Module):
     """True: NaN in the past means no data and comes out as NaN where nothing is known.
     False: the caller fills NaN with 0 and masks the forecast."""
 
+    gives_probabilities: ClassVar[bool] = False
+    """True: has ``levels`` on the scale of its input, and ``exceedance`` says how likely each is reached."""
+
+    levels: Tensor
+
     tunings: ClassVar[tuple[str, ...]] = ("full",)
     """Ways to fit trained weights to other data, see ``tune``."""
 
@@ -100,6 +105,11 @@ class Nowcaster(nn.Module):
         return [name for name in inspect.signature(cls.__init__).parameters if name not in common]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability (N, out_steps, levels, H, W) that levels are reached, and where that is known, (N, out_steps, H,
+        W); N is batch x channels."""
         raise NotImplementedError
 
     def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,

@@ -62,7 +62,7 @@ class SPROG(Extrapolation):
             raise ValueError(f"wet must be > 0 and levels >= 3, got {wet} and {levels}.")
         if matching not in ("cdf", "mean", "none"):
             raise ValueError(f"Unknown matching {matching!r}; known: cdf, mean, none.")
-        self.wet, self.levels, self.matching = wet, levels, None if matching == "none" else matching
+        self.wet, self.cascade, self.matching = wet, levels, None if matching == "none" else matching
 
     def forecast(self, frames_THW: np.ndarray) -> np.ndarray:
         flow = motion(frames_THW)
@@ -87,7 +87,7 @@ class SPROG(Extrapolation):
         from pysteps.nowcasts import sprog
 
         return sprog.forecast(
-            frames_THW, motion_2HW, self.out_steps, precip_thr=self.wet, n_cascade_levels=self.levels,
+            frames_THW, motion_2HW, self.out_steps, precip_thr=self.wet, n_cascade_levels=self.cascade,
             probmatching_method=self.matching, fft_method="scipy",
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ class STEPS(SPROG):
             made.append(np.nanmean(fields_MHW, axis=0) if self.member is None else fields_MHW[self.member].copy())
 
         steps.forecast(
-            frames_THW, motion_2HW, self.out_steps, n_ens_members=self.members, n_cascade_levels=self.levels,
+            frames_THW, motion_2HW, self.out_steps, n_ens_members=self.members, n_cascade_levels=self.cascade,
             precip_thr=self.wet, kmperpixel=self.pixel_km, timestep=self.step_minutes, seed=self.seed,
             fft_method="scipy", callback=keep, return_output=False,
         )  # fmt: skip

@@ -248,23 +248,49 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
     Returns:
         (leads, y, x) float32 in the same unit, the mean of a colour network's channels; NaN where nothing is known.
     """
-    scaling = model.scaling or quantity(quantity_name).scaling
-    network = model.network
-    learned = network.trainable  # what merely moves values must not cut them at the limits of a scale
-    frames = torch.from_numpy(scaling.encode(past, clip=learned))[None, :, None]
-    frames = frames.expand(-1, -1, network.channels, -1, -1)  # as in training, where a colour network is given grey
-    if not network.handles_missing:
-        frames = frames.nan_to_num(0.0)
-    device = next(network.parameters(), frames).device
-    frames = frames.to(device)
+    network, scaling, frames = model.network, _scaling(model, quantity_name), _frames(model, past, quantity_name)
     made: list[torch.Tensor] = []
     with torch.inference_mode():
         while sum(part.shape[1] for part in made) < leads:
             made.append(network(frames))
             frames = torch.cat([frames, made[-1]], dim=1)[:, -network.in_steps :]
     future = torch.cat(made, dim=1)[0, :leads].mean(1, dtype=torch.float32).cpu().numpy()
-    values = scaling.decode(future, clip=learned)
+    values = scaling.decode(future, clip=network.trainable)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
+
+
+def exceedance(model: Model, past: np.ndarray, *, quantity_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """How likely thresholds are reached, by a network that ``gives_probabilities``.
+
+    Args:
+        model: Built for ``len(past)`` frames.
+        past: (time, y, x) in the model's quantity, NaN = no data.
+        quantity_name: Which quantity that is.
+
+    Returns:
+        Thresholds in the same unit, ascending, and float32 (threshold, out_steps, y, x) in [0, 1]; NaN where nothing is
+        known.
+    """
+    with torch.inference_mode():
+        chance_NLKHW, known_NLHW = model.network.exceedance(_frames(model, past, quantity_name))
+    chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)
+    levels = _scaling(model, quantity_name).decode(model.network.levels.cpu().numpy())
+    return levels, chance_KLHW.float().cpu().numpy()
+
+
+def _scaling(model: Model, quantity_name: str) -> Scaling:
+    return model.scaling or quantity(quantity_name).scaling
+
+
+def _frames(model: Model, past: np.ndarray, quantity_name: str) -> torch.Tensor:
+    """Physical fields as the network wants them, BTCHW and where it is."""
+    network = model.network
+    clip = network.trainable  # what merely moves values must not cut them at the limits of a scale
+    frames = torch.from_numpy(_scaling(model, quantity_name).encode(past, clip=clip))[None, :, None]
+    frames = frames.expand(-1, -1, network.channels, -1, -1)  # as in training, where a colour network is given grey
+    if not network.handles_missing:
+        frames = frames.nan_to_num(0.0)
+    return frames.to(next(network.parameters(), frames).device)
 
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -35,6 +35,8 @@ STEP_TOLERANCE = 0.25
 """Share of the nominal step by which frames may be early or late."""
 CADENCE_TOLERANCE = 0.1
 """Share by which the step of a feed may differ from the one a network was trained on."""
+PROBABILITY = "probability_of_"
+"""Beginning of a variable's name."""
 STORED_STEPS = 32_767
 """Largest packed value of stores and files, in steps of the quantity's resolution."""
 log = logging.getLogger(__name__)
@@ -73,14 +75,16 @@ def forecast(cube: xr.Dataset, model: str | Path, *, time: datetime | np.datetim
 
     Returns:
         Forecast (lead_time, y, x), CF, in the cube's unit, with the frames and versions used in its
-        attributes.
+        attributes. A network that gives probabilities adds ``probability_of_<quantity>_above_threshold``
+        (threshold, lead_time, y, x).
 
     Raises:
         CannotForecast: Missing frames, another cadence or quantity, a result that is not finite.
     """
     frames = past(cube, time=time, channel=channel)
     values, used = _run(str(model), frames, leads)
-    return _dataset(cube, frames, values, used, leads)
+    made = _dataset(cube, frames, values, used, leads)
+    return made.assign(_exceedance(used, frames, leads)) if used.network.gives_probabilities else made
 
 
 def issue(path: str, forecasts: str, products: Sequence[Product], *, fallback: Sequence[str], leads: int,
@@ -191,7 +195,11 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
         "y": {"_FillValue": None}, "x": {"_FillValue": None},
     }  # fmt: skip
     plain = dataset.set_coords("crs")
-    plain[name].attrs.pop("grid_mapping", None)
+    for variable in (chances := [each for each in channels(dataset) if each.startswith(PROBABILITY)]):
+        encoding[variable] = {"dtype": "uint8", "scale_factor": 0.005, "_FillValue": np.uint8(255),
+                              "grid_mapping": "crs", "zlib": True, "complevel": 2}  # fmt: skip
+    for variable in (name, *chances):
+        plain[variable].attrs.pop("grid_mapping", None)
     plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
     temporary.replace(path)
     return path
@@ -225,8 +233,7 @@ def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
         have = frames.time.size
         raise CannotForecast(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
     check_fits(model, quantity_name=frames.quantity, cadence_seconds=frames.cadence_seconds)
-    target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
-    fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
+    target, zr, fields = _inputs(model, frames)
     values = predict(model, fields, quantity_name=target, leads=leads)
     known = np.isfinite(values)
     if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
@@ -234,6 +241,30 @@ def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
     limit = np.float32(STORED_STEPS * quantity(frames.quantity).resolution)  # beyond it there is no weather
     made = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
     return np.where(known, made, np.float32(np.nan)), model
+
+
+def _inputs(model: Model, frames: Past) -> tuple[str, tuple[float, float], np.ndarray]:
+    """The model's quantity, the relation that leads to it, and the frames in it."""
+    target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
+    newest = frames.field[-model.network.in_steps :].values
+    return target, zr, convert(newest, frames.quantity, target, zr=zr)
+
+
+def _exceedance(model: Model, frames: Past, leads: int) -> dict[str, xr.DataArray]:
+    """Probabilities by thresholds in the cube's unit, named as IMPROVER does, since CF has no name for them; NaN beyond
+    the lead times that the network makes at once."""
+    target, zr, fields = _inputs(model, frames)
+    thresholds, chance_KLHW = checkpoint.exceedance(model, fields, quantity_name=target)
+    chance_KLHW = np.pad(chance_KLHW[:, :leads], [(0, 0), (0, max(0, leads - chance_KLHW.shape[1])), (0, 0), (0, 0)],
+                         constant_values=np.nan)  # fmt: skip
+    known = quantity(frames.quantity)
+    limits = [float(f"{limit:.2g}") for limit in convert(thresholds, target, frames.quantity, zr=zr)]
+    relation = {"units": known.unit, "spp__relative_to_threshold": "greater_than_or_equal_to"}
+    about = {"units": "1", "long_name": f"Probability that {known.long_name.lower()} reaches the threshold",
+             "grid_mapping": "crs"}  # fmt: skip
+    name = f"{PROBABILITY}{frames.quantity}_above_threshold"
+    return {name: xr.DataArray(chance_KLHW, dims=("threshold", "lead_time", "y", "x"), attrs=about,
+                               coords={"threshold": ("threshold", limits, relation)})}  # fmt: skip
 
 
 def check_fits(model: Model, *, quantity_name: str, cadence_seconds: int) -> None:

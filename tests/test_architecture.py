@@ -21,7 +21,7 @@ FLOORS = {
     "nowcast.serve": 4, "nowcast.inspection": 4, "nowcast.spans": 4, "nowcast.exam": 4,
     "nowcast.safeguards": 4, "nowcast.tracking": 4,
     "nowcast.cycle": 5, "nowcast.train": 5, "nowcast.benchmark": 5, "nowcast.contest": 5, "nowcast.shadow": 5,
-    "nowcast.yielding": 5, "nowcast.refit": 5,
+    "nowcast.yielding": 5, "nowcast.linear": 5,
     "nowcast.scorecard": 5, "nowcast.tuning": 5,
     "nowcast.demo": 6, "nowcast.doctor": 6, "nowcast.cli": 6, "flows": 6,
 }  # fmt: skip

@@ -83,6 +83,25 @@ def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
         np.testing.assert_allclose(read["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
 
 
+def test_probabilities_come_with_a_network_that_gives_them(tmp_path: Path) -> None:
+    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    made = forecast.forecast(cube, "lagrangian-radar.safetensors", leads=14)
+    chance = made["probability_of_rainfall_rate_above_threshold"]
+    assert chance.dims == ("threshold", "lead_time", "y", "x")
+    assert chance["threshold"].values.tolist() == [0.1, 0.5, 1, 2, 5, 10, 20, 40]
+    assert chance["threshold"].attrs["units"] == "mm h-1"
+    assert chance["threshold"].attrs["spp__relative_to_threshold"] == "greater_than_or_equal_to"
+    within = chance.isel(lead_time=slice(12)).values
+    assert (np.isnan(within) == np.isnan(made["rainfall_rate"].values[:12])).all()
+    assert (np.diff(np.nan_to_num(within), axis=0) <= 0).all() and np.nanmin(within) >= 0 and np.nanmax(within) <= 1
+    assert chance.isel(lead_time=slice(12, None)).isnull().all()  # it makes twelve at once
+    with xr.open_dataset(forecast.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
+        stored = read["probability_of_rainfall_rate_above_threshold"]
+        assert stored.attrs["grid_mapping"] == "crs" and stored.attrs["units"] == "1"
+        np.testing.assert_allclose(stored, chance, atol=0.0026)
+        np.testing.assert_allclose(read["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
+
+
 def test_the_same_forecast_twice_is_the_same_bits(tmp_path: Path) -> None:
     cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
     first, second = (forecast.forecast(cube, "extrapolation") for _ in range(2))
