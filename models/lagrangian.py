@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -180,7 +181,7 @@ class Lagrangian(Nowcaster):
         rows = (leads_L[:, None] * len(self.levels) + levels).flatten()
         seen_NFHW, fading = self.seen(aligned_NTHW, known_N1HW)
         always, at_lead = self.linear.weight[rows].split([seen_NFHW.shape[1], SCALES], dim=1)
-        with torch.autocast(aligned_NTHW.device.type, enabled=False):  # sums of what nearly cancels
+        with _full_precision(aligned_NTHW.device.type):  # these are sums of what nearly cancels
             linear = functional.conv2d(seen_NFHW, always).unflatten(1, (len(leads_L), -1))
             pairs = zip(fading.after(leads_L), at_lead.unflatten(0, (len(leads_L), -1)), strict=True)
             faded = [functional.conv2d(self.normed(left_NKHW), weight) for left_NKHW, weight in pairs]
@@ -348,6 +349,11 @@ def _cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
         many = (chance >= middle.sigmoid()).sum((-2, -1), keepdim=True) > area
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
     return high.sigmoid().masked_fill(area < 1, math.inf)  # not even where nobody looked
+
+
+def _full_precision(device: str) -> AbstractContextManager:
+    """Devices without mixed precision, such as the one of shapes alone, have none to switch off."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _sizes(count: int) -> Tensor:
