@@ -273,7 +273,7 @@ class Lagrangian(Nowcaster):
 
 
 class _UNet(nn.Module):
-    """Logits of some maps, from frames of any size; 0 before training."""
+    """Logits of some maps, from frames of any size; next to 0 before training."""
 
     def __init__(self, inputs: int, outputs: int, *, widths: Sequence[int], blocks: int) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class _UNet(nn.Module):
         self.join = nn.ModuleList(nn.Conv2d(fine + coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(_stage(width, blocks) for width in widths[:-1])
         self.norm = nn.LayerNorm(widths[0])
-        self.head = nn.Parameter(torch.zeros(outputs, FOLD**2, widths[0], 1, 1))
+        self.head = nn.Parameter(torch.randn(outputs, FOLD**2, widths[0], 1, 1) * 1e-3)
 
     def forward(self, x: Tensor, rows: Tensor, segment: Callable[..., Any]) -> Tensor:
         """(N, inputs, H, W) -> (N, rows, H, W)."""
