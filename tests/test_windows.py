@@ -29,8 +29,9 @@ PAIRS = SETTINGS.model_copy(update={"in_steps": 1, "out_steps": 1})
 GREYS = np.arange(256, dtype=np.float32) / 255
 
 
-def windows(path: str, settings: WindowSettings = SETTINGS, *, augment: bool = False, **span: object) -> Windows:
-    return Windows([Span(store=path, **span)], settings, augment=augment)  # type: ignore[arg-type]
+def windows(path: str, settings: WindowSettings = SETTINGS, *, augment: bool = False, missing: bool = False,
+            **span: object) -> Windows:  # fmt: skip
+    return Windows([Span(store=path, **span)], settings, augment=augment, missing=missing)  # type: ignore[arg-type]
 
 
 def changed(settings: WindowSettings, **changes: object) -> WindowSettings:
@@ -174,11 +175,11 @@ SCALES = st.sampled_from([Scaling("decibel", 0.1, 30.0), Scaling("linear", 0.0, 
 
 @given(packing=st.sampled_from(sorted(PACKINGS)), held=st.sampled_from(["rainfall_rate", "reflectivity"]),
        wanted=st.sampled_from(["rainfall_rate", "reflectivity"]), late=st.integers(0, 6), scaling=SCALES,
-       resize=st.sampled_from([None, None, 16]), seed=st.integers(0, 2**32))  # fmt: skip
+       resize=st.sampled_from([None, None, 16]), missing=st.booleans(), seed=st.integers(0, 2**32))  # fmt: skip
 @settings(max_examples=25, deadline=None)
 def test_windows_are_what_the_store_says(tmp_path_factory: pytest.TempPathFactory, packing: str, held: str,
                                          wanted: str, late: int, scaling: Scaling, resize: int | None,
-                                         seed: int) -> None:  # fmt: skip
+                                         missing: bool, seed: int) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     values = rng.uniform(0, 50, (7, 16, 16)).astype(np.float32) * (rng.random((7, 16, 16)) < 0.6)
     if packing != "256 levels":
@@ -187,11 +188,13 @@ def test_windows_are_what_the_store_says(tmp_path_factory: pytest.TempPathFactor
     for times in ([time for time in range(7) if time != late], [late]):
         path = make(folder / "s", values[times], name=held, times=times, **PACKINGS[packing])
     fields = scaling.encode(convert(store.open_store(path)[held].values, held, wanted))
-    found = windows(path, changed(SETTINGS, quantity=wanted, resize=resize, scaling=vars(scaling)))
+    asked = changed(SETTINGS, quantity=wanted, resize=resize, scaling=vars(scaling))
+    found = windows(path, asked, missing=missing)
     assert len(found) == 3
     for index in range(3):
         batch, want = found[index, 0], fields[index : index + 5]
-        np.testing.assert_array_equal(torch.cat([batch["past"], batch["future"]], dim=1)[0, :, 0], np.nan_to_num(want))
+        np.testing.assert_array_equal(batch["past"][0, :, 0], want[:2] if missing else np.nan_to_num(want[:2]))
+        np.testing.assert_array_equal(batch["future"][0, :, 0], np.nan_to_num(want[2:]))
         np.testing.assert_array_equal(batch["mask"][0, :, 0], np.isfinite(want[2:]))
 
 
