@@ -5,8 +5,8 @@
 
 A step is forward, backward and Adam on ``batch`` sequences of 10 + 10 frames of 64 x 64 pixels, for GS2PM of 128 x 128
 and of its prediction branch. bf16 is channels-last and with a fused optimiser; figures appear as they are measured,
-since a compiler may need minutes. The share of the peak is that of large bf16 matrix products on the same card, at three
-times the operations of a forecast per sequence. A network that fails is named, and the rest goes on.
+since a compiler may need minutes. The share of the peak is that of large bf16 matrix products on the same card, at
+three times the operations of a forecast per sequence. A network that fails is named, and the rest goes on.
 """
 
 from __future__ import annotations
