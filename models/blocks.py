@@ -231,8 +231,13 @@ def on_multiple(forecast: Forecast, past_BTCHW: Tensor, *, multiple: int) -> Ten
     strides, and cut off again. They repeat the edge: zeros would draw a dry wall beside the rain.
     """
     height, width = past_BTCHW.shape[-2:]
-    padded = _grow(past_BTCHW, _ceil(height, multiple), _ceil(width, multiple))
-    return forecast(padded)[..., :height, :width]
+    return forecast(to_multiple(past_BTCHW, multiple))[..., :height, :width]
+
+
+def to_multiple(frames: Tensor, multiple: int) -> Tensor:
+    """Repeats the last row and column of NCHW or BTCHW up to sides that ``multiple`` divides."""
+    height, width = (math.ceil(size / multiple) * multiple for size in frames.shape[-2:])
+    return _grow(frames, height, width)
 
 
 def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], overlap: int) -> Tensor:
@@ -269,17 +274,13 @@ def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], over
     return blend[..., :height, :width]
 
 
-def _ceil(size: int, multiple: int) -> int:
-    return math.ceil(size / multiple) * multiple
-
-
-def _grow(frames_BTCHW: Tensor, height: int, width: int) -> Tensor:
-    """Repeats the last row and column up to the given size."""
-    below, right = height - frames_BTCHW.shape[-2], width - frames_BTCHW.shape[-1]
+def _grow(frames: Tensor, height: int, width: int) -> Tensor:
+    """Repeats the last row and column of NCHW or BTCHW up to the given size."""
+    below, right = height - frames.shape[-2], width - frames.shape[-1]
     if not below and not right:
-        return frames_BTCHW
-    grown = functional.pad(frames_BTCHW.flatten(0, 1), (0, right, 0, below), mode="replicate")
-    return grown.unflatten(0, frames_BTCHW.shape[:2])
+        return frames
+    grown = functional.pad(frames.flatten(0, 1), (0, right, 0, below), mode="replicate")
+    return grown.unflatten(0, frames.shape[:2])
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:

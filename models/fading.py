@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.blocks import to_multiple
+
 REGION = 32
 """Pixels per side of a region; its neighbours on every side, and theirs, count too."""
 
@@ -32,19 +34,13 @@ MARGIN = 1e-3
 def scales(x_NCHW: Tensor, count: int) -> Tensor:
     """Differences of means over squares of 1, 2, 4, ... pixels, and the last of these means: (N, count, C, H, W)."""
     height, width = x_NCHW.shape[-2:]
-    small, fine, parts = padded(x_NCHW, 2 ** (count - 1)), x_NCHW, []
+    small, fine, parts = to_multiple(x_NCHW, 2 ** (count - 1)), x_NCHW, []
     for halvings in range(1, count):
         small = functional.avg_pool2d(small, 2)
         rough = functional.interpolate(small, scale_factor=2.0**halvings, mode="bilinear")[..., :height, :width]
         parts.append(fine - rough)
         fine = rough
     return torch.stack([*parts, fine], dim=1)
-
-
-def padded(x_NCHW: Tensor, multiple: int) -> Tensor:
-    """Sides made a multiple by repeating the edge."""
-    below, right = (-size % multiple for size in x_NCHW.shape[-2:])
-    return functional.pad(x_NCHW, (0, right, 0, below), mode="replicate") if below or right else x_NCHW
 
 
 class Fading:
@@ -59,23 +55,20 @@ class Fading:
     def __init__(self, parts_NKTHW: Tensor, known_N1HW: Tensor, steps: int) -> None:
         known_N11HW = known_N1HW[:, None]
         total = known_N11HW.sum((-2, -1), keepdim=True).clamp(min=1)
-        self.mean_NK1HW = (parts_NKTHW[:, :, :1] * known_N11HW).sum((-2, -1), keepdim=True) / total
-        parts_NKTHW = parts_NKTHW[:, :, :3] - (parts_NKTHW[:, :, :3] * known_N11HW).sum((-2, -1), keepdim=True) / total
-        self.newest_NKHW = parts_NKTHW[:, :, 0]
+        mean_NKT11 = (parts_NKTHW[:, :, :3] * known_N11HW).sum((-2, -1), keepdim=True) / total
+        parts_NKTHW = parts_NKTHW[:, :, :3] - mean_NKT11
+        self.mean_NK11, self.newest_NKHW = mean_NKT11[:, :, 0], parts_NKTHW[:, :, 0]
         self.before_NKHW = parts_NKTHW[:, :, 1] if parts_NKTHW.shape[2] > 1 else self.newest_NKHW
-        first_NKhw, second_NKhw = _correlations(parts_NKTHW, known_N11HW)
-        weights = zip(*_weights(first_NKhw, second_NKhw, steps), strict=True)
-        self.weights = [torch.stack(each, dim=1) for each in weights]
-        """Of the newest frame and of the one before, NLKhw."""
+        self.weights_2NLKhw = torch.stack(list(_weights(*_correlations(parts_NKTHW, known_N11HW), steps)), dim=2)
+        """Of the newest frame and of the one before."""
 
     def after(self, leads_L: Tensor) -> Iterator[Tensor]:
         """The scales NKHW at some lead times, counted from 0."""
         height, width = self.newest_NKHW.shape[-2:]
-        chosen = [weights_NLKhw.index_select(1, leads_L) for weights_NLKhw in self.weights]
-        for pair in zip(*(weights.unbind(1) for weights in chosen), strict=True):
+        for weights_2NKhw in self.weights_2NLKhw.index_select(2, leads_L).unbind(2):
             newest, before = (functional.interpolate(weight, scale_factor=float(REGION), mode="bilinear")
-                              [..., :height, :width] for weight in pair)  # fmt: skip
-            yield self.mean_NK1HW[:, :, 0] + newest * self.newest_NKHW + before * self.before_NKHW
+                              [..., :height, :width] for weight in weights_2NKhw)  # fmt: skip
+            yield self.mean_NK11 + newest * self.newest_NKHW + before * self.before_NKHW
 
 
 def _correlations(parts_NKTHW: Tensor, known_N11HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,20 +89,19 @@ def _correlations(parts_NKTHW: Tensor, known_N11HW: Tensor) -> tuple[Tensor, Ten
 
 def _around(x_NKHW: Tensor) -> Tensor:
     """Mean over each region and what lies around it, NKhw, and a little of the mean over all."""
-    regions_NKhw = functional.avg_pool2d(padded(x_NKHW, REGION), REGION)
+    regions_NKhw = functional.avg_pool2d(to_multiple(x_NKHW, REGION), REGION)
     for _ in range(2):
         regions_NKhw = functional.avg_pool2d(functional.pad(regions_NKhw, (1, 1, 1, 1), mode="replicate"), 3, 1)
     return regions_NKhw + EVERYWHERE * x_NKHW.mean((-2, -1), keepdim=True)
 
 
-def _weights(first_NKhw: Tensor, second_NKhw: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """After each step, of the newest frame and of the one before (Yule-Walker), NKhw each."""
+def _weights(first_NKhw: Tensor, second_NKhw: Tensor, steps: int) -> Iterator[Tensor]:
+    """After each step, of the newest frame and of the one before (Yule-Walker), 2NKhw."""
     rest = 1 - first_NKhw.square()
     by_newest = first_NKhw * (1 - second_NKhw) / rest
     by_before = (second_NKhw - first_NKhw.square()) / rest
-    now = (torch.ones_like(rest), torch.zeros_like(rest))
-    before = (torch.zeros_like(rest), torch.ones_like(rest))
+    now = torch.stack([torch.ones_like(rest), torch.zeros_like(rest)])
+    before = now.flip(0)
     for _ in range(steps):
-        after = tuple(by_newest * a + by_before * b for a, b in zip(now, before, strict=True))
-        now, before = (after[0], after[1]), now
+        now, before = by_newest * now + by_before * before, now
         yield now

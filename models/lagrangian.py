@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last
+from models.blocks import channels_last, to_multiple
 from models.extrapolation import coarse_shape, displacements, motion
-from models.fading import Fading, padded, scales
+from models.fading import Fading, scales
 from models.losses import weighted_mean
 from models.nowcaster import Nowcaster, check_past
 
@@ -199,14 +199,14 @@ class Lagrangian(Nowcaster):
         before_NKTHW = parts_NKTHW[:, :, :1] - parts_NKTHW[:, :, 1:3].cumsum(2)
         fading = Fading(torch.cat([parts_NKTHW[:, :, :1], before_NKTHW], dim=2), known_N1HW, self.out_steps)
         reached_NKHW = (aligned_NTHW[:, :1] >= self.levels.view(1, -1, 1, 1)).to(aligned_NTHW)
-        parts = [self.normed(parts.transpose(1, 2)).transpose(1, 2).flatten(1, 2)
-                 for parts in (parts_NKTHW, scales(reached_NKHW / REACHED, NEAR_SCALES))]  # fmt: skip
+        near_NSKHW = scales(reached_NKHW / REACHED, NEAR_SCALES)
+        parts = [self.normed(parts).flatten(1, 2) for parts in (parts_NKTHW, near_NSKHW)]
         return torch.cat([*parts, torch.ones_like(known_N1HW) / ONE], dim=1), fading
 
     @staticmethod
-    def normed(parts_KHW: Tensor) -> Tensor:
-        """Scales (..., K, H, W) in units in which each varies by about a tenth."""
-        return parts_KHW / _sizes(parts_KHW.shape[-3]).to(parts_KHW)[:, None, None]
+    def normed(parts_NK: Tensor) -> Tensor:
+        """Scales (N, K, ...) in units in which each varies by about a tenth."""
+        return parts_NK / _sizes(parts_NK.shape[1]).to(parts_NK).view(-1, *[1] * (parts_NK.ndim - 2))
 
     def shown(self, aligned_NTHW: Tensor, known_N1HW: Tensor, fading: Fading) -> Tensor:
         """What the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
@@ -289,7 +289,7 @@ class _UNet(nn.Module):
     def forward(self, x: Tensor, rows: Tensor, segment: Callable[..., Any]) -> Tensor:
         """(N, inputs, H, W) -> (N, rows, H, W)."""
         height, width = x.shape[-2:]
-        x = self.stem(channels_last(functional.pixel_unshuffle(padded(x, self.multiple), FOLD)))
+        x = self.stem(channels_last(functional.pixel_unshuffle(to_multiple(x, self.multiple), FOLD)))
         skips = []
         for level, stage in enumerate(self.down):
             x = segment(stage, self.reduce[level - 1](x) if level else x)

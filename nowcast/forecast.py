@@ -195,7 +195,8 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
         "y": {"_FillValue": None}, "x": {"_FillValue": None},
     }  # fmt: skip
     plain = dataset.set_coords("crs")
-    for variable in (chances := [each for each in channels(dataset) if each.startswith(PROBABILITY)]):
+    chances = [each for each in channels(dataset) if each.startswith(PROBABILITY)]
+    for variable in chances:
         encoding[variable] = {"dtype": "uint8", "scale_factor": 0.005, "_FillValue": np.uint8(255),
                               "grid_mapping": "crs", "zlib": True, "complevel": 2}  # fmt: skip
     for variable in (name, *chances):

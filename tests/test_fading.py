@@ -69,5 +69,7 @@ def test_missing_pixels_do_not_count() -> None:
     known[..., 64:] = 0
     other = frames.clone()
     other[..., 64:] = 0.9
-    first, second = (Fading(pair[:, None].expand(-1, 2, -1, -1, -1), known, 2).weights[0] for pair in (frames, other))
+    first, second = (
+        Fading(pair[:, None].expand(-1, 2, -1, -1, -1), known, 2).weights_2NLKhw for pair in (frames, other)
+    )
     torch.testing.assert_close(first, second)
