@@ -10,8 +10,9 @@ from flows.report import outcome, progress_bar
 
 
 @flow(name="backfill")
-def backfill(config: str, start: AwareDatetime, end: AwareDatetime,
-             overrides: tuple[str, ...] = (), dry_run: bool = False) -> State:  # fmt: skip
+def backfill(
+    config: str, start: AwareDatetime, end: AwareDatetime, overrides: tuple[str, ...] = (), dry_run: bool = False
+) -> State:
     """Runs the chain over archived frames; what is already there is not made again.
 
     Args:

@@ -21,11 +21,23 @@ def finetune_flow(model: str) -> Flow[Any, str]:
     """
 
     @flow(name=f"finetune-{model}")
-    def finetune(base: Weights, store: Store, method: Method = "vp", minutes: Minutes | None = None,
-                 steps: Count | None = None, valid_from: AwareDatetime | None = None, name: Name | None = None,
-                 recipe: RecipeFile | None = None, batch_size: Count | None = None, learning_rate: Rate | None = None,
-                 accelerator: Device | None = None, overrides: tuple[str, ...] = (), resume: bool = True,
-                 score_windows: Windows = 24, register_in: RecipeFile | None = None) -> str:  # fmt: skip
+    def finetune(
+        base: Weights,
+        store: Store,
+        method: Method = "vp",
+        minutes: Minutes | None = None,
+        steps: Count | None = None,
+        valid_from: AwareDatetime | None = None,
+        name: Name | None = None,
+        recipe: RecipeFile | None = None,
+        batch_size: Count | None = None,
+        learning_rate: Rate | None = None,
+        accelerator: Device | None = None,
+        overrides: tuple[str, ...] = (),
+        resume: bool = True,
+        score_windows: Windows = 24,
+        register_in: RecipeFile | None = None,
+    ) -> str:
         """Fits a pretrained network to the frames of a store; returns the path of the checkpoint or prompt file.
 
         Args:
@@ -49,10 +61,25 @@ def finetune_flow(model: str) -> Flow[Any, str]:
         from nowcast.config import ConfigError
         from nowcast.tuning import domain_recipe
 
-        changes = given({"name": name, "trainer.batch_size": batch_size, "trainer.learning_rate": learning_rate,
-                         "trainer.accelerator": accelerator})  # fmt: skip
-        settings = domain_recipe(base, store, method=method, recipe=recipe, valid_from=valid_from,
-                                 minutes=minutes, steps=steps, changes=changes, overrides=overrides)  # fmt: skip
+        changes = given(
+            {
+                "name": name,
+                "trainer.batch_size": batch_size,
+                "trainer.learning_rate": learning_rate,
+                "trainer.accelerator": accelerator,
+            }
+        )
+        settings = domain_recipe(
+            base,
+            store,
+            method=method,
+            recipe=recipe,
+            valid_from=valid_from,
+            minutes=minutes,
+            steps=steps,
+            changes=changes,
+            overrides=overrides,
+        )
         if settings.model.partition(":")[0] != model:
             raise ConfigError(f"{base}: finetune-{model} does not tune {settings.model}.")
         return fit(

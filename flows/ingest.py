@@ -12,8 +12,14 @@ from nowcast.config import QualitySettings
 
 
 @flow(name="ingest")
-def ingest(reader: str, sources: list[str], store: str, workers: int = Field(0, ge=0), scheduler: str | None = None,
-           quality: QualitySettings = QualitySettings()) -> State:  # noqa: B008  # fmt: skip
+def ingest(
+    reader: str,
+    sources: list[str],
+    store: str,
+    workers: int = Field(0, ge=0),
+    scheduler: str | None = None,
+    quality: QualitySettings = QualitySettings(),
+) -> State:
     """Brings files into a store; what is there already is not read again.
 
     Args:
@@ -26,8 +32,15 @@ def ingest(reader: str, sources: list[str], store: str, workers: int = Field(0, 
     """
     from nowcast.ingest import ingest as take
 
-    summary = take(reader, sources, store, settings=quality, workers=workers, scheduler=scheduler,
-                   progress=progress_bar("ingest-progress"))  # fmt: skip
+    summary = take(
+        reader,
+        sources,
+        store,
+        settings=quality,
+        workers=workers,
+        scheduler=scheduler,
+        progress=progress_bar("ingest-progress"),
+    )
     create_markdown_artifact(key="ingest", markdown=ingested(summary))
     if summary.refused and not (summary.taken or summary.known or summary.revised):
         raise ValueError(summary.refused[0])

@@ -7,8 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 
 @flow(name="register-model")
-def register(config: str, file: str, name: str | None = None, reason: str = "",
-             overrides: tuple[str, ...] = ()) -> str:  # fmt: skip
+def register(config: str, file: str, name: str | None = None, reason: str = "", overrides: tuple[str, ...] = ()) -> str:
     """Registers a checkpoint as a challenger, which forecasts in the shadow from the next cycle on.
 
     Args:
@@ -41,8 +40,7 @@ def compare(config: str, overrides: tuple[str, ...] = ()) -> list[str]:
 
 
 @flow(name="promote-model")
-def promote(config: str, name: str, force: bool = False, reason: str = "",
-            overrides: tuple[str, ...] = ()) -> str:  # fmt: skip
+def promote(config: str, name: str, force: bool = False, reason: str = "", overrides: tuple[str, ...] = ()) -> str:
     """Makes a challenger the champion if its live scores are better; products follow at the next cycle.
 
     Args:

@@ -59,8 +59,12 @@ def markdown(report: Report) -> str:
 
 def ingested(summary: Summary) -> str:
     """What became of the items of an ingest, as a table."""
-    rows = {"Frames taken": summary.taken, "Frames revised": summary.revised, "Frames known before": summary.known,
-            "Newest frame": _time(summary.newest)}  # fmt: skip
+    rows = {
+        "Frames taken": summary.taken,
+        "Frames revised": summary.revised,
+        "Frames known before": summary.known,
+        "Newest frame": _time(summary.newest),
+    }
     flags = [f"{name.replace('_', ' ')}: {count} frames" for name, count in summary.flagged.items()]
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     return "\n".join([*table, *_listed("Flagged", flags), *_listed("Refused", summary.refused)])

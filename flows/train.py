@@ -37,11 +37,21 @@ def train_flow(model: str) -> Flow[Any, str]:
     """
 
     @flow(name=f"train-{model}")
-    def train(recipe: RecipeFile, name: Name | None = None, start_from: Weights | None = None,
-              epochs: Count | None = None, minutes: Minutes | None = None, batch_size: Count | None = None,
-              learning_rate: Rate | None = None, accelerator: Device | None = None, devices: Count | None = None,
-              overrides: tuple[str, ...] = (), resume: bool = True, score_windows: Windows = 24,
-              register_in: RecipeFile | None = None) -> str:  # fmt: skip
+    def train(
+        recipe: RecipeFile,
+        name: Name | None = None,
+        start_from: Weights | None = None,
+        epochs: Count | None = None,
+        minutes: Minutes | None = None,
+        batch_size: Count | None = None,
+        learning_rate: Rate | None = None,
+        accelerator: Device | None = None,
+        devices: Count | None = None,
+        overrides: tuple[str, ...] = (),
+        resume: bool = True,
+        score_windows: Windows = 24,
+        register_in: RecipeFile | None = None,
+    ) -> str:
         """Trains a network and exports its checkpoint, whose path is returned.
 
         Args:
@@ -62,8 +72,14 @@ def train_flow(model: str) -> Flow[Any, str]:
         """
         from nowcast import config
 
-        trainer = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "learning_rate": learning_rate,
-                   "accelerator": accelerator, "devices": devices}  # fmt: skip
+        trainer = {
+            "epochs": epochs,
+            "minutes": minutes,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "accelerator": accelerator,
+            "devices": devices,
+        }
         changes = given({"name": name, "start_from": start_from} | _below("trainer", trainer))
         settings = config.load(config.Recipe, recipe, [*config.words(changes), *overrides])
         if settings.model.partition(":")[0] != model:

@@ -48,8 +48,15 @@ class UpError(ValueError):
     """The box cannot run, or one of its parts ended; one sentence."""
 
 
-def up(config: str | Path, *, overrides: Sequence[str] = (), host: str = "127.0.0.1", port: int = 4200,
-       page_port: int = 8000, open_page: bool = False) -> None:  # fmt: skip
+def up(
+    config: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 4200,
+    page_port: int = 8000,
+    open_page: bool = False,
+) -> None:
     """Runs an operational chain until Ctrl-C or SIGTERM.
 
     Args:

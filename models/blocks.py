@@ -84,8 +84,9 @@ def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
-def in_portions(function: Callable[..., tuple[Tensor, ...]], fields: Sequence[Tensor | None],
-                shared: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:  # fmt: skip
+def in_portions(
+    function: Callable[..., tuple[Tensor, ...]], fields: Sequence[Tensor | None], shared: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
     """``lean`` arithmetic on maps, on CPUs of a few samples at a time.
 
     What lies between is then small and soon gone, so that it stays in the cache and leaves no holes in the heap
@@ -107,8 +108,9 @@ class _InPortions(torch.autograd.Function):
     """Calls a function portion by portion, and once more in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], count: int,
-                *tensors: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(
+        ctx: Any, function: Callable[..., tuple[Tensor, ...]], count: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.function, ctx.count = function, count
         ctx.save_for_backward(*tensors)
         whole: list[Tensor] = []
@@ -200,8 +202,9 @@ class FieldConv(nn.Sequential):
         grid: See ``FieldNorm``.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, norm: bool = False,
-                 grid: tuple[int, int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int, norm: bool = False, grid: tuple[int, int] | None = None
+    ) -> None:
         conv = Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
         super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
 

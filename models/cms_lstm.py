@@ -212,14 +212,36 @@ class CMSLSTM(Patched):
     order = "columns-first"
     scored_from = 2
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, layers: int = 4, width: int = 64,
-                 kernel: int = 3, patch: int = 4, scales: int = SCALES, grid: Sequence[int] | None = None,
-                 sampling: Sampling = "scheduled", sampling_until: float = 0.5,
-                 reverse_input: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        layers: int = 4,
+        width: int = 64,
+        kernel: int = 3,
+        patch: int = 4,
+        scales: int = SCALES,
+        grid: Sequence[int] | None = None,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.5,
+        reverse_input: bool = True,
+    ) -> None:
         _check(layers, width, kernel, scales)
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=width, patch=patch,
-                         grid=grid, bias=True, blocks=2 ** (scales - 1))  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=width,
+            patch=patch,
+            grid=grid,
+            bias=True,
+            blocks=2 ** (scales - 1),
+        )
         self.embedding = Conv2d(self.folded, width, 1)
         self.cells = nn.ModuleList(CMSCell(width, kernel=kernel, grid=self.field, scales=scales) for _ in range(layers))
 

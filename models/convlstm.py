@@ -116,9 +116,18 @@ class EncoderForecaster(Nowcaster):
         multiple: Product of all strides.
     """
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int, down: Iterable[nn.Module],
-                 encoder: Iterable[nn.Module], forecaster: Iterable[nn.Module], up: Iterable[nn.Module],
-                 multiple: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int,
+        down: Iterable[nn.Module],
+        encoder: Iterable[nn.Module],
+        forecaster: Iterable[nn.Module],
+        up: Iterable[nn.Module],
+        multiple: int,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         self.down, self.encoder = nn.ModuleList(down), nn.ModuleList(encoder)
         self.forecaster, self.up = nn.ModuleList(forecaster), nn.ModuleList(up)
@@ -177,9 +186,17 @@ class ConvEncoderForecaster(EncoderForecaster):
     }
     cell: ClassVar[type[LSTMCell] | type[GRUCell]]
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, first_width: int = 16,
-                 widths: Sequence[int] = (64, 96, 96), kernel: int = 5,
-                 strides: Sequence[int] = (1, 2, 2)) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        first_width: int = 16,
+        widths: Sequence[int] = (64, 96, 96),
+        kernel: int = 5,
+        strides: Sequence[int] = (1, 2, 2),
+    ) -> None:
         _check(first_width, widths, kernel, strides)
         below = (first_width * strides[0], *widths[:-1])
         # The topmost cell has no input. Its input kernel exists only because published weights hold one.
@@ -187,11 +204,15 @@ class ConvEncoderForecaster(EncoderForecaster):
         up = [_up(*sizes) for sizes in zip(widths, (first_width, *widths[1:]), strides, strict=True)]
         up[0].extend((Conv2d(first_width, channels, 1), nn.LeakyReLU(0.2, inplace=True)))
         super().__init__(
-            in_steps=in_steps, out_steps=out_steps, channels=channels, multiple=math.prod(strides), up=up,
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            multiple=math.prod(strides),
+            up=up,
             down=[_down(*sizes) for sizes in zip((channels, *widths[:-1]), below, strides, strict=True)],
             encoder=[self.cell(inputs, width, kernel=kernel) for inputs, width in zip(below, widths, strict=True)],
             forecaster=[self.cell(inputs, width, kernel=kernel) for inputs, width in zip(above, widths, strict=True)],
-        )  # fmt: skip
+        )
 
 
 class ConvLSTM(ConvEncoderForecaster):

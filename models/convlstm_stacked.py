@@ -37,8 +37,16 @@ class ConvLSTMCell(nn.Module):
         shown: What the output gate lets out; with ``candidate`` the cell state has no effect.
     """
 
-    def __init__(self, inputs: int, width: int, *, kernel: int, norm: bool = False,
-                 grid: tuple[int, int] | None = None, shown: Shown = "cell") -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        kernel: int,
+        norm: bool = False,
+        grid: tuple[int, int] | None = None,
+        shown: Shown = "cell",
+    ) -> None:
         super().__init__()
         made: dict[str, Any] = {"kernel": kernel, "norm": norm, "grid": grid}
         self.conv_x = FieldConv(inputs, 4 * width, **made)
@@ -100,17 +108,37 @@ class StackedConvLSTM(Patched):
         "openstl-l": Published(33_782_784, unused=7_667_712),
     }
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (128,) * 4,
-                 kernel: int = 5, patch: int = 4, layer_norm: bool = False, grid: Sequence[int] | None = None,
-                 shown: Shown = "cell", sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (128,) * 4,
+        kernel: int = 5,
+        patch: int = 4,
+        layer_norm: bool = False,
+        grid: Sequence[int] | None = None,
+        shown: Shown = "cell",
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         check_stack(widths, kernel)
         check_norm(layer_norm, grid)
         if shown not in ("cell", "candidate"):
             raise ValueError(f"Unknown shown {shown!r}; known: cell, candidate.")
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         grid=grid)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=widths[-1],
+            patch=patch,
+            grid=grid,
+        )
         self.cells = nn.ModuleList(
             ConvLSTMCell(inputs, width, kernel=kernel, norm=layer_norm, grid=self.field, shown=shown)
             for inputs, width in zip((self.folded, *widths[:-1]), widths, strict=True)

@@ -91,8 +91,7 @@ class E3DCell(nn.Module):
         self.show = Linear(2 * width, width)
         self.width, self.stale_memory = width, stale_memory
 
-    def forward(self, from_x: Tensor, state: CellState | None,
-                memory: Tensor | None) -> tuple[CellState, Tensor]:  # fmt: skip
+    def forward(self, from_x: Tensor, state: CellState | None, memory: Tensor | None) -> tuple[CellState, Tensor]:
         """One step; None stands for zeros.
 
         Args:
@@ -172,15 +171,35 @@ class E3DLSTM(Patched):
         "kth": Published(13_980_224, out_steps=20),
     }
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, layers: int = 4, width: int = 64,
-                 kernel: int = 5, patch: int = 4, stale_memory: bool = False, eps: float = 1e-5,
-                 sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        layers: int = 4,
+        width: int = 64,
+        kernel: int = 5,
+        patch: int = 4,
+        stale_memory: bool = False,
+        eps: float = 1e-5,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         if min(layers, width) < 1 or kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"layers and width are >= 1 and kernel is odd, got {layers}, {width} and {kernel}.")
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=WINDOW * width,
-                         patch=patch, bias=True)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=WINDOW * width,
+            patch=patch,
+            bias=True,
+        )
         self.cells = nn.ModuleList(
             E3DCell(inputs, width, kernel=kernel, stale_memory=stale_memory, eps=eps)
             for inputs in (self.folded, *[width] * (layers - 1))

@@ -71,8 +71,17 @@ class AxialAttention(nn.Module):
         updates_global: Global vectors see pixels and each other.
     """
 
-    def __init__(self, width: int, *, axis: int, length: int, heads: int, dropout: float, reads_global: bool = False,
-                 updates_global: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        *,
+        axis: int,
+        length: int,
+        heads: int,
+        dropout: float,
+        reads_global: bool = False,
+        updates_global: bool = False,
+    ) -> None:
         super().__init__()
         self.axis, self.heads, self.dropout, self.updates_global = axis, heads, dropout, updates_global
         self.norm, self.bias = nn.LayerNorm(width), RelativeBias(length, heads)
@@ -142,9 +151,13 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, *, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), _linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout),
-            _linear(4 * width, width), nn.Dropout(dropout),
-        )  # fmt: skip
+            nn.LayerNorm(width),
+            _linear(width, 4 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            _linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -162,14 +175,29 @@ class AxialBlock(nn.Module):
         dropout: See ``AxialAttention``.
     """
 
-    def __init__(self, width: int, lengths: Sequence[int], *, reads_global: bool = False, last: bool = False,
-                 heads: int, dropout: float) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        lengths: Sequence[int],
+        *,
+        reads_global: bool = False,
+        last: bool = False,
+        heads: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.attention = nn.ModuleList(
-            AxialAttention(width, axis=axis, length=length, heads=heads, dropout=dropout, reads_global=reads_global,
-                           updates_global=reads_global and not (last and axis == AXES[-1]))
+            AxialAttention(
+                width,
+                axis=axis,
+                length=length,
+                heads=heads,
+                dropout=dropout,
+                reads_global=reads_global,
+                updates_global=reads_global and not (last and axis == AXES[-1]),
+            )
             for axis, length in zip(AXES, lengths, strict=True)
-        )  # fmt: skip
+        )
         self.feed = nn.ModuleList(FeedForward(width, dropout=dropout) for _ in AXES)
 
     def forward(self, x_BTHWC: Tensor, global_BGC: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -278,14 +306,33 @@ class Earthformer(Nowcaster):
 
     PAPER = "Gao et al. (2022), arXiv:2207.05833"
     SIZES: ClassVar[dict[str, dict[str, object]]] = {
-        "moving-mnist": {"stem_widths": (64,), "stem_scales": (2,), "depth": (4, 4), "crown_convs": 1, "apart": False,
-                         "grid": (64, 64)},
-        "sevir": {"stem_widths": (16, 64, 128), "stem_scales": (3, 2, 2), "depth": (1, 1), "global_vectors": 8,
-                  "grid": (384, 384)},
+        "moving-mnist": {
+            "stem_widths": (64,),
+            "stem_scales": (2,),
+            "depth": (4, 4),
+            "crown_convs": 1,
+            "apart": False,
+            "grid": (64, 64),
+        },
+        "sevir": {
+            "stem_widths": (16, 64, 128),
+            "stem_scales": (3, 2, 2),
+            "depth": (1, 1),
+            "global_vectors": 8,
+            "grid": (384, 384),
+        },
         "sevir-lr": {"stem_widths": (4, 16, 64), "stem_scales": (1, 2, 2), "depth": (1, 1), "grid": (128, 128)},
-        "debug": {"stem_widths": (16,), "stem_scales": (2,), "crown_convs": 1, "depth": (1, 1), "heads": 2,
-                  "global_vectors": 2, "grid": (16, 16), "dropout": 0.0},
-    }  # fmt: skip
+        "debug": {
+            "stem_widths": (16,),
+            "stem_scales": (2,),
+            "crown_convs": 1,
+            "depth": (1, 1),
+            "heads": 2,
+            "global_vectors": 2,
+            "grid": (16, 16),
+            "dropout": 0.0,
+        },
+    }
     # Unused: what the encoder's last layer makes of the global vectors.
     PUBLISHED: ClassVar = {
         "moving-mnist": Published(6_702_109),
@@ -294,10 +341,22 @@ class Earthformer(Nowcaster):
     }
     free_lengths = False
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, stem_widths: Sequence[int] = (16, 64, 128),
-                 stem_scales: Sequence[int] = (3, 2, 2), crown_convs: int = 2, depth: Sequence[int] = (1, 1),
-                 heads: int = 4, global_vectors: int = 0, apart: bool = True, grid: Sequence[int] = (384, 384),
-                 dropout: float = 0.1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        stem_widths: Sequence[int] = (16, 64, 128),
+        stem_scales: Sequence[int] = (3, 2, 2),
+        crown_convs: int = 2,
+        depth: Sequence[int] = (1, 1),
+        heads: int = 4,
+        global_vectors: int = 0,
+        apart: bool = True,
+        grid: Sequence[int] = (384, 384),
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         _check(stem_widths, (*stem_scales, crown_convs), depth, heads, dropout)
         shrunk, levels = math.prod(stem_scales), len(depth)
@@ -433,8 +492,10 @@ def _attend_to_both(first: Sequence[Tensor], second: Sequence[Tensor], bias: Ten
 
 def _check(widths: Sequence[int], scales: Sequence[int], depth: Sequence[int], heads: int, dropout: float) -> None:
     if not widths or len(widths) != len(scales) - 1 or min(*widths, *scales) < 1:
-        raise ValueError(f"stem_widths and stem_scales name one value >= 1 per stage, and crown_convs is >= 1; got "
-                         f"{tuple(widths)}, {tuple(scales[:-1])} and {scales[-1]}.")  # fmt: skip
+        raise ValueError(
+            f"stem_widths and stem_scales name one value >= 1 per stage, and crown_convs is >= 1; got "
+            f"{tuple(widths)}, {tuple(scales[:-1])} and {scales[-1]}."
+        )
     if any(width % max(1, width // 4) for width in widths):
         raise ValueError(f"stem_widths must be multiples of 4 or less than 8, got {widths}.")
     if not depth or min(depth) < 1:

@@ -66,8 +66,10 @@ class Fading:
         """The scales NKHW at some lead times, counted from 0."""
         height, width = self.newest_NKHW.shape[-2:]
         for weights_2NKhw in self.weights_2NLKhw.index_select(2, leads_L).unbind(2):
-            newest, before = (functional.interpolate(weight, scale_factor=float(REGION), mode="bilinear")
-                              [..., :height, :width] for weight in weights_2NKhw)  # fmt: skip
+            newest, before = (
+                functional.interpolate(weight, scale_factor=float(REGION), mode="bilinear")[..., :height, :width]
+                for weight in weights_2NKhw
+            )
             yield self.mean_NK11 + newest * self.newest_NKHW + before * self.before_NKHW
 
 

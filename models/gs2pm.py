@@ -89,9 +89,17 @@ class GS2PM(SimVP):
         "large-512": {"hidden": 512, "blocks": 64},
         "large-560": {"hidden": 560, "blocks": 70},
         "micro": {"width": 16, "hidden": 32, "blocks": 4},
-        "debug": {"width": 8, "hidden": 16, "blocks": 3, "ratio": 2, "heads": 2, "prompt_grid": (16, 16), "border": 4,
-                  "cell": 4},
-    }  # fmt: skip
+        "debug": {
+            "width": 8,
+            "hidden": 16,
+            "blocks": 3,
+            "ratio": 2,
+            "heads": 2,
+            "prompt_grid": (16, 16),
+            "border": 4,
+            "cell": 4,
+        },
+    }
     tunings = ("full", "prompt")
     PUBLISHED: ClassVar = {
         "small": Published(10_379_779, channels=3),
@@ -100,14 +108,41 @@ class GS2PM(SimVP):
         "large-560": Published(441_917_059, channels=3),
     }
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, hidden: int = 128,
-                 layers: int = 4, blocks: int = 8, ratio: float = 8.0, heads: int = 8, drop_path: float = 0.0,
-                 prompt_grid: tuple[int, int] = (128, 128), border: int = 32, at_once: bool = False,
-                 masked: bool = True, kept: float = 0.6, cell: int = 16, one_mask: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        width: int = 64,
+        hidden: int = 128,
+        layers: int = 4,
+        blocks: int = 8,
+        ratio: float = 8.0,
+        heads: int = 8,
+        drop_path: float = 0.0,
+        prompt_grid: tuple[int, int] = (128, 128),
+        border: int = 32,
+        at_once: bool = False,
+        masked: bool = True,
+        kept: float = 0.6,
+        cell: int = 16,
+        one_mask: bool = False,
+    ) -> None:
         super().__init__(
-            in_steps=in_steps, out_steps=out_steps, channels=channels, middle="uniformer", width=width, hidden=hidden,
-            layers=layers, blocks=blocks, ratio=ratio, heads=heads, drop_path=drop_path, at_once=at_once,
-        )  # fmt: skip
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            middle="uniformer",
+            width=width,
+            hidden=hidden,
+            layers=layers,
+            blocks=blocks,
+            ratio=ratio,
+            heads=heads,
+            drop_path=drop_path,
+            at_once=at_once,
+        )
         _check_prompt(prompt_grid, border, kept, cell)
         self.masked, self.kept, self.cell, self.one_mask = masked, kept, cell, one_mask
         self.frozen = False
@@ -137,8 +172,9 @@ class GS2PM(SimVP):
         """The masked branch: frames with holes in, whole frames out; sides divide by ``multiple``."""
         return self.decode_all(*self.encode_all(masked_BTCHW.flatten(0, 1))).unflatten(0, masked_BTCHW.shape[:2])
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """Error of the forecast, and in pretraining of the past seen through a mask."""
         loss = self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)
         if not self.masked:

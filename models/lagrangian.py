@@ -116,9 +116,18 @@ class Lagrangian(Nowcaster):
     gives_probabilities: ClassVar[bool] = True
     onnx: ClassVar[bool] = False
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (48, 96, 128, 160),
-                 blocks: int = 2, levels: Sequence[float] = LEVELS, importance: Sequence[float] = IMPORTANCE,
-                 span: float = SPAN) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (48, 96, 128, 160),
+        blocks: int = 2,
+        levels: Sequence[float] = LEVELS,
+        importance: Sequence[float] = IMPORTANCE,
+        span: float = SPAN,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if len(levels) < 2 or any(low >= high for low, high in pairwise(levels)):
             raise ValueError(f"levels must be two or more and ascend, got {tuple(levels)}.")
@@ -211,8 +220,10 @@ class Lagrangian(Nowcaster):
     def shown(self, aligned_NTHW: Tensor, known_N1HW: Tensor, fading: Fading) -> Tensor:
         """What the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
         leads = [max(self.out_steps >> halvings, 1) - 1 for halvings in range(PREVIEWS)]
-        left = [left_NKHW.sum(1, keepdim=True)
-                for left_NKHW in fading.after(torch.tensor(leads, device=aligned_NTHW.device))]  # fmt: skip
+        left = [
+            left_NKHW.sum(1, keepdim=True)
+            for left_NKHW in fading.after(torch.tensor(leads, device=aligned_NTHW.device))
+        ]
         return torch.cat([aligned_NTHW, known_N1HW, *left], dim=1)
 
     # --- one field ---
@@ -246,8 +257,9 @@ class Lagrangian(Nowcaster):
 
     # --- training ---
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy of the levels at some lead times, drawn; or the chosen loss of the mean field at all."""
         weight_BTCHW = torch.ones_like(future_BTCHW) if mask_BTCHW is None else mask_BTCHW
         if self.loss is not None:
@@ -267,8 +279,10 @@ class Lagrangian(Nowcaster):
 
     def _loss_of_mean(self, past_BTCHW: Tensor, future_BTCHW: Tensor, weight_BTCHW: Tensor) -> Tensor:
         chance_NLKHW, known_NLHW = self.exceedance(past_BTCHW)
-        mean, known = (part.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
-                       for part in (self.scaled(self.mean(chance_NLKHW)), known_NLHW))  # fmt: skip
+        mean, known = (
+            part.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
+            for part in (self.scaled(self.mean(chance_NLKHW)), known_NLHW)
+        )
         return self.compare(mean, future_BTCHW, weight_BTCHW * known)
 
 

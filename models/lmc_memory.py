@@ -176,9 +176,19 @@ class LMCMemory(Nowcaster):
     PUBLISHED: ClassVar = {"published": Published(33_911_825)}
     multiple = 16
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 128, layers: int = 4,
-                 slots: int = 100, sigmoid: bool = False, long_steps: int | None = None,
-                 warm_up: float = 1 / 60) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        width: int = 128,
+        layers: int = 4,
+        slots: int = 100,
+        sigmoid: bool = False,
+        long_steps: int | None = None,
+        warm_up: float = 1 / 60,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if width < 8 or width % 8 or min(layers, slots) < 1:
             raise ValueError(f"width must be a multiple of 8, layers and slots >= 1, got {width}, {layers}, {slots}.")
@@ -235,8 +245,9 @@ class LMCMemory(Nowcaster):
         frame = self.decoder(torch.cat([h_BCHW, recalled_BCHW * asked_BC[:, :, None, None]], dim=1))
         return frame.sigmoid() if self.sigmoid else frame
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """Errors of the forecasts of both phases, added up."""
         check_past(past_BTCHW, self)
         steps = future_BTCHW.shape[1]

@@ -46,8 +46,16 @@ def mae(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
     return weighted_mean((made - truth).abs(), weight)
 
 
-def balanced(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, limits: Sequence[float],
-             weights: Sequence[float] = HKO7_WEIGHTS, squared: float = 1, absolute: float = 1) -> Tensor:  # fmt: skip
+def balanced(
+    made: Tensor,
+    truth: Tensor,
+    weight: Tensor | None = None,
+    *,
+    limits: Sequence[float],
+    weights: Sequence[float] = HKO7_WEIGHTS,
+    squared: float = 1,
+    absolute: float = 1,
+) -> Tensor:
     """B-MSE + B-MAE: squared and absolute error, which count more the more it rains. A mean over pixels.
 
     Args:
@@ -73,8 +81,9 @@ def balanced(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, limit
     return weighted_mean(counts * (squared * error.square() + absolute * error.abs()), weight)
 
 
-def multiscale(made: Tensor, truth: Tensor, weight: Tensor | None = None, *,
-               scales: Sequence[int] = (1, 2, 4, 8)) -> Tensor:  # fmt: skip
+def multiscale(
+    made: Tensor, truth: Tensor, weight: Tensor | None = None, *, scales: Sequence[int] = (1, 2, 4, 8)
+) -> Tensor:
     """Squared error of means over squares of pixels of several sizes: what is a little out of place costs less.
 
     Args:
@@ -111,8 +120,15 @@ def spectral(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, floor
     return (logarithms[0] - logarithms[1]).square().mean()
 
 
-def fss(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, limits: Sequence[float],
-        sides: Sequence[int] = (9,), softness: float = 0.02) -> Tensor:  # fmt: skip
+def fss(
+    made: Tensor,
+    truth: Tensor,
+    weight: Tensor | None = None,
+    *,
+    limits: Sequence[float],
+    sides: Sequence[int] = (9,),
+    softness: float = 0.02,
+) -> Tensor:
     """One minus the fractions skill score, mean over limits and neighbourhoods; sums over the batch, then ratios.
 
     Args:

@@ -46,8 +46,9 @@ class MAUCell(nn.Module):
         grid: Height and width of fields that the norms are bound to; None: any.
     """
 
-    def __init__(self, width: int, *, kernel: int, tau: int, residual: bool = False,
-                 grid: tuple[int, int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, width: int, *, kernel: int, tau: int, residual: bool = False, grid: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.width, self.tau, self.residual = width, tau, residual
         # The query and the gates of the input read the same field: one convolution.
@@ -136,13 +137,33 @@ class MAU(Recurrent):
     # Unused: two convolutions that the official forward never calls.
     PUBLISHED: ClassVar = {"published": Published(4_483_588, unused=8_259)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, layers: int = 4,
-                 kernel: int = 5, tau: int = 5, patch: int = 1, downscale: int = 4, cell_mode: CellMode = "normal",
-                 model_mode: ModelMode = "normal", grid: Sequence[int] | None = None,
-                 sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input)  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        width: int = 64,
+        layers: int = 4,
+        kernel: int = 5,
+        tau: int = 5,
+        patch: int = 1,
+        downscale: int = 4,
+        cell_mode: CellMode = "normal",
+        model_mode: ModelMode = "normal",
+        grid: Sequence[int] | None = None,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+        )
         _check((width, layers, tau, patch), kernel, downscale, cell_mode, model_mode)
         self.multiple = patch * downscale
         if grid is not None and (len(grid) != 2 or any(side < 1 or side % self.multiple for side in grid)):

@@ -60,8 +60,16 @@ class Block(nn.Module):
         position: Depthwise convolution added to the input, as a position code.
     """
 
-    def __init__(self, place: Place, *, norm: Callable[[int], nn.Module], mix: nn.Module, mlp: nn.Module,
-                 scale: float | None = None, position: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        place: Place,
+        *,
+        norm: Callable[[int], nn.Module],
+        mix: nn.Module,
+        mlp: nn.Module,
+        scale: float | None = None,
+        position: bool = False,
+    ) -> None:
         super().__init__()
         width = place.channels
         self.drop_path = place.drop_path

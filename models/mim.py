@@ -89,8 +89,9 @@ class MIMBlock(nn.Module):
         self.conv_last = nn.Conv2d(2 * width, width, 1, bias=False)
         self.stationary = PeepholeCell(width, **made)
 
-    def forward(self, x_BCHW: Tensor, difference_BCHW: Tensor | None, state: State,
-                m_BCHW: Tensor) -> tuple[State, Tensor]:  # fmt: skip
+    def forward(
+        self, x_BCHW: Tensor, difference_BCHW: Tensor | None, state: State, m_BCHW: Tensor
+    ) -> tuple[State, Tensor]:
         """One step.
 
         Args:
@@ -152,14 +153,34 @@ class MIM(Patched):
     }
     PUBLISHED: ClassVar[dict[str, Published]] = {"openstl": Published(38_043_648, unused=98_304)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (64,) * 4,
-                 kernel: int = 5, patch: int = 4, layer_norm: bool = False, grid: Sequence[int] | None = None,
-                 detached: bool = False, sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (64,) * 4,
+        kernel: int = 5,
+        patch: int = 4,
+        layer_norm: bool = False,
+        grid: Sequence[int] | None = None,
+        detached: bool = False,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         check_stack(widths, kernel, same="the memory")
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         grid=grid)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=widths[-1],
+            patch=patch,
+            grid=grid,
+        )
         self.detached = detached
         made: dict[str, Any] = {"kernel": kernel, "norm": layer_norm, "grid": self.field}
         width, above = widths[0], range(len(widths) - 1)

@@ -153,15 +153,35 @@ class MotionRNN(Patched):
     }
     PUBLISHED: ClassVar[dict[str, Published]] = {"published": Published(6_852_161), "wide": Published(26_911_553)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, cell: Cell = "st-lstm",
-                 widths: Sequence[int] = (64,) * 4, kernel: int = 5, patch: int = 4, layer_norm: bool = False,
-                 grid: Sequence[int] | None = None, sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        cell: Cell = "st-lstm",
+        widths: Sequence[int] = (64,) * 4,
+        kernel: int = 5,
+        patch: int = 4,
+        layer_norm: bool = False,
+        grid: Sequence[int] | None = None,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         _check(cell, widths, kernel)
         check_norm(layer_norm, grid)
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         grid=grid)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=widths[-1],
+            patch=patch,
+            grid=grid,
+        )
         self.multiple = 2 * patch
         if self.grid and any(side % self.multiple for side in self.grid):
             raise ValueError(f"Sides of the grid must divide by twice the patch, got {self.grid} and {patch}.")

@@ -112,8 +112,9 @@ class Nowcaster(nn.Module):
         W); N is batch x channels."""
         raise NotImplementedError
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """What the forecast is off by, weighted by ``mask``: 0 where nothing was measured.
 
         A network with its own recipe (frames that are fed, branches, regularisers) overrides this, and compares

@@ -71,8 +71,15 @@ def packing(x: Tensor, weight: Tensor) -> Kept | None:
     return None if torch.is_grad_enabled() or not torch.backends.mkldnn.is_available() else keeping(x, weight)
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: tuple[int, ...],
-                stride: tuple[int, ...] = (1, 1), groups: int = 1) -> Tensor:  # fmt: skip
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    padding: tuple[int, ...],
+    stride: tuple[int, ...] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
     """torch's ``conv2d``, with a packed weight where that pays.
 
     Args:

@@ -122,11 +122,26 @@ class PhyDNet(Recurrent):
     }
     PUBLISHED: ClassVar = {"published": Published(3_091_732)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, base_width: int = 32,
-                 widths: Sequence[int] = (128, 128, 64), kernel: int = 3, physics_kernel: int = 7, patch: int = 4,
-                 sampling_until: float = 1 / 3) -> None:  # fmt: skip
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling="scheduled",
-                         sampling_until=sampling_until)  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        base_width: int = 32,
+        widths: Sequence[int] = (128, 128, 64),
+        kernel: int = 3,
+        physics_kernel: int = 7,
+        patch: int = 4,
+        sampling_until: float = 1 / 3,
+    ) -> None:
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling="scheduled",
+            sampling_until=sampling_until,
+        )
         _check(base_width, widths, (kernel, physics_kernel), patch)
         self.multiple = patch
         base, width, last = base_width, 2 * base_width, patch // 2

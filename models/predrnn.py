@@ -51,8 +51,9 @@ class STLSTMCell(nn.Module):
         grid: Height and width of fields that the norm is bound to; None: any.
     """
 
-    def __init__(self, inputs: int, width: int, *, kernel: int, norm: bool = False,
-                 grid: tuple[int, int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, inputs: int, width: int, *, kernel: int, norm: bool = False, grid: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         made: dict[str, Any] = {"kernel": kernel, "norm": norm, "grid": grid}
         self.width = width
@@ -62,8 +63,9 @@ class STLSTMCell(nn.Module):
         self.conv_o = FieldConv(2 * width, width, **made)
         self.conv_last = nn.Conv2d(2 * width, width, 1, bias=False)
 
-    def forward(self, x_BCHW: Tensor, state: State, m_BCHW: Tensor | None,
-                highway_BCHW: Tensor | None = None) -> tuple[State, Tensor, Gates]:  # fmt: skip
+    def forward(
+        self, x_BCHW: Tensor, state: State, m_BCHW: Tensor | None, highway_BCHW: Tensor | None = None
+    ) -> tuple[State, Tensor, Gates]:
         """One step.
 
         Args:
@@ -118,14 +120,24 @@ class ExpressiveCell(STLSTMCell):
     Context embedding comes before the gates; expression mixes the hidden state with the spatiotemporal memory.
     """
 
-    def __init__(self, inputs: int, width: int, *, kernel: int, norm: bool = False,
-                 grid: tuple[int, int] | None = None, context: bool, expression: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        kernel: int,
+        norm: bool = False,
+        grid: tuple[int, int] | None = None,
+        context: bool,
+        expression: bool,
+    ) -> None:
         super().__init__(inputs, width, kernel=kernel, norm=norm, grid=grid)
         self.context = ContextEmbedding(inputs, width, kernel=kernel, grid=grid) if context else None
         self.expression = SpatiotemporalExpression(width, grid=grid) if expression else None
 
-    def forward(self, x_BCHW: Tensor, state: State, m_BCHW: Tensor | None,
-                highway_BCHW: Tensor | None = None) -> tuple[State, Tensor, Gates]:  # fmt: skip
+    def forward(
+        self, x_BCHW: Tensor, state: State, m_BCHW: Tensor | None, highway_BCHW: Tensor | None = None
+    ) -> tuple[State, Tensor, Gates]:
         x, (h, c) = x_BCHW, state or (None, None)
         if self.context is not None:
             x, h = self.context(x, h)
@@ -161,15 +173,37 @@ class PredRNN(Patched):
     }
     PUBLISHED: ClassVar[dict[str, Published]] = {"published": Published(23_838_720)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (128,) * 4,
-                 kernel: int = 5, patch: int = 4, layer_norm: bool = False, grid: Sequence[int] | None = None,
-                 context: bool = False, expression: bool = False, sampling: Sampling = "scheduled",
-                 sampling_until: float = 0.625, reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (128,) * 4,
+        kernel: int = 5,
+        patch: int = 4,
+        layer_norm: bool = False,
+        grid: Sequence[int] | None = None,
+        context: bool = False,
+        expression: bool = False,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         check_stack(widths, kernel, same="the memory")
         check_norm(layer_norm, grid)
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         grid=grid, blocks=BLOCKS if expression else 1)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=widths[-1],
+            patch=patch,
+            grid=grid,
+            blocks=BLOCKS if expression else 1,
+        )
         below = (self.folded, *widths[:-1])
         plain = not (context or expression)
         cell = STLSTMCell if plain else partial(ExpressiveCell, context=context, expression=expression)

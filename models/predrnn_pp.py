@@ -42,8 +42,17 @@ class CausalLSTMCell(nn.Module):
         conv_c_reads: ``m`` repeats OpenSTL's old mistake.
     """
 
-    def __init__(self, inputs: int, memory: int, width: int, *, kernel: int, norm: bool = False,
-                 grid: tuple[int, int] | None = None, conv_c_reads: Literal["c", "m"] = "c") -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        memory: int,
+        width: int,
+        *,
+        kernel: int,
+        norm: bool = False,
+        grid: tuple[int, int] | None = None,
+        conv_c_reads: Literal["c", "m"] = "c",
+    ) -> None:
         super().__init__()
         made: dict[str, Any] = {"kernel": kernel, "norm": norm, "grid": grid}
         self.width, self.conv_c_reads = width, conv_c_reads
@@ -141,16 +150,35 @@ class PredRNNpp(Patched):
     }
     PUBLISHED: ClassVar[dict[str, Published]] = {"openstl": Published(38_584_320, unused=3_276_800)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1,
-                 widths: Sequence[int] = (128, 64, 64, 64), kernel: int = 5, patch: int = 4, layer_norm: bool = False,
-                 grid: Sequence[int] | None = None, conv_c_reads: Literal["c", "m"] = "c",
-                 sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (128, 64, 64, 64),
+        kernel: int = 5,
+        patch: int = 4,
+        layer_norm: bool = False,
+        grid: Sequence[int] | None = None,
+        conv_c_reads: Literal["c", "m"] = "c",
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         _check(widths, kernel, conv_c_reads)
         check_norm(layer_norm, grid)
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         grid=grid)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=widths[-1],
+            patch=patch,
+            grid=grid,
+        )
         made: dict[str, Any] = {"kernel": kernel, "norm": layer_norm, "grid": self.field}
         below, memories = (self.folded, *widths[:-1]), (widths[-1], *widths[:-1])
         self.cells = nn.ModuleList(

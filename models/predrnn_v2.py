@@ -38,13 +38,35 @@ class PredRNNv2(PredRNN):
     PAPER = "Wang et al. (2021), arXiv:2103.09504"
     PUBLISHED: ClassVar[dict[str, Published]] = {"published": Published(23_855_104)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (128,) * 4,
-                 kernel: int = 5, patch: int = 4, layer_norm: bool = False, grid: Sequence[int] | None = None,
-                 decoupling: float = 0.1, sampling: Sampling = "reverse", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, widths=widths, kernel=kernel,
-                         patch=patch, layer_norm=layer_norm, grid=grid, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input)  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (128,) * 4,
+        kernel: int = 5,
+        patch: int = 4,
+        layer_norm: bool = False,
+        grid: Sequence[int] | None = None,
+        decoupling: float = 0.1,
+        sampling: Sampling = "reverse",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            widths=widths,
+            kernel=kernel,
+            patch=patch,
+            layer_norm=layer_norm,
+            grid=grid,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+        )
         if decoupling < 0:
             raise ValueError(f"decoupling must be >= 0, got {decoupling}.")
         self.decoupling = decoupling

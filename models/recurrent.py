@@ -48,8 +48,16 @@ class Recurrent(Nowcaster):
     scored_from: ClassVar[int] = 1
     """First frame whose prediction counts in the loss."""
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int, sampling: Sampling,
-                 sampling_until: float = 0.625, reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int,
+        sampling: Sampling,
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if sampling not in SAMPLING:
             raise ValueError(f"Unknown sampling {sampling!r}; known: {', '.join(SAMPLING)}.")
@@ -123,8 +131,9 @@ class Recurrent(Nowcaster):
         share = torch.tensor([1.0] + [past] * (self.in_steps - 1) + [future] * (self.out_steps - 1))
         return torch.rand(batch, len(share)) < share
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """Error of the predictions of all frames from ``scored_from`` on, of the past as much as of the future."""
         check_past(past_BTCHW, self)
         clip = torch.cat([past_BTCHW, future_BTCHW], dim=1)
@@ -168,11 +177,29 @@ class Patched(Recurrent):
     order: ClassVar[str] = "pixels-first"
     """How pixels become channels, see ``models.blocks.FOLDS``."""
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int, sampling: Sampling, sampling_until: float,
-                 reverse_input: bool, hidden: int, patch: int, grid: Sequence[int] | None = None,
-                 bias: bool = False, blocks: int = 1) -> None:  # fmt: skip
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input)  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int,
+        sampling: Sampling,
+        sampling_until: float,
+        reverse_input: bool,
+        hidden: int,
+        patch: int,
+        grid: Sequence[int] | None = None,
+        bias: bool = False,
+        blocks: int = 1,
+    ) -> None:
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+        )
         self.patch, self.multiple = patch, patch * blocks
         if patch < 1 or (
             grid is not None and (len(grid) != 2 or any(side < 1 or side % self.multiple for side in grid))

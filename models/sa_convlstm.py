@@ -57,8 +57,9 @@ class AttentionMemory(nn.Module):
         projected: Both findings pass through a layer of their own first.
     """
 
-    def __init__(self, width: int, *, keys: int, values: int, mixed: int, kernel: int, scaled: bool,
-                 projected: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self, width: int, *, keys: int, values: int, mixed: int, kernel: int, scaled: bool, projected: bool = False
+    ) -> None:
         super().__init__()
         self.keys, self.values, self.scale = keys, values, keys**-0.5 if scaled else 1.0
         self.from_h = nn.Conv2d(width, 2 * keys + values, 1)
@@ -104,8 +105,17 @@ class SACell(nn.Module):
         activation: One of ``ACTIVATIONS``.
     """
 
-    def __init__(self, inputs: int, width: int, *, kernel: int, memory: nn.Module, context: nn.Module | None = None,
-                 peepholes: tuple[int, int] | None = None, activation: str = "tanh") -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        kernel: int,
+        memory: nn.Module,
+        context: nn.Module | None = None,
+        peepholes: tuple[int, int] | None = None,
+        activation: str = "tanh",
+    ) -> None:
         super().__init__()
         self.inputs, self.activation = inputs, ACTIVATIONS[activation]
         self.context, self.memory = context, memory
@@ -118,8 +128,9 @@ class SACell(nn.Module):
         if self.context is not None:
             x, h = self.context(x, h)
         if h is None:
-            gates = functional.conv2d(x, self.gates.weight[:, : self.inputs], self.gates.bias,
-                                      padding=self.gates.padding)  # fmt: skip
+            gates = functional.conv2d(
+                x, self.gates.weight[:, : self.inputs], self.gates.bias, padding=self.gates.padding
+            )
         else:
             gates = self.gates(torch.cat([x, h], dim=1))
         h, c = lean(self._update, gates, c)
@@ -172,28 +183,56 @@ class SAConvLSTM(Patched):
     }
     PUBLISHED: ClassVar[dict[str, Published]] = {"tianchi": Published(1_749_825)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, widths: Sequence[int] = (64,) * 4,
-                 kernel: int = 3, patch: int = 4, attention: int = 32, scaled: bool = False, context: bool = False,
-                 expression: bool = False, sampling: Sampling = "scheduled", sampling_until: float = 0.625,
-                 reverse_input: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        widths: Sequence[int] = (64,) * 4,
+        kernel: int = 3,
+        patch: int = 4,
+        attention: int = 32,
+        scaled: bool = False,
+        context: bool = False,
+        expression: bool = False,
+        sampling: Sampling = "scheduled",
+        sampling_until: float = 0.625,
+        reverse_input: bool = False,
+    ) -> None:
         check_stack(widths, kernel)
         if attention < 1:
             raise ValueError(f"attention must be >= 1, got {attention}.")
-        super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling=sampling,
-                         sampling_until=sampling_until, reverse_input=reverse_input, hidden=widths[-1], patch=patch,
-                         bias=True, blocks=BLOCKS if expression else 1)  # fmt: skip
+        super().__init__(
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            sampling=sampling,
+            sampling_until=sampling_until,
+            reverse_input=reverse_input,
+            hidden=widths[-1],
+            patch=patch,
+            bias=True,
+            blocks=BLOCKS if expression else 1,
+        )
 
         def memory(width: int) -> nn.Module:
             if expression:
                 return Expression(width)
-            return AttentionMemory(width, keys=attention, values=attention, mixed=attention, kernel=kernel,
-                                   scaled=scaled)  # fmt: skip
+            return AttentionMemory(
+                width, keys=attention, values=attention, mixed=attention, kernel=kernel, scaled=scaled
+            )
 
         self.cells = nn.ModuleList(
-            SACell(inputs, width, kernel=kernel, memory=memory(width),
-                   context=ContextEmbedding(inputs, width, kernel=kernel) if context else None)
+            SACell(
+                inputs,
+                width,
+                kernel=kernel,
+                memory=memory(width),
+                context=ContextEmbedding(inputs, width, kernel=kernel) if context else None,
+            )
             for inputs, width in zip((self.folded, *widths[:-1]), widths, strict=True)
-        )  # fmt: skip
+        )
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
         return channels_last(super().embed(frames_NCHW))
@@ -247,9 +286,20 @@ class SASequence(Direct):
     }
     PUBLISHED: ClassVar[dict[str, Published]] = {}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, layers: int = 2, width: int = 64,
-                 kernel: int = 3, attention: int = 8, activation: str = "tanh", single: bool = False,
-                 grid: Sequence[int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        layers: int = 2,
+        width: int = 64,
+        kernel: int = 3,
+        attention: int = 8,
+        activation: str = "tanh",
+        single: bool = False,
+        grid: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if min(layers, attention) < 1:
             raise ValueError(f"layers and attention must be >= 1, got {layers} and {attention}.")
@@ -259,8 +309,9 @@ class SASequence(Direct):
         self.single, self.grid = single, None if grid is None else (grid[0], grid[1])
 
         def memory() -> nn.Module:
-            return AttentionMemory(width, keys=attention, values=width, mixed=2 * width, kernel=1, scaled=False,
-                                   projected=True)  # fmt: skip
+            return AttentionMemory(
+                width, keys=attention, values=width, mixed=2 * width, kernel=1, scaled=False, projected=True
+            )
 
         self.cells = nn.ModuleList(
             SACell(inputs, width, kernel=kernel, memory=memory(), peepholes=self.grid or (1, 1), activation=activation)
@@ -291,8 +342,9 @@ class SASequence(Direct):
             return self.output(fields_BCTHW[:, :, -2:])[:, -1:]
         return self.output(fields_BCTHW)
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """The paper's cross entropy of the logits, or the chosen loss of the frames."""
         if self.loss is not None:
             return self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)

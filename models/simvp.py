@@ -41,8 +41,9 @@ class Unit(nn.Module):
         original: As in the first repository: LeakyReLU, and a transposed convolution to double the grid.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, down: bool = False, up: bool = False,
-                 original: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int, down: bool = False, up: bool = False, original: bool = False
+    ) -> None:
         super().__init__()
         self.shuffled, self.original = up and not original, original
         if up and original:
@@ -111,8 +112,9 @@ class Inception(nn.Module):
 class InceptionTranslator(nn.Module):
     """Version 1: a U-net of Inception modules whose grid stays the same."""
 
-    def __init__(self, channels: int, hidden: int, outputs: int, *, blocks: int, kernels: Sequence[int],
-                 groups: int) -> None:  # fmt: skip
+    def __init__(
+        self, channels: int, hidden: int, outputs: int, *, blocks: int, kernels: Sequence[int], groups: int
+    ) -> None:
         super().__init__()
 
         def module(inputs: int, outputs: int) -> Inception:
@@ -136,8 +138,20 @@ class InceptionTranslator(nn.Module):
 class MetaTranslator(nn.ModuleList):
     """Blocks of one kind, the first and the last of which change the width by a 1 x 1 convolution."""
 
-    def __init__(self, channels: int, hidden: int, outputs: int, *, block: Callable[[Place], nn.Module], blocks: int,
-                 ratio: float, drop_path: float, window: int, tokens: int, heads: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        outputs: int,
+        *,
+        block: Callable[[Place], nn.Module],
+        blocks: int,
+        ratio: float,
+        drop_path: float,
+        window: int,
+        tokens: int,
+        heads: int,
+    ) -> None:
         super().__init__()
         rates = [0.01 + (drop_path - 0.01) * i / (blocks - 1) for i in range(blocks)]
         widths = [channels, *[hidden] * (blocks - 1), outputs]
@@ -217,11 +231,29 @@ class SimVP(Direct):
         "v1-wide": Published(57_761_409),
     }
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, middle: str = "gsta", width: int = 64,
-                 hidden: int = 512, layers: int = 4, blocks: int = 8, ratio: float = 8.0, drop_path: float = 0.0,
-                 encoder_kernel: int = 3, decoder_kernel: int = 3, original: bool = False,
-                 kernels: Sequence[int] = (3, 5, 7, 11), groups: int = 8, window: int = 4, heads: int = 8,
-                 grid: tuple[int, int] | None = None, at_once: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        middle: str = "gsta",
+        width: int = 64,
+        hidden: int = 512,
+        layers: int = 4,
+        blocks: int = 8,
+        ratio: float = 8.0,
+        drop_path: float = 0.0,
+        encoder_kernel: int = 3,
+        decoder_kernel: int = 3,
+        original: bool = False,
+        kernels: Sequence[int] = (3, 5, 7, 11),
+        groups: int = 8,
+        window: int = 4,
+        heads: int = 8,
+        grid: tuple[int, int] | None = None,
+        at_once: bool = False,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         self.made = out_steps if at_once else in_steps
         """Frames that a pass makes."""
@@ -251,9 +283,17 @@ class SimVP(Direct):
         else:
             height, length = self.grid or (stride, stride)
             self.translator = MetaTranslator(
-                stacked, hidden, made, block=self.METAFORMERS[middle], blocks=blocks, ratio=ratio,
-                drop_path=drop_path, window=window, tokens=height * length // stride**2, heads=heads,
-            )  # fmt: skip
+                stacked,
+                hidden,
+                made,
+                block=self.METAFORMERS[middle],
+                blocks=blocks,
+                ratio=ratio,
+                drop_path=drop_path,
+                window=window,
+                tokens=height * length // stride**2,
+                heads=heads,
+            )
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
         latent, firsts = self.encode_all(past_BTCHW.flatten(0, 1))
@@ -309,8 +349,10 @@ def _check(layers: int, blocks: int, width: int, kernels: Sequence[int]) -> None
 
 def _bound(grid: tuple[int, int] | None, stride: int, *, needed: bool) -> tuple[int, int] | None:
     if needed != (grid is not None):
-        raise ValueError("The middle mlp-mixer needs grid=(height, width), since its weights are bound to it; no "
-                         "other middle has one.")  # fmt: skip
+        raise ValueError(
+            "The middle mlp-mixer needs grid=(height, width), since its weights are bound to it; no "
+            "other middle has one."
+        )
     if grid and any(side < 1 or side % stride for side in grid):
         raise ValueError(f"Sides of the grid must divide by {stride}, got {grid[0]} x {grid[1]}.")
     return None if grid is None else (grid[0], grid[1])

@@ -85,8 +85,18 @@ class SmaAtUNet(UNet):
     }
     PUBLISHED: ClassVar = {"published": Published(4_033_537, in_steps=12, out_steps=1)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, levels: int = 5,
-                 bilinear: bool = True, kernels_per_layer: int = 2, reduction: int = 16) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        width: int = 64,
+        levels: int = 5,
+        bilinear: bool = True,
+        kernels_per_layer: int = 2,
+        reduction: int = 16,
+    ) -> None:
         if kernels_per_layer < 1 or not 1 <= reduction <= width:
             raise ValueError(
                 "kernels_per_layer must be >= 1 and reduction between 1 and width, "

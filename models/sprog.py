@@ -55,8 +55,16 @@ class SPROG(Extrapolation):
     history = (FRAMES, 4)
     extra = "pysteps"
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, wet: float = 0.02, levels: int = 6,
-                 matching: Literal["cdf", "mean", "none"] = "cdf") -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        wet: float = 0.02,
+        levels: int = 6,
+        matching: Literal["cdf", "mean", "none"] = "cdf",
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if wet <= 0 or levels < 3:
             raise ValueError(f"wet must be > 0 and levels >= 3, got {wet} and {levels}.")
@@ -87,9 +95,14 @@ class SPROG(Extrapolation):
         from pysteps.nowcasts import sprog
 
         return sprog.forecast(
-            frames_THW, motion_2HW, self.out_steps, precip_thr=self.wet, n_cascade_levels=self.cascade,
-            probmatching_method=self.matching, fft_method="scipy",
-        )  # fmt: skip
+            frames_THW,
+            motion_2HW,
+            self.out_steps,
+            precip_thr=self.wet,
+            n_cascade_levels=self.cascade,
+            probmatching_method=self.matching,
+            fft_method="scipy",
+        )
 
 
 @contextlib.contextmanager

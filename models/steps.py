@@ -35,9 +35,20 @@ class STEPS(SPROG):
 
     PAPER = "Bowler et al. (2006), doi:10.1256/qj.04.100; Seed et al. (2013), doi:10.1002/wrcr.20536"
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, wet: float = 0.02, levels: int = 6,
-                 members: int = 20, member: int | None = None, pixel_km: float = 1.0, step_minutes: float = 5.0,
-                 seed: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        wet: float = 0.02,
+        levels: int = 6,
+        members: int = 20,
+        member: int | None = None,
+        pixel_km: float = 1.0,
+        step_minutes: float = 5.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, wet=wet, levels=levels)
         if members < 2 or not 0 <= (member or 0) < members:
             raise ValueError(f"members must be >= 2 and member lie below it, got {members} and {member}.")
@@ -56,10 +67,19 @@ class STEPS(SPROG):
             made.append(np.nanmean(fields_MHW, axis=0) if self.member is None else fields_MHW[self.member].copy())
 
         steps.forecast(
-            frames_THW, motion_2HW, self.out_steps, n_ens_members=self.members, n_cascade_levels=self.cascade,
-            precip_thr=self.wet, kmperpixel=self.pixel_km, timestep=self.step_minutes, seed=self.seed,
-            fft_method="scipy", callback=keep, return_output=False,
-        )  # fmt: skip
+            frames_THW,
+            motion_2HW,
+            self.out_steps,
+            n_ens_members=self.members,
+            n_cascade_levels=self.cascade,
+            precip_thr=self.wet,
+            kmperpixel=self.pixel_km,
+            timestep=self.step_minutes,
+            seed=self.seed,
+            fft_method="scipy",
+            callback=keep,
+            return_output=False,
+        )
         future = np.stack(made)
         # Rain at the rim alone is none to pysteps, which fades the field out there before it looks.
         return future if (future >= self.wet).any() else np.full_like(future, np.nan)

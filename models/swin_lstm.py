@@ -274,9 +274,19 @@ class SwinLSTMB(Recurrent):
     }
     PUBLISHED: ClassVar = {"published": Published(2_778_417, unused=197_376)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, patch: int = 2, width: int = 128,
-                 window: int = 4, depths: Sequence[int] = (12,), heads: Sequence[int] = (4,),
-                 drop_path: float = 0.1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        patch: int = 2,
+        width: int = 128,
+        window: int = 4,
+        depths: Sequence[int] = (12,),
+        heads: Sequence[int] = (4,),
+        drop_path: float = 0.1,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling="never")
         _check_cells(depths, heads, [width] * len(depths))
         _check(patch, (window,), drop_path)
@@ -321,24 +331,52 @@ class SwinLSTMD(Recurrent):
 
     PAPER = SwinLSTMB.PAPER
     SIZES: ClassVar = {
-        "published": {"patch": 2, "width": 128, "window": 4, "depths": (2, 6), "heads": (4, 8),
-                      "depths_up": (2, 6), "heads_up": (8, 4)},
-        "debug": {"patch": 2, "width": 32, "window": 2, "depths": (2,), "heads": (2,), "depths_up": (1,),
-                  "heads_up": (2,), "drop_path": 0.0},
-    }  # fmt: skip
+        "published": {
+            "patch": 2,
+            "width": 128,
+            "window": 4,
+            "depths": (2, 6),
+            "heads": (4, 8),
+            "depths_up": (2, 6),
+            "heads_up": (8, 4),
+        },
+        "debug": {
+            "patch": 2,
+            "width": 32,
+            "window": 2,
+            "depths": (2,),
+            "heads": (2,),
+            "depths_up": (1,),
+            "heads_up": (2,),
+            "drop_path": 0.0,
+        },
+    }
     PUBLISHED: ClassVar = {"published": Published(20_191_969, unused=1_346_560)}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, patch: int = 2, width: int = 128,
-                 window: int | Sequence[int] = 4, depths: Sequence[int] = (2, 6), heads: Sequence[int] = (4, 8),
-                 depths_up: Sequence[int] = (2, 6), heads_up: Sequence[int] = (8, 4),
-                 drop_path: float = 0.1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        patch: int = 2,
+        width: int = 128,
+        window: int | Sequence[int] = 4,
+        depths: Sequence[int] = (2, 6),
+        heads: Sequence[int] = (4, 8),
+        depths_up: Sequence[int] = (2, 6),
+        heads_up: Sequence[int] = (8, 4),
+        drop_path: float = 0.1,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, sampling="never")
         scales = len(depths)
         windows = (window,) * (scales + 1) if isinstance(window, int) else tuple(window)
         widths = [width * 2**scale for scale in range(scales + 1)]
         if len(depths_up) != scales or len(windows) != scales + 1:
-            raise ValueError(f"depths_up names as many cells as depths and window one more, or one for all; "
-                             f"got {depths}, {depths_up}, {window}.")  # fmt: skip
+            raise ValueError(
+                f"depths_up names as many cells as depths and window one more, or one for all; "
+                f"got {depths}, {depths_up}, {window}."
+            )
         _check_cells(depths, heads, widths)
         _check_cells(depths_up, heads_up, widths[::-1])
         _check(patch, windows, drop_path)
@@ -402,8 +440,9 @@ def shifted_windows(down: int, across: int, window: int, shift: int, device: tor
     return order.flatten(), APART * (regions[:, None] != regions[:, :, None]).float()
 
 
-def _cells(widths: Sequence[int], heads: Sequence[int], windows: Sequence[int],
-           rates: Sequence[Sequence[float]]) -> nn.ModuleList:  # fmt: skip
+def _cells(
+    widths: Sequence[int], heads: Sequence[int], windows: Sequence[int], rates: Sequence[Sequence[float]]
+) -> nn.ModuleList:
     return nn.ModuleList(Cell(*sizes) for sizes in zip(widths, heads, windows, rates, strict=False))
 
 

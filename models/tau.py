@@ -69,20 +69,43 @@ class TAU(SimVP):
     PUBLISHED: ClassVar = {"published": Published(44_656_001)}
     METAFORMERS: ClassVar[dict[str, Callable[[Place], nn.Module]]] = {"tau": tau}
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, hidden: int = 512,
-                 layers: int = 4, blocks: int = 8, ratio: float = 8.0, drop_path: float = 0.0,
-                 encoder_kernel: int = 3, decoder_kernel: int = 3, divergence: float = 0.1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        width: int = 64,
+        hidden: int = 512,
+        layers: int = 4,
+        blocks: int = 8,
+        ratio: float = 8.0,
+        drop_path: float = 0.0,
+        encoder_kernel: int = 3,
+        decoder_kernel: int = 3,
+        divergence: float = 0.1,
+    ) -> None:
         super().__init__(
-            in_steps=in_steps, out_steps=out_steps, channels=channels, middle="tau", width=width, hidden=hidden,
-            layers=layers, blocks=blocks, ratio=ratio, drop_path=drop_path, encoder_kernel=encoder_kernel,
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            middle="tau",
+            width=width,
+            hidden=hidden,
+            layers=layers,
+            blocks=blocks,
+            ratio=ratio,
+            drop_path=drop_path,
+            encoder_kernel=encoder_kernel,
             decoder_kernel=decoder_kernel,
-        )  # fmt: skip
+        )
         if divergence < 0:
             raise ValueError(f"divergence must be >= 0, got {divergence}.")
         self.divergence = divergence
 
-    def training_loss(self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float,
-                      mask_BTCHW: Tensor | None = None) -> Tensor:  # fmt: skip
+    def training_loss(
+        self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
+    ) -> Tensor:
         """Error of the forecast, and the differential divergence where something was measured in both frames."""
         made = self(past_BTCHW)
         error = self.compare(made, future_BTCHW, mask_BTCHW)

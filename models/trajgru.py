@@ -47,8 +47,17 @@ class TrajGRUCell(nn.Module):
         align_corners: False: as the PyTorch port samples, see the top of this file.
     """
 
-    def __init__(self, inputs: int, width: int, *, links: int, kernel: int = 3, flow_kernel: int = 5,
-                 flow_width: int = 32, align_corners: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        links: int,
+        kernel: int = 3,
+        flow_kernel: int = 5,
+        flow_width: int = 32,
+        align_corners: bool = True,
+    ) -> None:
         super().__init__()
         self.align_corners = align_corners
         self.read = nn.Conv2d(inputs, 3 * width, kernel, padding=kernel // 2) if inputs else None
@@ -112,34 +121,59 @@ class TrajGRU(EncoderForecaster):
     PAPER = "Shi et al. (2017), arXiv:1706.03458"
     SIZES: ClassVar[dict[str, dict[str, object]]] = {
         "hko7": {"first_width": 8, "widths": (64, 192, 192), "strides": (5, 3, 2), "links": (13, 13, 9)},
-        "hko7-port": {"first_width": 8, "widths": (64, 192, 192), "strides": (5, 3, 2), "links": (13, 13, 9),
-                      "forecaster_links": (9, 13, 13)},
+        "hko7-port": {
+            "first_width": 8,
+            "widths": (64, 192, 192),
+            "strides": (5, 3, 2),
+            "links": (13, 13, 9),
+            "forecaster_links": (9, 13, 13),
+        },
         "moving-mnist": {"first_width": 16, "widths": (64, 96, 96), "strides": (1, 2, 2), "links": (13, 13, 13)},
         "debug": {"first_width": 4, "widths": (8, 8), "strides": (2, 2), "links": (3, 2), "flow_kernel": 3},
-    }  # fmt: skip
+    }
     # Unused: what the port's topmost cell would read an input with, if it had one.
     PUBLISHED: ClassVar = {
         "hko7-port": Published(12_753_909, unused=1_149_536, in_steps=5, out_steps=20),
         "moving-mnist": Published(4_196_045, unused=325_952),
     }
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, first_width: int = 8,
-                 widths: Sequence[int] = (64, 192, 192), strides: Sequence[int] = (5, 3, 2),
-                 links: Sequence[int] = (13, 13, 9), forecaster_links: Sequence[int] | None = None,
-                 kernel: int = 3, flow_kernel: int = 5, align_corners: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        first_width: int = 8,
+        widths: Sequence[int] = (64, 192, 192),
+        strides: Sequence[int] = (5, 3, 2),
+        links: Sequence[int] = (13, 13, 9),
+        forecaster_links: Sequence[int] | None = None,
+        kernel: int = 3,
+        flow_kernel: int = 5,
+        align_corners: bool = True,
+    ) -> None:
         _check(widths, strides, (links, forecaster_links or links), (kernel, flow_kernel))
         cell = partial(TrajGRUCell, kernel=kernel, flow_kernel=flow_kernel, align_corners=align_corners)
         below, above = (first_width, *widths[1:]), (*widths[:-1], 0)
         back = forecaster_links or links
         up = [_up(*sizes) for sizes in zip(widths, (first_width, *widths[:-1]), strides, strict=True)]
-        up[0].extend((nn.Conv2d(first_width, first_width, 3, padding=1), nn.LeakyReLU(SLOPE, inplace=True),
-                      nn.Conv2d(first_width, channels, 1)))  # fmt: skip
+        up[0].extend(
+            (
+                nn.Conv2d(first_width, first_width, 3, padding=1),
+                nn.LeakyReLU(SLOPE, inplace=True),
+                nn.Conv2d(first_width, channels, 1),
+            )
+        )
         super().__init__(
-            in_steps=in_steps, out_steps=out_steps, channels=channels, multiple=math.prod(strides), up=up,
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            multiple=math.prod(strides),
+            up=up,
             down=[_down(*sizes) for sizes in zip((channels, *widths[:-1]), below, strides, strict=True)],
             encoder=[cell(x, h, links=n) for x, h, n in zip(below, widths, links, strict=True)],
             forecaster=[cell(x, h, links=n) for x, h, n in zip(above, widths, back, strict=True)],
-        )  # fmt: skip
+        )
 
 
 def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tensor:
@@ -181,8 +215,9 @@ def _he(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     return conv
 
 
-def _check(widths: Sequence[int], strides: Sequence[int], links: Sequence[Sequence[int]],
-           kernels: Sequence[int]) -> None:  # fmt: skip
+def _check(
+    widths: Sequence[int], strides: Sequence[int], links: Sequence[Sequence[int]], kernels: Sequence[int]
+) -> None:
     if not widths or any(len(values) != len(widths) for values in (strides, *links)):
         raise ValueError(f"widths, strides and links name one value per stage, got {widths}, {strides} and {links}.")
     if min(*widths, *strides, *links[0], *links[1]) < 1:

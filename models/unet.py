@@ -38,8 +38,16 @@ class UNet(Nowcaster):
     PUBLISHED: ClassVar = {"published": Published(17_272_577, in_steps=12, out_steps=1)}
     free_lengths: ClassVar[bool] = False
 
-    def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1, width: int = 64, levels: int = 5,
-                 bilinear: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        in_steps: int,
+        out_steps: int,
+        channels: int = 1,
+        width: int = 64,
+        levels: int = 5,
+        bilinear: bool = True,
+    ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if width < 2 or width % 2 or levels < 2:
             raise ValueError(f"width must be even and levels >= 2, got {width} and {levels}.")
@@ -49,9 +57,11 @@ class UNet(Nowcaster):
             widths[-1] //= 2
         self.widths = tuple(widths)
         self.down = nn.ModuleList(self.unit(*sizes) for sizes in pairwise([in_steps * channels, *widths]))
-        self.enlarge = nn.ModuleList() if bilinear else nn.ModuleList(
-            nn.ConvTranspose2d(coarse, fine, 2, 2) for fine, coarse in pairwise(widths)
-        )  # fmt: skip
+        self.enlarge = (
+            nn.ModuleList()
+            if bilinear
+            else nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, 2) for fine, coarse in pairwise(widths))
+        )
         # From coarse to fine each unit hands on as many channels as the next one joins with its skip.
         below = [width, *widths[:-2]] if bilinear else widths[:-1]
         self.up = nn.ModuleList(

@@ -44,8 +44,9 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0, 0.5)
 """Where polynomials are multiplied; infinity is one more. Near 1 in size, so that rounding stays small."""
 
 
-def convolve(x: Tensor | Sequence[Tensor], weight_OCKK: Tensor, bias_O: Tensor | None = None, *,
-             channels: slice = slice(None)) -> Tensor:  # fmt: skip
+def convolve(
+    x: Tensor | Sequence[Tensor], weight_OCKK: Tensor, bias_O: Tensor | None = None, *, channels: slice = slice(None)
+) -> Tensor:
     """Convolution with an odd square kernel that keeps the size.
 
     Args:
@@ -129,8 +130,9 @@ class _RowConvolution(torch.autograd.Function):
         return of_kernels, grad_BOHW.sum((0, 2, 3)) if for_bias else None, *of_fields
 
 
-def _convolved(fields_BCHW: Sequence[Tensor], kernels: Tensor, bias_O: Tensor | None,
-               conv: Callable[..., Tensor]) -> Tensor:  # fmt: skip
+def _convolved(
+    fields_BCHW: Sequence[Tensor], kernels: Tensor, bias_O: Tensor | None, conv: Callable[..., Tensor]
+) -> Tensor:
     """What comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
     batch, _, height, width = fields_BCHW[0].shape
     outputs, tiles = len(kernels) // _products(kernels), -(-height // ROWS)

@@ -104,8 +104,15 @@ def _network(entrant: Entrant, exam: Exam, bars: Mapping[str, xr.Dataset]) -> Ro
     return _row(str(entrant.name), sums, exam, mean, bars=bars, failures=tuple(failures))
 
 
-def _row(name: str, sums: list[xr.Dataset], exam: Exam, spent: dict[str, float], *,
-         bars: Mapping[str, xr.Dataset] | None = None, failures: tuple[str, ...] = ()) -> Row:  # fmt: skip
+def _row(
+    name: str,
+    sums: list[xr.Dataset],
+    exam: Exam,
+    spent: dict[str, float],
+    *,
+    bars: Mapping[str, xr.Dataset] | None = None,
+    failures: tuple[str, ...] = (),
+) -> Row:
     """A line of the table; ``bars`` are the references that a network is compared with, window by window."""
     together = xr.concat(sums, "seed", combine_attrs="drop")
     seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
@@ -114,8 +121,10 @@ def _row(name: str, sums: list[xr.Dataset], exam: Exam, spent: dict[str, float],
     by_lead = estimates(table, exam.names, blocks=blocks)
     overall = estimates(table, exam.names, blocks=blocks, over=("lead_time",))
     # As many sums of a reference as there are seeds, so that counts can be compared.
-    gains = {bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), exam.names, blocks=blocks)
-             for bar, theirs in (bars or {}).items()}  # fmt: skip
+    gains = {
+        bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), exam.names, blocks=blocks)
+        for bar, theirs in (bars or {}).items()
+    }
     return Row(name, bars is not None, by_lead, overall, gains, spent, failures)
 
 
@@ -129,8 +138,10 @@ def _scored(entrant: Entrant, exam: Exam) -> tuple[dict[str, float], xr.Dataset]
     card, windows = checkpoint.read_card(path), exam.windows
     step = exam.sources[0].step_seconds
     if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
-        raise ValueError(f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
-                         f"test has {windows.in_steps} of {windows.quantity} every {step} s.")  # fmt: skip
+        raise ValueError(
+            f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
+            f"test has {windows.in_steps} of {windows.quantity} every {step} s."
+        )
     model = checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
     folder = exam.settings.runs / exam.settings.name
     return _spent(model, card, exam), exam.sums(model, folder / f"{entrant.name}.nc")
@@ -152,9 +163,16 @@ def _train(recipe: Recipe) -> None:
     file, log = (recipe.runs / f"{recipe.name}.{kind}" for kind in ("yaml", "log"))
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-m", "nowcast.cli", "train", str(file)]
-    with log.open("a") as stream, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream,
-                                                   stderr=subprocess.STDOUT,
-                                                   env=os.environ | {"COLUMNS": WIDE}) as child:  # fmt: skip
+    with (
+        log.open("a") as stream,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"COLUMNS": WIDE},
+        ) as child,
+    ):
         try:
             child.wait()
         except BaseException:
@@ -201,29 +219,35 @@ def _protocol(exam: Exam) -> dict[str, str]:
     size = " x ".join(map(str, exam.frame))
     return {
         "Pooling": "sums over all test windows, lead times and seeds first, then ratios; sorted by "
-                   + ("the mean CSI of all thresholds" if limits else "MSE"),
-        "Pixels": f"whole frames of {size}" + (
+        + ("the mean CSI of all thresholds" if limits else "MSE"),
+        "Pixels": f"whole frames of {size}"
+        + (
             f"; pixels observed at the valid time and in the last frame, and covered by {references}: the same for all "
-            "models; what a network leaves out there counts as dry" if references else ""),
+            "models; what a network leaves out there counts as dry"
+            if references
+            else ""
+        ),
         "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
-                  + f"MSE in ({unit})², MAE in {unit}; SSIM on {_words(quantity.scaling)}",
+        + f"MSE in ({unit})², MAE in {unit}; SSIM on {_words(quantity.scaling)}",
         "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_blocks(exam)}; ± is the standard "
-                     "deviation over seeds",
-        **{name.capitalize(): "; ".join(map(exam.words, part.sources)) + f": {part.windows} windows"
-           for name, part in exam.parts.items()},
+        "deviation over seeds",
+        **{
+            name.capitalize(): "; ".join(map(exam.words, part.sources)) + f": {part.windows} windows"
+            for name, part in exam.parts.items()
+        },
         "Windows": f"{windows.in_steps} frames in, {windows.out_steps} out, every "
-                   f"{exam.sources[0].step_seconds} s; {crop} in training; test windows start every "
-                   f"{windows.stride} frames",
+        f"{exam.sources[0].step_seconds} s; {crop} in training; test windows start every "
+        f"{windows.stride} frames",
         "Scaling": f"networks see {quantity.long_name} on {_words(own)}",
         **_trainings(settings),
         "Costs": "GMACs and ms of one forecast of one sample of a whole frame, with scaling there and back; median of "
-                 "the test windows but the first; hours times devices, on CPUs times threads",
+        "the test windows but the first; hours times devices, on CPUs times threads",
         "Machine": f"forecasts on {costs.device_name('cuda' if torch.cuda.is_available() else 'cpu')}; "
-                   f"{platform.system()} {platform.machine()}",
+        f"{platform.system()} {platform.machine()}",
         "Versions": f"nowcast {__version__}, Python {platform.python_version()}, "
-                    + ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy")),
+        + ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy")),
         "Made": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
-    }  # fmt: skip
+    }
 
 
 def _words(scaling: Any) -> str:
@@ -260,5 +284,7 @@ def _way(entrant: Entrant) -> str:
 
 def _note(exam: Exam) -> str:
     test = exam.parts["test"]
-    return (f"{test.windows} test windows, {' + '.join(found.name for found in test.sources)}; sums, then ratios; "
-            f"bands: {LEVEL:.0%} of draws of {np.unique(exam.blocks()).size} blocks")  # fmt: skip
+    return (
+        f"{test.windows} test windows, {' + '.join(found.name for found in test.sources)}; sums, then ratios; "
+        f"bands: {LEVEL:.0%} of draws of {np.unique(exam.blocks()).size} blocks"
+    )

@@ -128,13 +128,24 @@ def _panels(skill: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
 
 def _lines(axes: Axes, values: xr.DataArray, learned: Sequence[bool]) -> None:
     leads, greys = _lead_axis(values)[0], cycle(GREYS)
-    styles = cycle((marker, dash, colour) for (dash, marker), colour in
-                   zip(product(DASHES, MARKERS), cycle(LINES[:-1]), strict=False))  # fmt: skip
+    styles = cycle(
+        (marker, dash, colour)
+        for (dash, marker), colour in zip(product(DASHES, MARKERS), cycle(LINES[:-1]), strict=False)
+    )
     for name, trained in zip(values["model"].values, learned, strict=True):
         line, low, high = (values.sel(model=name, estimate=part) for part in ("value", "low", "high"))
         marker, dash, colour = next(styles) if trained else ("", (), next(greys))
-        axes.plot(leads, line, marker=marker, ms=3.5, lw=1.6 if trained else 4, dashes=dash or (None, None),
-                  color=colour, label=name, zorder=3 if trained else 1)  # fmt: skip
+        axes.plot(
+            leads,
+            line,
+            marker=marker,
+            ms=3.5,
+            lw=1.6 if trained else 4,
+            dashes=dash or (None, None),
+            color=colour,
+            label=name,
+            zorder=3 if trained else 1,
+        )
         axes.fill_between(leads, low, high, color=colour, alpha=0.1, lw=0, zorder=2 if trained else 0)
 
 

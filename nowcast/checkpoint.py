@@ -146,8 +146,11 @@ def find_base(path: Path, base: Mapping[str, str]) -> Path:
         if _digest(place, place.stat().st_mtime_ns) == digest:
             return place
     other = f"{there[0]} has the digest {_digest(there[0], there[0].stat().st_mtime_ns)}" if there else "it is gone"
-    raise BadInput(path, f"was tuned over {base['path']} with the digest {digest}, and {other}",
-                   f"bring that checkpoint back, or put it beside this file as {digest}.safetensors")  # fmt: skip
+    raise BadInput(
+        path,
+        f"was tuned over {base['path']} with the digest {digest}, and {other}",
+        f"bring that checkpoint back, or put it beside this file as {digest}.safetensors",
+    )
 
 
 def read_card(path: Path) -> Card:
@@ -197,8 +200,9 @@ def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
 
 def _filled(path: Path, card: Card, base: Model | None) -> Nowcaster:
     """The network of a card with the weights of its file; those of the base are taken over, not copied."""
-    network = build(card.model, in_steps=card.in_steps, out_steps=card.out_steps, channels=card.channels,
-                    **card.options)  # fmt: skip
+    network = build(
+        card.model, in_steps=card.in_steps, out_steps=card.out_steps, channels=card.channels, **card.options
+    )
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if base:

@@ -50,8 +50,13 @@ class Compressed:
         """Compresses (frame, row, column) codes in bands of ``height`` rows, the last filled up with ``fill``."""
         chunk = (height, codes.shape[2])
         # copies: the codec's own hold a tail as long as the frame, which no other frame fits into again
-        frames = [[bytes(memoryview(_encode(frame[top : top + height], chunk, fill, level)))
-                   for top in range(0, len(frame), height)] for frame in codes]  # fmt: skip
+        frames = [
+            [
+                bytes(memoryview(_encode(frame[top : top + height], chunk, fill, level)))
+                for top in range(0, len(frame), height)
+            ]
+            for frame in codes
+        ]
         return cls(frames, codes.shape[1:], chunk, codes.dtype, level)
 
     def __len__(self) -> int:
@@ -97,8 +102,9 @@ class Frames:
 
     # --- reading
 
-    def read(self, frames: Sequence[int] | np.ndarray, *, rows: slice = slice(None),
-             out: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    def read(
+        self, frames: Sequence[int] | np.ndarray, *, rows: slice = slice(None), out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Packed frames.
 
         Args:
@@ -117,8 +123,11 @@ class Frames:
             out[...] = self.array.oindex[places, slice(first, last), slice(None)]
             return out
         steps, height, _ = self.inner
-        wanted = [(int(step), band) for step in np.unique(places // steps)
-                  for band in range(first // height, -(-last // height))]  # fmt: skip
+        wanted = [
+            (int(step), band)
+            for step in np.unique(places // steps)
+            for band in range(first // height, -(-last // height))
+        ]
         for (step, band), data in zip(wanted, sync(self._fetch(wanted)), strict=True):
             inside = np.flatnonzero(places // steps == step)
             top, bottom = max(first, band * height), min(last, (band + 1) * height)
@@ -146,8 +155,9 @@ class Frames:
         assert shard is not None
         per_step, per_band = shard[0] // self.inner[0], shard[1] // self.inner[1]
         groups = itertools.groupby(wanted, key=lambda chunk: (chunk[0] // per_step, chunk[1] // per_band, 0))
-        jobs = [self._from_shard(key, [(step % per_step, band % per_band) for step, band in group])
-                for key, group in groups]  # fmt: skip
+        jobs = [
+            self._from_shard(key, [(step % per_step, band % per_band) for step, band in group]) for key, group in groups
+        ]
         return list(itertools.chain.from_iterable(await asyncio.gather(*jobs)))
 
     async def _from_shard(self, key: tuple[int, ...], inside: list[tuple[int, int]]) -> list[memoryview | None]:
@@ -164,8 +174,10 @@ class Frames:
         data = await self._get(name, RangeByteRequest(begin, end))
         if data is None:
             return [None] * len(inside)
-        return [data[int(offset) - begin : int(offset) - begin + int(length)] if there else None
-                for (offset, length), there in zip(entries, present, strict=True)]  # fmt: skip
+        return [
+            data[int(offset) - begin : int(offset) - begin + int(length)] if there else None
+            for (offset, length), there in zip(entries, present, strict=True)
+        ]
 
     def _remember(self, name: str, data: memoryview | None) -> None:
         if len(self._indices) >= INDICES_KEPT:
@@ -224,8 +236,14 @@ class Frames:
 
     def _takes(self, codes: np.ndarray | Compressed) -> TypeGuard[Compressed]:
         """True for what is compressed as the objects are."""
-        return (isinstance(codes, Compressed) and self.plain and not self.sharded and codes.level == self.level
-                and (1, *codes.chunk) == self.inner and codes.dtype == self.array.dtype)  # fmt: skip
+        return (
+            isinstance(codes, Compressed)
+            and self.plain
+            and not self.sharded
+            and codes.level == self.level
+            and (1, *codes.chunk) == self.inner
+            and codes.dtype == self.array.dtype
+        )
 
     def _pieces(self, parts: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """Cuts parts where objects begin."""

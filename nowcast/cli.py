@@ -18,10 +18,23 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
-                  help="Precipitation nowcasting: radar files in, verified forecasts and maps out.")  # fmt: skip
-LINEAGE = {"name": None, "state": None, "since": 10, "digest": 8, "model": None, "frames": None, "step": None,
-           "loss": None, "base": 8}  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Precipitation nowcasting: radar files in, verified forecasts and maps out.",
+)
+LINEAGE = {
+    "name": None,
+    "state": None,
+    "since": 10,
+    "digest": 8,
+    "model": None,
+    "frames": None,
+    "step": None,
+    "loss": None,
+    "base": 8,
+}
 """Columns of the list of checkpoints, and how much of them fits a screen; --json has all."""
 console = Console()
 errors = Console(stderr=True)
@@ -92,13 +105,16 @@ def ingest(
     changes = [f"clip.{change}" for change in clip or ()]
     settings = load(QualitySettings, quality, changes) if quality else override(QualitySettings, changes)
     with _bar() as progress:
-        summary = take(reader, sources, store, settings=settings, workers=workers, scheduler=scheduler,
-                       progress=progress)  # fmt: skip
+        summary = take(
+            reader, sources, store, settings=settings, workers=workers, scheduler=scheduler, progress=progress
+        )
     if json:
         _print_json(vars(summary))
     else:
-        console.print(f"taken {summary.taken}, known {summary.known}, revised {summary.revised}, "
-                      f"refused {len(summary.refused)}; newest {summary.newest or 'none'}")  # fmt: skip
+        console.print(
+            f"taken {summary.taken}, known {summary.known}, revised {summary.revised}, "
+            f"refused {len(summary.refused)}; newest {summary.newest or 'none'}"
+        )
         for name, count in summary.flagged.items():
             console.print(f"  [blue]{name.replace('_', ' ')}[/] {count} frames", highlight=False)
         for sentence in summary.refused:
@@ -392,8 +408,15 @@ def models(
     costs = ("model", "parameters", "published", "unused", "GMACs", "lengths", "grid")
     console.print(_table([{name: row[name] for name in costs} for row in rows]))
     of_model = {str(row["model"]).partition(":")[0]: row for row in rows}
-    console.print(_table([{"model": name, "paper": row["paper"], "official weights": row["licence"]}
-                          for name, row in of_model.items() if row["paper"]]))  # fmt: skip
+    console.print(
+        _table(
+            [
+                {"model": name, "paper": row["paper"], "official weights": row["licence"]}
+                for name, row in of_model.items()
+                if row["paper"]
+            ]
+        )
+    )
 
 
 @models_app.command("import")
@@ -411,8 +434,14 @@ def import_weights(
     """
     from nowcast.exchange import import_official
 
-    path = import_official(source, file, out or file.with_suffix(".safetensors"), config=_pairs(config),
-                           quantity=quantity, cadence_seconds=step_seconds)  # fmt: skip
+    path = import_official(
+        source,
+        file,
+        out or file.with_suffix(".safetensors"),
+        config=_pairs(config),
+        quantity=quantity,
+        cadence_seconds=step_seconds,
+    )
     console.print(f"wrote [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
 
 

@@ -65,21 +65,68 @@ COLOUR_TABLES = {
     table.name: table
     for table in (
         # The breaks of pysteps, each 1.6 times the last, which researchers read at once.
-        ColourTable("rainfall_rate", "rainfall_rate", "mm/h", _RATES, (
-            "#b9d0ea", "#9cc0e6", "#7aabdf", "#5593d6", "#3379c8", "#1f5fae", "#13808a", "#1f9c5b", "#5cb83a",
-            "#a8d02f", "#f2e51d", "#f9c012", "#f79410", "#ef5a14", "#d81e1e", "#a80f4d", "#7a1c9c")),
+        ColourTable(
+            "rainfall_rate",
+            "rainfall_rate",
+            "mm/h",
+            _RATES,
+            (
+                "#b9d0ea",
+                "#9cc0e6",
+                "#7aabdf",
+                "#5593d6",
+                "#3379c8",
+                "#1f5fae",
+                "#13808a",
+                "#1f9c5b",
+                "#5cb83a",
+                "#a8d02f",
+                "#f2e51d",
+                "#f9c012",
+                "#f79410",
+                "#ef5a14",
+                "#d81e1e",
+                "#a80f4d",
+                "#7a1c9c",
+            ),
+        ),
         # The classes of the US National Weather Service.
-        ColourTable("reflectivity", "reflectivity", "dBZ", _DECIBELS, (
-            "#04e9e7", "#019ff4", "#0300f4", "#02fd02", "#01c501", "#008e00", "#fdf802", "#e5bc00", "#fd9500",
-            "#fd0000", "#d40000", "#bc0000", "#f800fd", "#9854c6", "#fdfdfd")),
+        ColourTable(
+            "reflectivity",
+            "reflectivity",
+            "dBZ",
+            _DECIBELS,
+            (
+                "#04e9e7",
+                "#019ff4",
+                "#0300f4",
+                "#02fd02",
+                "#01c501",
+                "#008e00",
+                "#fdf802",
+                "#e5bc00",
+                "#fd9500",
+                "#fd0000",
+                "#d40000",
+                "#bc0000",
+                "#f800fd",
+                "#9854c6",
+                "#fdfdfd",
+            ),
+        ),
         # The levels at which SEVIR is drawn and scored.
-        ColourTable("vil", "vil", "kg/m²", _LIQUID, (
-            "#9cc0e6", "#5593d6", "#1f5fae", "#1f9c5b", "#5cb83a", "#f2e51d", "#f79410", "#d81e1e", "#7a1c9c")),
+        ColourTable(
+            "vil",
+            "vil",
+            "kg/m²",
+            _LIQUID,
+            ("#9cc0e6", "#5593d6", "#1f5fae", "#1f9c5b", "#5cb83a", "#f2e51d", "#f79410", "#d81e1e", "#7a1c9c"),
+        ),
         ColourTable("rainfall_rate-safe", "rainfall_rate", "mm/h", _RATES, _safe(len(_RATES))),
         ColourTable("reflectivity-safe", "reflectivity", "dBZ", _DECIBELS, _safe(len(_DECIBELS))),
         ColourTable("vil-safe", "vil", "kg/m²", _LIQUID, _safe(len(_LIQUID))),
     )
-}  # fmt: skip
+}
 
 
 def table_for(name: str, *, safe: bool = False) -> ColourTable:

@@ -212,8 +212,9 @@ class Operations(Frozen):
     def makers(self) -> tuple[Product, ...]:
         """The products with ``champion`` spelt out as that of this chain's registry."""
         own = {"model": f"{REGISTRY}{self.registry}"}
-        return tuple(product.model_copy(update=own) if product.model == CHAMPION else product
-                     for product in self.products)  # fmt: skip
+        return tuple(
+            product.model_copy(update=own) if product.model == CHAMPION else product for product in self.products
+        )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -386,8 +387,9 @@ class TrainerSettings(Frozen):
         if self.strategy == "fsdp" and (self.ema_decay or self.precision == "16-mixed"):
             raise ValueError("ema_decay and precision 16-mixed need whole weights, of which fsdp has parts; use ddp")
         if self.minutes and self.schedule == "one-cycle":
-            raise ValueError("schedule one-cycle is laid out over steps, and minutes do not say how many; "
-                             "use cosine with warm_up")  # fmt: skip
+            raise ValueError(
+                "schedule one-cycle is laid out over steps, and minutes do not say how many; use cosine with warm_up"
+            )
         if self.warm_up and self.schedule in ("plateau", "one-cycle"):
             raise ValueError(f"warm_up is for constant, step and cosine; schedule {self.schedule} has none")
         if (self.schedule == "step") != bool(self.milestones):
@@ -457,8 +459,10 @@ class Recipe(Frozen):
     @classmethod
     def _no_random_split(cls, spans: Any) -> Any:
         if isinstance(spans, float | int | str):
-            raise ValueError("a share of the windows at random would hold frames that are trained on, since windows "
-                             "overlap; give spans: by start and end, by split, or by sequences")  # fmt: skip
+            raise ValueError(
+                "a share of the windows at random would hold frames that are trained on, since windows "
+                "overlap; give spans: by start and end, by split, or by sequences"
+            )
         return spans
 
     @property
@@ -478,8 +482,21 @@ class Recipe(Frozen):
 
 BUDGETED = {"epochs", "minutes", "batches_per_epoch", "patience", "seed"}
 """Settings of the trainer that a benchmark sets for all networks alike."""
-WAY = {"optimiser", "learning_rate", "betas", "weight_decay", "schedule", "warm_up", "milestones", "gamma",
-       "lowest_rate", "wet_weight", "clip_value", "clip_norm", "ema_decay"}  # fmt: skip
+WAY = {
+    "optimiser",
+    "learning_rate",
+    "betas",
+    "weight_decay",
+    "schedule",
+    "warm_up",
+    "milestones",
+    "gamma",
+    "lowest_rate",
+    "wet_weight",
+    "clip_value",
+    "clip_norm",
+    "ema_decay",
+}
 """Settings of the trainer that a network takes over from its recipe."""
 
 
@@ -496,8 +513,10 @@ class Budget(Frozen):
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give steps or minutes, one of them")
         if self.steps and self.steps % self.validate_every:
-            raise ValueError(f"{self.steps} steps are not a multiple of validate_every ({self.validate_every}), "
-                             "so the last of them would not be validated")  # fmt: skip
+            raise ValueError(
+                f"{self.steps} steps are not a multiple of validate_every ({self.validate_every}), "
+                "so the last of them would not be validated"
+            )
         return self
 
 
@@ -600,9 +619,17 @@ class Benchmark(Frozen):
     def recipe(self, entrant: Entrant, *, seed: int) -> Recipe:
         """How one of the ``entrants`` is trained."""
         trainer = entrant.trainer.model_copy(update={"seed": seed})
-        return Recipe(name=f"{entrant.name}-{seed}", model=str(entrant.model), options=entrant.options,
-                      loss=entrant.loss or (), train=self.train, valid=self.valid, windows=self.windows,
-                      trainer=trainer, runs=self.runs / self.name)  # fmt: skip
+        return Recipe(
+            name=f"{entrant.name}-{seed}",
+            model=str(entrant.model),
+            options=entrant.options,
+            loss=entrant.loss or (),
+            train=self.train,
+            valid=self.valid,
+            windows=self.windows,
+            trainer=trainer,
+            runs=self.runs / self.name,
+        )
 
 
 # --- files ----------------------------------------------------------------------------------------

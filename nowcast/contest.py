@@ -113,8 +113,19 @@ def _live(settings: Operations, digest: str) -> xr.Dataset | None:
     places = [(settings.forecasts, settings.scores), shadow_stores(settings)]
     parts = [_of(digest, *place) for place in places if all(map(store.exists, place))]
     parts = [part for part in parts if part.sizes["run"]]
-    return xr.concat(parts, "run", data_vars="minimal", coords="minimal", compat="override", join="inner",
-                     combine_attrs="override") if parts else None  # fmt: skip
+    return (
+        xr.concat(
+            parts,
+            "run",
+            data_vars="minimal",
+            coords="minimal",
+            compat="override",
+            join="inner",
+            combine_attrs="override",
+        )
+        if parts
+        else None
+    )
 
 
 def _of(digest: str, forecasts: str, scores: str) -> xr.Dataset:
@@ -132,8 +143,9 @@ def _pair(first: xr.Dataset | None, second: xr.Dataset | None, *, minutes: float
     common = sorted(places[0].keys() & places[1].keys())
     if not common:
         return None
-    first, second = (sums.isel(run=[place[key] for key in common])
-                     for sums, place in zip((first, second), places, strict=True))  # fmt: skip
+    first, second = (
+        sums.isel(run=[place[key] for key in common]) for sums, place in zip((first, second), places, strict=True)
+    )
     both = (first["n"] > 0) & (second["n"] > 0)
     alike = both & (first["n"] == second["n"]) & (first["observed_digest"] == second["observed_digest"])
     length = np.timedelta64(round(60 * minutes), "s")

@@ -33,10 +33,19 @@ class BadInput(ValueError):
         return BadInput, (self.where, self.fault, self.remedy)
 
 
-def make(fields: Mapping[str, np.ndarray | Coded], time: Sequence[np.datetime64] | np.ndarray, grid: Grid, *,
-         sequence: str | Sequence[str] = "", split: str | Sequence[str] | None = None, cadence: int | None = None,
-         quantum: float | None = None, floor: float | None = None, levels: np.ndarray | None = None,
-         attrs: Mapping[str, object] | None = None) -> xr.Dataset:  # fmt: skip
+def make(
+    fields: Mapping[str, np.ndarray | Coded],
+    time: Sequence[np.datetime64] | np.ndarray,
+    grid: Grid,
+    *,
+    sequence: str | Sequence[str] = "",
+    split: str | Sequence[str] | None = None,
+    cadence: int | None = None,
+    quantum: float | None = None,
+    floor: float | None = None,
+    levels: np.ndarray | None = None,
+    attrs: Mapping[str, object] | None = None,
+) -> xr.Dataset:
     """Builds a Cube from arrays.
 
     How the store packs it follows from the source's own quantisation, so that nothing is lost:
@@ -59,8 +68,9 @@ def make(fields: Mapping[str, np.ndarray | Coded], time: Sequence[np.datetime64]
     """
     stamps = np.asarray(time, "datetime64[ns]")
     labels = {"sequence": sequence} | ({"split": split} if split is not None else {})
-    frames = {key: _label(value if isinstance(value, str) else tuple(value), stamps.size)
-              for key, value in labels.items()}  # fmt: skip
+    frames = {
+        key: _label(value if isinstance(value, str) else tuple(value), stamps.size) for key, value in labels.items()
+    }
     packing = {"quantum": quantum, "floor": floor, "levels": levels}
     encoding = {key: value for key, value in packing.items() if value is not None}
     variables = {name: _variable(name, values, encoding) for name, values in fields.items()}

@@ -94,8 +94,14 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
     """
     started = perf_counter()
     with _one_at_a_time(settings), precedence.first(precedence.card()):
-        summary = ingest(settings.feed.reader, [settings.feed.source], settings.store, now=now,
-                         settings=settings.feed.quality, progress=progress)  # fmt: skip
+        summary = ingest(
+            settings.feed.reader,
+            [settings.feed.source],
+            settings.store,
+            now=now,
+            settings=settings.feed.quality,
+            progress=progress,
+        )
         if summary.newest is None:
             return _report(summary, started)
         times = _recent(settings, summary.newest)
@@ -105,8 +111,9 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
     return report if report.idle else replace(report, shadowed=_shadowed(settings, times, started))
 
 
-def backfill(settings: Operations, *, start: datetime, end: datetime, dry_run: bool = False,
-             progress: Progress | None = None) -> Report:  # fmt: skip
+def backfill(
+    settings: Operations, *, start: datetime, end: datetime, dry_run: bool = False, progress: Progress | None = None
+) -> Report:
     """Makes the forecasts that an outage left out, from every frame in [start, end), and scores them.
 
     Args:
@@ -145,8 +152,15 @@ def _issue(settings: Operations, times: Sequence[datetime], progress: Progress |
     for done, time in enumerate(times, 1):
         if not _due(time, settings.issue_every_minutes):
             continue
-        lines += issue(settings.store, settings.forecasts, settings.makers, fallback=settings.fallback,
-                       leads=settings.leads, time=time, channel=settings.quantity)  # fmt: skip
+        lines += issue(
+            settings.store,
+            settings.forecasts,
+            settings.makers,
+            fallback=settings.fallback,
+            leads=settings.leads,
+            time=time,
+            channel=settings.quantity,
+        )
         if settings.netcdf:
             export(settings.forecasts, time, settings.netcdf)
         if progress:
@@ -154,14 +168,21 @@ def _issue(settings: Operations, times: Sequence[datetime], progress: Progress |
     return lines
 
 
-def _finish(settings: Operations, summary: Summary, issued: list[str], started: float,
-            since: datetime | None = None) -> Report:  # fmt: skip
+def _finish(
+    settings: Operations, summary: Summary, issued: list[str], started: float, since: datetime | None = None
+) -> Report:
     """Scores and publishes."""
     if not store.exists(settings.forecasts):
         return _report(summary, started)
     newest = summary.newest or datetime.now(UTC)
-    scored = verify(settings.store, settings.forecasts, settings.scores, thresholds=settings.thresholds,
-                    lpips=settings.lpips, since=since or newest - timedelta(hours=24))  # fmt: skip
+    scored = verify(
+        settings.store,
+        settings.forecasts,
+        settings.scores,
+        thresholds=settings.thresholds,
+        lpips=settings.lpips,
+        since=since or newest - timedelta(hours=24),
+    )
     published = publish_site(settings)
     return _report(summary, started, issued=issued, scored=scored, published=published)
 
@@ -170,10 +191,20 @@ def publish_site(settings: Operations) -> Path:
     """Brings the page of a chain up to date with its stores."""
     observed, forecasts = store.open_store(settings.store), store.open_store(settings.forecasts)
     scores = store.open_store(settings.scores) if store.exists(settings.scores) else None
-    manifest = publish(observed, forecasts, scores, settings.site, title=settings.title, channel=settings.quantity,
-                       products=[product.name for product in settings.products], thresholds=settings.thresholds,
-                       age=settings.age, keep_runs=settings.keep_runs, keep_observed=settings.keep_observed,
-                       replay=settings.replay)  # fmt: skip
+    manifest = publish(
+        observed,
+        forecasts,
+        scores,
+        settings.site,
+        title=settings.title,
+        channel=settings.quantity,
+        products=[product.name for product in settings.products],
+        thresholds=settings.thresholds,
+        age=settings.age,
+        keep_runs=settings.keep_runs,
+        keep_observed=settings.keep_observed,
+        replay=settings.replay,
+    )
     if settings.map_leads:
         publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
     return manifest

@@ -64,11 +64,14 @@ def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
 def _settings(folder: Path) -> Operations:
     """The shipped settings, moved to the folder."""
     shipped = cycles.load("operations/demo.yaml")
-    return shipped.model_copy(update={
-        "feed": shipped.feed.model_copy(update={"source": folder / "feed"}),
-        **{name: str(folder / name) for name in ("forecasts", "scores")}, "store": str(folder / "frames"),
-        **{name: folder / name for name in ("site", "netcdf")},
-    })  # fmt: skip
+    return shipped.model_copy(
+        update={
+            "feed": shipped.feed.model_copy(update={"source": folder / "feed"}),
+            **{name: str(folder / name) for name in ("forecasts", "scores")},
+            "store": str(folder / "frames"),
+            **{name: folder / name for name in ("site", "netcdf")},
+        }
+    )
 
 
 def _land(frame: Path, feed: Path) -> None:

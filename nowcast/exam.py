@@ -53,9 +53,18 @@ class Trial:
         most: Windows in all, spread evenly; None: every one.
     """
 
-    def __init__(self, spans: Sequence[Span | Moving], windows: WindowSettings, *, references: Sequence[str],
-                 thresholds: Sequence[float] | None = None, lpips: bool = False, block_minutes: float = 60,
-                 stride: int | None = None, most: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        spans: Sequence[Span | Moving],
+        windows: WindowSettings,
+        *,
+        references: Sequence[str],
+        thresholds: Sequence[float] | None = None,
+        lpips: bool = False,
+        block_minutes: float = 60,
+        stride: int | None = None,
+        most: int | None = None,
+    ) -> None:
         whole = {"crop": None, "crops_per_window": 1, "stride": stride or windows.stride}
         self.windows = windows.model_copy(update=whole)
         self.sources, self.quantity = [source(span, self.windows) for span in spans], quantity(windows.quantity)
@@ -117,8 +126,10 @@ class Trial:
             return ", ".join(f"{key} {value}" for key, value in found.facts().items() if value is not None)
         labels, times = found.beginnings()
         first, last = (np.datetime_as_string(time, unit="m") for time in (times.min(), times.max()))
-        return (f"{found.name}, {found.touched.size} frames, sequences: {np.unique(labels).size}, windows beginning "
-                f"{first}Z to {last}Z, version {found.version}")  # fmt: skip
+        return (
+            f"{found.name}, {found.touched.size} frames, sequences: {np.unique(labels).size}, windows beginning "
+            f"{first}Z to {last}Z, version {found.version}"
+        )
 
     def _digest(self) -> str:
         """All that the sums depend on, but the model."""
@@ -151,8 +162,9 @@ class Trial:
 
     def forecast(self, model: Model, past: np.ndarray) -> np.ndarray:
         """Physical fields (lead, y, x) of a model that may need less of the past."""
-        return predict(model, past[-model.network.in_steps :], quantity_name=self.quantity.name,
-                       leads=self.windows.out_steps)  # fmt: skip
+        return predict(
+            model, past[-model.network.in_steps :], quantity_name=self.quantity.name, leads=self.windows.out_steps
+        )
 
     def _compared(self, number: int, past: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Pixels (lead, y, x) that were observed then and at last, and that every reference covers."""
@@ -180,12 +192,20 @@ class Exam(Trial):
     """
 
     def __init__(self, settings: Benchmark) -> None:
-        super().__init__(settings.test, settings.windows, references=settings.references,
-                         thresholds=settings.thresholds, lpips=settings.lpips, block_minutes=settings.block_minutes,
-                         stride=settings.test_stride)  # fmt: skip
+        super().__init__(
+            settings.test,
+            settings.windows,
+            references=settings.references,
+            thresholds=settings.thresholds,
+            lpips=settings.lpips,
+            block_minutes=settings.block_minutes,
+            stride=settings.test_stride,
+        )
         self.settings = settings
-        self.parts = {name: Part(self.sources if name == "test" else [source(span, settings.windows) for span in spans])
-                      for name, spans in _spans(settings).items()}  # fmt: skip
+        self.parts = {
+            name: Part(self.sources if name == "test" else [source(span, settings.windows) for span in spans])
+            for name, spans in _spans(settings).items()
+        }
         self._check()
 
     def _check(self) -> None:

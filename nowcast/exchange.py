@@ -27,8 +27,15 @@ TOLERANCE = 1e-3
 """Exported networks must agree with ours to this; frames are in [0, 1]."""
 
 
-def import_official(source: str, path: Path, out: Path, *, config: Mapping[str, object] | None = None,
-                    quantity: str = "intensity", cadence_seconds: int = 1) -> Path:  # fmt: skip
+def import_official(
+    source: str,
+    path: Path,
+    out: Path,
+    *,
+    config: Mapping[str, object] | None = None,
+    quantity: str = "intensity",
+    cadence_seconds: int = 1,
+) -> Path:
     """Makes a checkpoint of ours from a file of official weights.
 
     Args:
@@ -50,11 +57,22 @@ def import_official(source: str, path: Path, out: Path, *, config: Mapping[str, 
         raise BadInput(path, str(error).rstrip("."), "name its source, and its config as key=value") from None
     scaling = ScalingSettings.model_validate(vars(units.quantity(quantity).scaling))
     steps = {key: settings.pop(key) for key in ("in_steps", "out_steps", "channels")}
-    card = Card(model=name, options=settings, **steps, quantity=quantity, scaling=scaling,
-                cadence_seconds=cadence_seconds, code_version=__version__,
-                training={"imported_from": path.name, "source": source, "digest": checkpoint.file_digest(path),
-                          "licence": network.LICENCE},
-                created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
+    card = Card(
+        model=name,
+        options=settings,
+        **steps,
+        quantity=quantity,
+        scaling=scaling,
+        cadence_seconds=cadence_seconds,
+        code_version=__version__,
+        training={
+            "imported_from": path.name,
+            "source": source,
+            "digest": checkpoint.file_digest(path),
+            "licence": network.LICENCE,
+        },
+        created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    )
     return checkpoint.save(out, network, card)
 
 
@@ -134,8 +152,9 @@ def _onnx(network: Nowcaster, past: torch.Tensor, out: Path) -> torch.Tensor:
         import onnxscript  # noqa: F401  the exporter's own
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error.name} is missing: pip install 'nowcast-radar[onnx]'") from None
-    program = torch.onnx.export(network, (past,), dynamo=True, opset_version=OPSET, input_names=["past"],
-                                output_names=["future"], verbose=False)  # fmt: skip
+    program = torch.onnx.export(
+        network, (past,), dynamo=True, opset_version=OPSET, input_names=["past"], output_names=["future"], verbose=False
+    )
     assert program is not None
     program.save(out)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])

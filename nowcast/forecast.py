@@ -62,8 +62,14 @@ class Past:
     """Which event, where a store holds events that may share times; "" in a live feed."""
 
 
-def forecast(cube: xr.Dataset, model: str | Path, *, time: datetime | np.datetime64 | None = None, leads: int = 12,
-             channel: str | None = None) -> xr.Dataset:  # fmt: skip
+def forecast(
+    cube: xr.Dataset,
+    model: str | Path,
+    *,
+    time: datetime | np.datetime64 | None = None,
+    leads: int = 12,
+    channel: str | None = None,
+) -> xr.Dataset:
     """Forecasts from the newest frame of a Cube, or from the one at ``time``.
 
     Args:
@@ -87,8 +93,16 @@ def forecast(cube: xr.Dataset, model: str | Path, *, time: datetime | np.datetim
     return made.assign(_exceedance(used, frames, leads)) if used.network.gives_probabilities else made
 
 
-def issue(path: str, forecasts: str, products: Sequence[Product], *, fallback: Sequence[str], leads: int,
-          time: datetime | np.datetime64 | None = None, channel: str | None = None) -> list[str]:  # fmt: skip
+def issue(
+    path: str,
+    forecasts: str,
+    products: Sequence[Product],
+    *,
+    fallback: Sequence[str],
+    leads: int,
+    time: datetime | np.datetime64 | None = None,
+    channel: str | None = None,
+) -> list[str]:
     """Makes the forecasts of all products for one reference time, in one commit; those there already stay.
 
     Args:
@@ -112,8 +126,9 @@ def issue(path: str, forecasts: str, products: Sequence[Product], *, fallback: S
         missing = [product for product in products if product.name not in done]
         runs = [_product(cube, frames, product, fallback, leads) for product in missing]
         if runs:
-            batch = xr.concat(runs, dim="run", data_vars="minimal", coords="minimal", compat="override",
-                              combine_attrs="override")  # fmt: skip
+            batch = xr.concat(
+                runs, dim="run", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
+            )
             note = {"reference_time": str(reference), "models": [product.name for product in missing]}
             store.append(forecasts, batch, along="run", message=f"Forecast from {stamp(reference)}", metadata=note)
     words = [[run[name].item() for name in ("model", "state", "reason")] for run in runs]
@@ -189,16 +204,31 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
     name = channels(dataset)[0]
     stamps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
     encoding: dict[str, Any] = {
-        name: {"dtype": "int16", "scale_factor": quantity(name).resolution, "_FillValue": np.int16(-32768),
-               "grid_mapping": "crs", "zlib": True, "complevel": 2},
-        "time": stamps, "forecast_reference_time": stamps, "lead_time": {"dtype": "int64", "units": "seconds"},
-        "y": {"_FillValue": None}, "x": {"_FillValue": None},
-    }  # fmt: skip
+        name: {
+            "dtype": "int16",
+            "scale_factor": quantity(name).resolution,
+            "_FillValue": np.int16(-32768),
+            "grid_mapping": "crs",
+            "zlib": True,
+            "complevel": 2,
+        },
+        "time": stamps,
+        "forecast_reference_time": stamps,
+        "lead_time": {"dtype": "int64", "units": "seconds"},
+        "y": {"_FillValue": None},
+        "x": {"_FillValue": None},
+    }
     plain = dataset.set_coords("crs")
     chances = [each for each in channels(dataset) if each.startswith(PROBABILITY)]
     for variable in chances:
-        encoding[variable] = {"dtype": "uint8", "scale_factor": 0.005, "_FillValue": np.uint8(255),
-                              "grid_mapping": "crs", "zlib": True, "complevel": 2}  # fmt: skip
+        encoding[variable] = {
+            "dtype": "uint8",
+            "scale_factor": 0.005,
+            "_FillValue": np.uint8(255),
+            "grid_mapping": "crs",
+            "zlib": True,
+            "complevel": 2,
+        }
     for variable in (name, *chances):
         plain[variable].attrs.pop("grid_mapping", None)
     plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
@@ -256,16 +286,28 @@ def _exceedance(model: Model, frames: Past, leads: int) -> dict[str, xr.DataArra
     the lead times that the network makes at once."""
     target, zr, fields = _inputs(model, frames)
     thresholds, chance_KLHW = checkpoint.exceedance(model, fields, quantity_name=target)
-    chance_KLHW = np.pad(chance_KLHW[:, :leads], [(0, 0), (0, max(0, leads - chance_KLHW.shape[1])), (0, 0), (0, 0)],
-                         constant_values=np.nan)  # fmt: skip
+    chance_KLHW = np.pad(
+        chance_KLHW[:, :leads],
+        [(0, 0), (0, max(0, leads - chance_KLHW.shape[1])), (0, 0), (0, 0)],
+        constant_values=np.nan,
+    )
     known = quantity(frames.quantity)
     limits = [float(f"{limit:.2g}") for limit in convert(thresholds, target, frames.quantity, zr=zr)]
     relation = {"units": known.unit, "spp__relative_to_threshold": "greater_than_or_equal_to"}
-    about = {"units": "1", "long_name": f"Probability that {known.long_name.lower()} reaches the threshold",
-             "grid_mapping": "crs"}  # fmt: skip
+    about = {
+        "units": "1",
+        "long_name": f"Probability that {known.long_name.lower()} reaches the threshold",
+        "grid_mapping": "crs",
+    }
     name = f"{PROBABILITY}{frames.quantity}_above_threshold"
-    return {name: xr.DataArray(chance_KLHW, dims=("threshold", "lead_time", "y", "x"), attrs=about,
-                               coords={"threshold": ("threshold", limits, relation)})}  # fmt: skip
+    return {
+        name: xr.DataArray(
+            chance_KLHW,
+            dims=("threshold", "lead_time", "y", "x"),
+            attrs=about,
+            coords={"threshold": ("threshold", limits, relation)},
+        )
+    }
 
 
 def check_fits(model: Model, *, quantity_name: str, cadence_seconds: int) -> None:
@@ -342,9 +384,13 @@ def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | 
 def _as_run(dataset: xr.Dataset, sequence: str, product: str, producer: str, state: str, reason: str) -> xr.Dataset:
     """One row of the forecast store: what differs from run to run becomes a label on ``run``."""
     labels = {
-        "sequence": sequence, "model": product, "producer": producer, "state": state, "reason": reason,
+        "sequence": sequence,
+        "model": product,
+        "producer": producer,
+        "state": state,
+        "reason": reason,
         **{name: dataset.attrs[name] for name in ("checkpoint", "input_frames", "snapshot")},
-    }  # fmt: skip
+    }
     created = np.datetime64(dataset.attrs["date_created"].rstrip("Z"), "ns")
     row = dataset.drop_vars("time").expand_dims("run")
     stamps = {"created": created, "forecast_reference_time": dataset["forecast_reference_time"].values}
@@ -370,8 +416,10 @@ def _issued(forecasts: str, reference: np.datetime64, sequence: str) -> set[str]
 
 def _check_leads(forecasts: str, leads: int) -> None:
     if store.exists(forecasts) and (there := store.open_store(forecasts).sizes["lead_time"]) != leads:
-        raise ConfigError(f"{forecasts} holds forecasts of {there} leads, not {leads}; set leads: {there}, "
-                          "or use another forecast store.")  # fmt: skip
+        raise ConfigError(
+            f"{forecasts} holds forecasts of {there} leads, not {leads}; set leads: {there}, "
+            "or use another forecast store."
+        )
 
 
 def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:

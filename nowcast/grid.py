@@ -31,8 +31,9 @@ class Grid:
     x: np.ndarray
 
     @classmethod
-    def regular(cls, crs: CRS | str, shape: tuple[int, int], *, upper_left: tuple[float, float],
-                pixel: tuple[float, float]) -> Grid:  # fmt: skip
+    def regular(
+        cls, crs: CRS | str, shape: tuple[int, int], *, upper_left: tuple[float, float], pixel: tuple[float, float]
+    ) -> Grid:
         """Lays out a north-up grid from the outer corner of its upper left pixel.
 
         Args:

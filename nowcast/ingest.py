@@ -33,9 +33,17 @@ Progress = Callable[[int, int, str], None]
 """Called with: items done, items in all, name of the last one."""
 
 
-def ingest(reader_name: str, sources: Iterable[str | Path], path: str | Path, *, now: datetime | None = None,
-           settings: QualitySettings | None = None, workers: int = 0, scheduler: str | None = None,
-           progress: Progress | None = None) -> Summary:  # fmt: skip
+def ingest(
+    reader_name: str,
+    sources: Iterable[str | Path],
+    path: str | Path,
+    *,
+    now: datetime | None = None,
+    settings: QualitySettings | None = None,
+    workers: int = 0,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> Summary:
     """Brings files into a store.
 
     Args:
@@ -76,9 +84,12 @@ def _find(reader_name: str, sources: Iterable[str | Path], summary: Summary) -> 
     for source in sources:
         matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else [source]  # noqa: PTH207
         try:
-            found = [(name, item) for match in map(Path, matches)
-                     for name in [detect(match) if reader_name == AUTO else reader_name]
-                     for item in get(name).find(match)]  # fmt: skip
+            found = [
+                (name, item)
+                for match in map(Path, matches)
+                for name in [detect(match) if reader_name == AUTO else reader_name]
+                for item in get(name).find(match)
+            ]
         except (BadInput, ModuleNotFoundError) as error:
             summary.refused.append(str(error))
             continue

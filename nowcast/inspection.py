@@ -107,8 +107,10 @@ def _corners(grid: Grid) -> str:
         return ""
     rows = (0, -1) if grid.orientation == NORTH_UP else (-1, 0)
     lon, lat = grid.lonlat(grid.x[[0, -1]], grid.y[list(rows)])
-    places = [f"{abs(north):.3f} {'NS'[int(north < 0)]} {abs(east):.3f} {'EW'[int(east < 0)]}"
-              for north, east in zip(lat, lon, strict=True)]  # fmt: skip
+    places = [
+        f"{abs(north):.3f} {'NS'[int(north < 0)]} {abs(east):.3f} {'EW'[int(east < 0)]}"
+        for north, east in zip(lat, lon, strict=True)
+    ]
     return f"upper left {places[0]}, lower right {places[1]}"
 
 
@@ -119,8 +121,10 @@ def _channel(variable: xr.DataArray) -> str:
     size = len(Zstd(3).encode(np.ascontiguousarray(kept))) / 1024
     unit = quantity(str(variable.name)).unit
     extent = f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g}{'' if unit == '1' else f' {unit}'}"
-    return (f"{extent}, {np.isnan(values).mean():.1%} without data, stored as {_form(packing)}, "
-            f"{size:.{int(size < 10)}f} KiB a frame")  # fmt: skip
+    return (
+        f"{extent}, {np.isnan(values).mean():.1%} without data, stored as {_form(packing)}, "
+        f"{size:.{int(size < 10)}f} KiB a frame"
+    )
 
 
 def _form(packing: Packing | None) -> str:
@@ -141,8 +145,9 @@ def _contact_sheet(cube: xr.Dataset) -> bytes:
     tiles = [_tile(np.rint(255 * np.nan_to_num(frame, nan=1)).astype(np.uint8)) for frame in fields]
     rows, columns = tiles[0].shape[:2]
     abreast = min(ABREAST, len(tiles))
-    sheet = np.full((-(-len(tiles) // abreast) * (rows + GAP) - GAP, abreast * (columns + GAP) - GAP, len(colour)), 255,
-                    np.uint8)  # fmt: skip
+    sheet = np.full(
+        (-(-len(tiles) // abreast) * (rows + GAP) - GAP, abreast * (columns + GAP) - GAP, len(colour)), 255, np.uint8
+    )
     for index, tile in enumerate(tiles):
         top, left = index // abreast * (rows + GAP), index % abreast * (columns + GAP)
         sheet[top : top + rows, left : left + columns] = tile

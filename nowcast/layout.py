@@ -54,10 +54,16 @@ def create(group: zarr.Group, dataset: xr.Dataset, along: str, event: int) -> di
         dtype, fill, attrs = _encoding(variable)
         chunks, shards = _chunks(variable, along, np.dtype(dtype).itemsize, event)
         array = group.create_array(
-            str(name), shape=shape, chunks=chunks, shards=shards, dtype=dtype, fill_value=fill,
+            str(name),
+            shape=shape,
+            chunks=chunks,
+            shards=shards,
+            dtype=dtype,
+            fill_value=fill,
             dimension_names=[str(dim) for dim in variable.dims],
-            attributes=plain(variable.attrs) | attrs, compressors=COMPRESSOR,
-        )  # fmt: skip
+            attributes=plain(variable.attrs) | attrs,
+            compressors=COMPRESSOR,
+        )
         if not grows:
             array[...] = pack(variable.values, array, str(name))
         arrays[str(name)] = array
@@ -80,8 +86,9 @@ def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
     return variable.dtype, np.zeros((), variable.dtype).item(), {}
 
 
-def _chunks(variable: xr.Variable, along: str, itemsize: int,
-            event: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:  # fmt: skip
+def _chunks(
+    variable: xr.Variable, along: str, itemsize: int, event: int
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Chunks, and the shards (objects) that hold several of them or None.
 
     One frame per chunk, cut into bands of rows where it is very large; labels by thousands.
@@ -89,8 +96,10 @@ def _chunks(variable: xr.Variable, along: str, itemsize: int,
     if variable.ndim == 1:
         return (LABELS_PER_CHUNK if variable.dims[0] == along else max(variable.size, 1),), None
     if along not in variable.dims or variable.ndim < 3:
-        return tuple(max(size, 1) if dim != along else LABELS_PER_CHUNK
-                     for dim, size in zip(variable.dims, variable.shape, strict=True)), None  # fmt: skip
+        return tuple(
+            max(size, 1) if dim != along else LABELS_PER_CHUNK
+            for dim, size in zip(variable.dims, variable.shape, strict=True)
+        ), None
     if variable.dims[-2:] != ("y", "x"):
         return (LABELS_PER_CHUNK // 16, *variable.shape[1:]), None
     rows, columns = variable.shape[-2:]
@@ -137,8 +146,9 @@ def pack(values: np.ndarray, array: zarr.Array, name: str) -> np.ndarray:
     return packing.pack(values, name) if packing else values.astype(array.dtype, copy=False)
 
 
-def check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object, *,
-                whole: bool = False) -> None:  # fmt: skip
+def check_same(
+    arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object, *, whole: bool = False
+) -> None:
     """Refuses what would not fit: other axes, other projection, unknown or (of a whole step) missing variables.
 
     Raises:
@@ -155,8 +165,11 @@ def check_same(arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path:
             continue
         old, new = np.asarray(arrays[name][...]), pack(variables[name].values, arrays[name], name)
         if old.shape != new.shape or not (old == new).all():
-            raise BadInput(path, f"is on another {name} ({old.shape} there, {new.shape} here)",
-                           "ingest every grid into a store of its own")  # fmt: skip
+            raise BadInput(
+                path,
+                f"is on another {name} ({old.shape} there, {new.shape} here)",
+                "ingest every grid into a store of its own",
+            )
     if "crs" in dataset.coords and arrays["crs"].attrs["crs_wkt"] != variables["crs"].attrs["crs_wkt"]:
         raise BadInput(path, "is on another projection", "ingest every grid into a store of its own")
     for name in given:

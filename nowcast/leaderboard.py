@@ -125,8 +125,9 @@ def _heading(name: str, limit: float | None) -> str:
 def _leads(row: Row, name: str, limit: float | None) -> Iterator[str]:
     assert row.by_lead is not None
     values = _of(row.by_lead, name, limit).sel(estimate="value").values
-    bounds = [_of(gain, name, limit).sel(estimate="high" if name in FALLING else "low").values
-              for gain in row.gains.values()]  # fmt: skip
+    bounds = [
+        _of(gain, name, limit).sel(estimate="high" if name in FALLING else "low").values for gain in row.gains.values()
+    ]
     better = [(bound < 0) if name in FALLING else (bound > 0) for bound in bounds]
     sure = np.all(better, axis=0) if better else np.zeros(values.size, bool)
     for value, bold in zip(values, sure, strict=True):

@@ -162,8 +162,9 @@ class Registry:
             BadInput: If there is none.
         """
         if (digest := self.standing.champion) is None:
-            raise BadInput(self.folder, f"no checkpoint is promoted in {self.folder}",
-                           "promote one: nowcast models promote")  # fmt: skip
+            raise BadInput(
+                self.folder, f"no checkpoint is promoted in {self.folder}", "promote one: nowcast models promote"
+            )
         return digest
 
     def lineage(self) -> list[dict[str, object]]:
@@ -173,18 +174,25 @@ class Registry:
         return [self._row(digest, now, since[digest]) for digest in list(now.names)[::-1]]
 
     def _row(self, digest: str, now: Standing, since: datetime) -> dict[str, object]:
-        row: dict[str, object] = {"name": now.names[digest], "state": now.state(digest),
-                                  "since": f"{since:%Y-%m-%d %H:%M}Z", "digest": digest}  # fmt: skip
+        row: dict[str, object] = {
+            "name": now.names[digest],
+            "state": now.state(digest),
+            "since": f"{since:%Y-%m-%d %H:%M}Z",
+            "digest": digest,
+        }
         try:
             card = checkpoint.read_card(self.file(digest))
         except BadInput as error:
             return row | dict.fromkeys(("model", "frames", "step", "loss", "base"), "") | {"fault": str(error)}
         loss = card.training.get("best_valid_loss")
         return row | {
-            "model": card.model, "frames": f"{card.in_steps} -> {card.out_steps}", "step": f"{card.cadence_seconds} s",
-            "loss": f"{loss:.4g}" if isinstance(loss, float) else "", "base": card.base["digest"] if card.base else "",
+            "model": card.model,
+            "frames": f"{card.in_steps} -> {card.out_steps}",
+            "step": f"{card.cadence_seconds} s",
+            "loss": f"{loss:.4g}" if isinstance(loss, float) else "",
+            "base": card.base["digest"] if card.base else "",
             "card": card.model_dump(mode="json"),
-        }  # fmt: skip
+        }
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -278,8 +286,17 @@ class Registry:
         self, what: str, digest: str, name: str, why: str, evidence: Mapping[str, object] | None = None
     ) -> None:
         """One line more, by rename: a reader, or a crash, never meets half of it."""
-        event = Event.model_validate({"time": datetime.now(UTC), "who": _who(), "what": what, "digest": digest,
-                                      "name": name, "why": why, "evidence": dict(evidence or {})})  # fmt: skip
+        event = Event.model_validate(
+            {
+                "time": datetime.now(UTC),
+                "who": _who(),
+                "what": what,
+                "digest": digest,
+                "name": name,
+                "why": why,
+                "evidence": dict(evidence or {}),
+            }
+        )
         path = self.folder / JOURNAL
         before = path.read_bytes() if path.exists() else b""
         temporary = path.with_name(f".{path.name}.new")

@@ -54,8 +54,17 @@ class MovingImages:
         ValueError: If there are no such pictures or they do not fit.
     """
 
-    def __init__(self, images: np.ndarray, *, canvas: int = 64, frames: int = 20, count: int = 2, step: float = 0.1,
-                 seed: int, elastic: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        images: np.ndarray,
+        *,
+        canvas: int = 64,
+        frames: int = 20,
+        count: int = 2,
+        step: float = 0.1,
+        seed: int,
+        elastic: bool = False,
+    ) -> None:
         if images.ndim != 3 or images.dtype != np.uint8 or not images.size:
             raise ValueError(f"Pictures are {images.shape} of {images.dtype}; give (image, row, column) of uint8.")
         if max(images.shape[1:]) > canvas:
@@ -162,8 +171,11 @@ def _folder(path: Path) -> np.ndarray:
     for place, picture in enumerate(pictures):
         with decoding(picture, "a picture"), Image.open(picture) as image:
             if image.size != shape[:0:-1]:
-                raise BadInput(picture, f"has {image.size[1]}x{image.size[0]} pixels, not {shape[1]}x{shape[2]}",
-                               "give pictures of one size")  # fmt: skip
+                raise BadInput(
+                    picture,
+                    f"has {image.size[1]}x{image.size[0]} pixels, not {shape[1]}x{shape[2]}",
+                    "give pictures of one size",
+                )
             images[place] = np.asarray(image.convert("L"))
     return images
 

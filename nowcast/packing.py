@@ -124,11 +124,16 @@ class Packing:
         values = np.asarray(values, np.float32)
         steps = self._steps(values)
         low, high = self._range
-        if not (low <= np.fmin.reduce(steps, axis=None, initial=high) and
-                np.fmax.reduce(steps, axis=None, initial=low) <= high):  # fmt: skip
-            raise BadInput(name, f"values {np.nanmin(values):g} to {np.nanmax(values):g} reach beyond what this store "
-                           f"can hold, {self._value(low):g} to {self._value(high):g}",
-                           "mask or clip them (quality settings), or make a new store without packing")  # fmt: skip
+        if not (
+            low <= np.fmin.reduce(steps, axis=None, initial=high)
+            and np.fmax.reduce(steps, axis=None, initial=low) <= high
+        ):
+            raise BadInput(
+                name,
+                f"values {np.nanmin(values):g} to {np.nanmax(values):g} reach beyond what this store "
+                f"can hold, {self._value(low):g} to {self._value(high):g}",
+                "mask or clip them (quality settings), or make a new store without packing",
+            )
         if steps.size and self.missing is not None:
             cv2.patchNaNs(steps, self.missing)  # a tenth of the time that a mask takes
         elif np.isnan(steps).any():

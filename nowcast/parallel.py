@@ -37,21 +37,25 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
             where = distributed.comm.get_address_host_port(scheduler)
             socket.create_connection(where, timeout=CONNECT_SECONDS).close()
         except (OSError, ValueError):
-            raise ConnectionError(f"No Dask scheduler answers at {scheduler}; give the address that it prints, "
-                                  "tcp://host:port, or a number of workers.") from None  # fmt: skip
+            raise ConnectionError(
+                f"No Dask scheduler answers at {scheduler}; give the address that it prints, "
+                "tcp://host:port, or a number of workers."
+            ) from None
         with distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client:
             yield client
         return
     with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0",
-                                 silence_logs="ERROR") as cluster,  # HDF5 takes one thread at a time anyway
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs="ERROR"
+        ) as cluster,  # HDF5 takes one thread at a time anyway
         distributed.Client(cluster, set_as_default=False) as client,
-    ):  # fmt: skip
+    ):
         yield client
 
 
-def in_parallel(found: list[Found], inspect: Inspect, taking: Taking, client: Any,
-                 report: Callable[[Item], None]) -> None:  # fmt: skip
+def in_parallel(
+    found: list[Found], inspect: Inspect, taking: Taking, client: Any, report: Callable[[Item], None]
+) -> None:
     """Reads the next batches while one is written."""
     size = 1
     while found and not taking.book.frames:  # the first good item makes the store, here
@@ -147,6 +151,7 @@ def _cut(group: Sequence[Prepared], cuts: Sequence[Cut]) -> list[tuple[int, Pixe
     return [(at, group[number].part(frames)) for number, frames, at in cuts]
 
 
-def _fill(fork: Any, group: Sequence[Prepared], cuts: Sequence[Cut], rest: Sequence[list[tuple[int, Pixels]]],
-          total: int) -> Any:  # fmt: skip
+def _fill(
+    fork: Any, group: Sequence[Prepared], cuts: Sequence[Cut], rest: Sequence[list[tuple[int, Pixels]]], total: int
+) -> Any:
     return store.fill(fork, [*_cut(group, cuts), *chain.from_iterable(rest)], total=total)

@@ -87,8 +87,12 @@ class Picture:
 
     def manifest(self) -> dict[str, object]:
         """What a reader of the pictures needs to know."""
-        return {"below": self.low, "table": [float(f"{value:.5g}") for value in self.table],
-                "logarithmic": self.logarithmic, "reduction": self.reduction}  # fmt: skip
+        return {
+            "below": self.low,
+            "table": [float(f"{value:.5g}") for value in self.table],
+            "logarithmic": self.logarithmic,
+            "reduction": self.reduction,
+        }
 
 
 def geography(grid: Grid, picture: Picture) -> dict[str, object]:
@@ -102,8 +106,9 @@ def geography(grid: Grid, picture: Picture) -> dict[str, object]:
     y, x = (axis[::-1] if turned else axis for axis, turned in zip((grid.y, grid.x), picture.flip, strict=True))
     row_step, column_step = ((axis[-1] - axis[0]) / (axis.size - 1) * picture.reduction for axis in (y, x))
     left, top = x[0] - column_step / picture.reduction / 2, y[0] - row_step / picture.reduction / 2
-    node_x, node_y = np.meshgrid(np.linspace(left, left + columns * column_step, LATTICE),
-                                 np.linspace(top, top + rows * row_step, LATTICE))  # fmt: skip
+    node_x, node_y = np.meshgrid(
+        np.linspace(left, left + columns * column_step, LATTICE), np.linspace(top, top + rows * row_step, LATTICE)
+    )
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in grid.lonlat(node_x, node_y))
     lon = (lon - lon[LATTICE // 2, LATTICE // 2] + 180) % 360 - 180 + lon[LATTICE // 2, LATTICE // 2]
     lines: dict[str, list] = {}
@@ -112,8 +117,13 @@ def geography(grid: Grid, picture: Picture) -> dict[str, object]:
         shown = cv2.approxPolyDP(points, DETAIL, closed=False).ravel().astype(float)
         lines.setdefault(kind, []).append(np.round(shown, 1).tolist())
     squeeze = math.cos(math.radians(float(grid.y.mean()))) if grid.crs.is_geographic else 1.0
-    return {"width": columns, "height": rows, "aspect": round(abs(row_step / column_step) / squeeze, 5), "lines": lines,
-            "lattice": {"nodes": LATTICE, "lon": _degrees(lon), "lat": _degrees(lat)}}  # fmt: skip
+    return {
+        "width": columns,
+        "height": rows,
+        "aspect": round(abs(row_step / column_step) / squeeze, 5),
+        "lines": lines,
+        "lattice": {"nodes": LATTICE, "lon": _degrees(lon), "lat": _degrees(lat)},
+    }
 
 
 def _degrees(values: np.ndarray) -> list[float | None]:

@@ -62,8 +62,10 @@ class Prepared:
     def part(self, frames: Sequence[int]) -> Pixels:
         """The pixels of some frames."""
         whole = len(frames) == len(self.labels["time"])
-        return {name: (values if whole else values[list(frames)], packing)
-                for name, (values, packing) in self.pixels.items()}  # fmt: skip
+        return {
+            name: (values if whole else values[list(frames)], packing)
+            for name, (values, packing) in self.pixels.items()
+        }
 
 
 def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
@@ -75,8 +77,9 @@ def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
         return item, str(error), None
 
 
-def inspect(item: Item, signature: str, cube: xr.Dataset | None, *, now: datetime | None,
-             settings: QualitySettings) -> Prepared:  # fmt: skip
+def inspect(
+    item: Item, signature: str, cube: xr.Dataset | None, *, now: datetime | None, settings: QualitySettings
+) -> Prepared:
     """Looks at what was read and packs it."""
     if cube is None:
         return Prepared(item, refused=signature)
@@ -92,8 +95,10 @@ def inspect(item: Item, signature: str, cube: xr.Dataset | None, *, now: datetim
     labels["digest"] = np.asarray([digest(*frame) for frame in frames], object)
     labels["source"] = np.full(cube.sizes["time"], signature, object)
     event = layout.event_length(cube)
-    pixels: Pixels = {name: (layout.compressed(codes, packing) if event == 1 else codes, packing)
-                      for name, (codes, packing) in plain.items()}  # fmt: skip
+    pixels: Pixels = {
+        name: (layout.compressed(codes, packing) if event == 1 else codes, packing)
+        for name, (codes, packing) in plain.items()
+    }
     size = sum(values.nbytes for values, _ in pixels.values())
     return Prepared(item, signature, *_blank(cube, labels), labels, event, pixels, size)
 
@@ -115,8 +120,11 @@ def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> tuple[xr.Dataset,
     """A Cube of no frames, with all labels, and what tells its kind from others."""
     attrs = {key: value for key, value in cube.attrs.items() if key != "source"}  # the store's hold for every frame
     names, variables = channels(cube), cube.variables
-    packing = [(name, key, value.tobytes() if isinstance(value, np.ndarray) else value)
-               for name in names for key, value in variables[name].encoding.items()]  # fmt: skip
+    packing = [
+        (name, key, value.tobytes() if isinstance(value, np.ndarray) else value)
+        for name in names
+        for key, value in variables[name].encoding.items()
+    ]
     words = repr((*names, *labels, *packing, attrs, variables["crs"].attrs["crs_wkt"])).encode()
     kind = blake2b(b"".join([words, variables["y"].values.tobytes(), variables["x"].values.tobytes()])).digest()
     if kind not in _BLANKS:

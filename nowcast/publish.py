@@ -35,10 +35,22 @@ AGE = AgeLimits()
 SKILL = ("csi", "pod", "far", "bias", "ssim", "mse", "mae")
 
 
-def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | None, site: Path, *,
-            title: str = "Precipitation nowcast", channel: str | None = None, products: Sequence[str] = (),
-            thresholds: Sequence[float] | None = None, age: AgeLimits = AGE, keep_runs: int = 24,
-            keep_observed: int = 36, replay: bool = False, retain: timedelta = timedelta(hours=6)) -> Path:  # fmt: skip
+def publish(
+    observed: xr.Dataset,
+    forecasts: xr.Dataset,
+    scores: xr.Dataset | None,
+    site: Path,
+    *,
+    title: str = "Precipitation nowcast",
+    channel: str | None = None,
+    products: Sequence[str] = (),
+    thresholds: Sequence[float] | None = None,
+    age: AgeLimits = AGE,
+    keep_runs: int = 24,
+    keep_observed: int = 36,
+    replay: bool = False,
+    retain: timedelta = timedelta(hours=6),
+) -> Path:
     """Brings the site folder up to date with the stores.
 
     Args:
@@ -74,15 +86,24 @@ def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | No
         frames = _publish_observed(observed[name].isel(time=slice(-keep_observed, None)), site, picture, pool)
         runs = _publish_runs(forecasts, name, site, picture, pool, keep_runs)
     manifest = {
-        "schema": SCHEMA, "page": _publish_page(site), "created": _iso(datetime.now(UTC)), "replay": replay,
-        "title": title, "attribution": _attribution(observed), "cadence_s": observed.attrs.get("cadence_seconds"),
-        "quantity": {"name": name, "unit": maps.table_for(name).unit,
-                     "long_name": picture.quantity.long_name},
-        "base": _publish_base(site, grid, picture), "values": picture.manifest(), "colours": _colours(name),
+        "schema": SCHEMA,
+        "page": _publish_page(site),
+        "created": _iso(datetime.now(UTC)),
+        "replay": replay,
+        "title": title,
+        "attribution": _attribution(observed),
+        "cadence_s": observed.attrs.get("cadence_seconds"),
+        "quantity": {"name": name, "unit": maps.table_for(name).unit, "long_name": picture.quantity.long_name},
+        "base": _publish_base(site, grid, picture),
+        "values": picture.manifest(),
+        "colours": _colours(name),
         "age_minutes": {"amber": age.amber, "red": age.red},
-        "observed": frames, "products": _products(products, runs), "runs": runs, "scores": None,
+        "observed": frames,
+        "products": _products(products, runs),
+        "runs": runs,
+        "scores": None,
         "maps": _read(site / MAPS),
-    }  # fmt: skip
+    }
     if scores is not None:
         _write(site / SCORES, _json(_skill(scores, thresholds, keep_runs)))
         manifest["scores"] = SCORES
@@ -91,8 +112,15 @@ def publish(observed: xr.Dataset, forecasts: xr.Dataset, scores: xr.Dataset | No
     return site / MANIFEST
 
 
-def publish_maps(observed: xr.Dataset, forecasts: xr.Dataset, site: Path, *, leads: Sequence[int] = (1, 6, 12),
-                 channel: str | None = None, product: str | None = None) -> list[Path]:  # fmt: skip
+def publish_maps(
+    observed: xr.Dataset,
+    forecasts: xr.Dataset,
+    site: Path,
+    *,
+    leads: Sequence[int] = (1, 6, 12),
+    channel: str | None = None,
+    product: str | None = None,
+) -> list[Path]:
     """Draws the newest run as map pictures and a loop, to be passed on, and names them in the manifest.
 
     Args:
@@ -143,8 +171,9 @@ def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: 
     return list(pool.map(write, range(frames.sizes["time"])))
 
 
-def _publish_runs(forecasts: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor,
-                  keep: int) -> list[dict]:  # fmt: skip
+def _publish_runs(
+    forecasts: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor, keep: int
+) -> list[dict]:
     """Newest reference time first; the models of a run in the order of the store."""
     references = forecasts["forecast_reference_time"].values
     runs = []
@@ -165,10 +194,15 @@ def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool:
     folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
     leads = [_minutes(lead) for lead in run["lead_time"].values]
     if not folder.exists():
-        _write_folder(folder, pool.map(lambda row: (_lead_name(leads[row]), picture.png(run[name][row].values)),
-                                       range(len(leads))))  # fmt: skip
-    return entry | {"folder": folder.relative_to(site).as_posix(), "leads": leads,
-                    "files": [_lead_name(lead) for lead in leads]}  # fmt: skip
+        _write_folder(
+            folder,
+            pool.map(lambda row: (_lead_name(leads[row]), picture.png(run[name][row].values)), range(len(leads))),
+        )
+    return entry | {
+        "folder": folder.relative_to(site).as_posix(),
+        "leads": leads,
+        "files": [_lead_name(lead) for lead in leads],
+    }
 
 
 def _run_name(run: xr.Dataset, *meaning: object) -> str:
@@ -227,8 +261,10 @@ def _publish_base(site: Path, grid: Grid, picture: Picture) -> str:
 
 def _colours(name: str) -> dict[str, dict]:
     tables = {"default": maps.table_for(name), "safe": maps.table_for(name, safe=True)}
-    return {kind: {"name": table.name, "breaks": [_round(value) for value in table.breaks], "colours": table.colours}
-            for kind, table in tables.items()}  # fmt: skip
+    return {
+        kind: {"name": table.name, "breaks": [_round(value) for value in table.breaks], "colours": table.colours}
+        for kind, table in tables.items()
+    }
 
 
 def _products(wanted: Sequence[str], runs: list[dict]) -> list[str]:
@@ -259,13 +295,18 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
     rows = list(zip(reference[np.isin(reference, kept)], scores["model"].values, _ratios(each, "run"), strict=True))
     return {
         "rule": "Counts and sums are added over runs before dividing. "
-                "Products are judged as they were issued, fallbacks included.",
+        "Products are judged as they were issued, fallbacks included.",
         "thresholds": [_round(value) for value in scores["threshold"].values],
         "leads": [_minutes(lead) for lead in scores["lead_time"].values],
         "pooled": _named(per_model(issued)) if kept.size else {},
-        "runs": [{"reference_time": _iso(_utc(time)),
-                  "models": {str(model): ratios for start, model, ratios in rows if start == time}} for time in kept],
-    }  # fmt: skip
+        "runs": [
+            {
+                "reference_time": _iso(_utc(time)),
+                "models": {str(model): ratios for start, model, ratios in rows if start == time},
+            }
+            for time in kept
+        ],
+    }
 
 
 def _named(pooled: xr.Dataset) -> dict[str, dict]:
@@ -276,8 +317,10 @@ def _ratios(sums: xr.Dataset, along: str) -> list[dict]:
     """Per row: scores by lead, categorical ones by threshold and lead, with the pixels and runs behind them."""
     ratios = derive(sums, SKILL, over=())
     columns = {key: ratios[key].transpose(along, ..., "lead_time").values for key in SKILL}
-    support = [{"pixels": n.tolist(), "runs": runs.tolist()}
-               for n, runs in zip(sums["n"].values, sums["runs"].values, strict=True)]  # fmt: skip
+    support = [
+        {"pixels": n.tolist(), "runs": runs.tolist()}
+        for n, runs in zip(sums["n"].values, sums["runs"].values, strict=True)
+    ]
     return [row | {key: _numbers(values[at]) for key, values in columns.items()} for at, row in enumerate(support)]
 
 

@@ -82,8 +82,14 @@ def clip(cube: xr.Dataset, settings: QualitySettings) -> np.ndarray:
     return status
 
 
-def measure(cube: xr.Dataset, settings: QualitySettings, *, pixels: Pixels | None = None, now: datetime | None = None,
-            where: object = "cube") -> dict[str, np.ndarray]:  # fmt: skip
+def measure(
+    cube: xr.Dataset,
+    settings: QualitySettings,
+    *,
+    pixels: Pixels | None = None,
+    now: datetime | None = None,
+    where: object = "cube",
+) -> dict[str, np.ndarray]:
     """Looks at every frame of a Cube by itself.
 
     Args:
@@ -132,14 +138,22 @@ def labelled(cube: xr.Dataset, labels: Mapping[str, np.ndarray]) -> xr.Dataset:
         "mean_value": "mean of the measured pixels",
         "status": "status of the frame",
     }
-    flags = {"standard_name": "status_flag", "flag_masks": np.array(list(FLAGS.values()), np.int16),
-             "flag_meanings": " ".join(FLAGS)}  # fmt: skip
-    return cube.assign_coords({key: ("time", labels[key], {"long_name": word} | (flags if key == "status" else {}))
-                               for key, word in words.items()})  # fmt: skip
+    flags = {
+        "standard_name": "status_flag",
+        "flag_masks": np.array(list(FLAGS.values()), np.int16),
+        "flag_meanings": " ".join(FLAGS),
+    }
+    return cube.assign_coords(
+        {
+            key: ("time", labels[key], {"long_name": word} | (flags if key == "status" else {}))
+            for key, word in words.items()
+        }
+    )
 
 
-def compare(labels: Mapping[str, np.ndarray], before: dict[str, Before], settings: QualitySettings, *,
-            cadence: float | None) -> np.ndarray:  # fmt: skip
+def compare(
+    labels: Mapping[str, np.ndarray], before: dict[str, Before], settings: QualitySettings, *, cadence: float | None
+) -> np.ndarray:
     """Status of frames, completed by what only their predecessors show.
 
     Args:
@@ -165,8 +179,9 @@ def compare(labels: Mapping[str, np.ndarray], before: dict[str, Before], setting
     return status
 
 
-def _against(last: Before, step: float, wet: float, missing: float, settings: QualitySettings,
-             cadence: float | None) -> int:  # fmt: skip
+def _against(
+    last: Before, step: float, wet: float, missing: float, settings: QualitySettings, cadence: float | None
+) -> int:
     beat = cadence or last.step or step
     missed = abs(step - round(step / beat) * beat) if cadence else abs(step - beat)
     bits = {

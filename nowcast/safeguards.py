@@ -44,8 +44,10 @@ class WholeFiles(TorchCheckpointIO):
             cause = error.__context__ if isinstance(error, RuntimeError) else error
             full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full" if full else str(error).splitlines()[0]
-            raise TrainingError(f"{path} cannot be written: {reason}; the checkpoint before it is as it was. "
-                                "Make room, and run the same command to go on.") from error  # fmt: skip
+            raise TrainingError(
+                f"{path} cannot be written: {reason}; the checkpoint before it is as it was. "
+                "Make room, and run the same command to go on."
+            ) from error
 
 
 class Keeper(callbacks.Checkpoint):
@@ -83,8 +85,10 @@ class Keeper(callbacks.Checkpoint):
 
     def _end_if_told(self, trainer: lightning.Trainer) -> None:
         if _any(trainer, self.told):
-            raise TrainingError(f"Told to end (SIGTERM) after step {trainer.global_step}, which is in {self.path}: "
-                                "the same command goes on from there.")  # fmt: skip
+            raise TrainingError(
+                f"Told to end (SIGTERM) after step {trainer.global_step}, which is in {self.path}: "
+                "the same command goes on from there."
+            )
 
 
 class Watch(callbacks.Callback):
@@ -99,15 +103,17 @@ class Watch(callbacks.Callback):
         self.folder, self.names = folder, names
         self.batch: Batch = {}
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any,
-                             *_: Any) -> None:  # fmt: skip
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, *_: Any
+    ) -> None:
         self.batch = batch
 
     def on_before_backward(self, trainer: lightning.Trainer, module: lightning.LightningModule, loss: Tensor) -> None:
         self._check(trainer, bool(loss.isfinite()), f"the loss became {float(loss.detach())}")
 
-    def on_before_optimizer_step(self, trainer: lightning.Trainer, module: lightning.LightningModule,
-                                 optimizer: torch.optim.Optimizer) -> None:  # fmt: skip
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         if trainer.precision == "16-mixed":
             return  # its scaler skips such steps by itself
         gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
@@ -121,9 +127,11 @@ class Watch(callbacks.Callback):
         step = trainer.global_step + 1
         if not fine:
             save_batch(self.folder / f"bad-batch-{step}-{trainer.global_rank}.npz", self.batch, self.names)
-        raise TrainingError(f"In step {step} {what}; weights and checkpoints are as before it, and its batch is in "
-                            f"{self.folder}/bad-batch-{step}-*.npz. Look at these frames, or lower "
-                            "trainer.learning_rate or trainer.clip_norm.")  # fmt: skip
+        raise TrainingError(
+            f"In step {step} {what}; weights and checkpoints are as before it, and its batch is in "
+            f"{self.folder}/bad-batch-{step}-*.npz. Look at these frames, or lower "
+            "trainer.learning_rate or trainer.clip_norm."
+        )
 
 
 def save_batch(path: Path, batch: Batch, names: Callable[[Sequence[int]], list[str]]) -> Path:

@@ -91,8 +91,11 @@ def _by_lead(rows: list[Row], trial: Trial) -> str:
     if middle is not None:
         kinds.append((f"CSI≥{middle:g} {unit}", "csi", {"threshold": middle}))
     header = ["lead", *(f"{heading} {row.name}" for heading, *_ in kinds for row in rows)]
-    columns = [row.by_lead.sel(estimate="value")[key].sel(chosen).values  # type: ignore[union-attr]
-               for _, key, chosen in kinds for row in rows]  # fmt: skip
+    columns = [
+        row.by_lead.sel(estimate="value")[key].sel(chosen).values  # type: ignore[union-attr]
+        for _, key, chosen in kinds
+        for row in rows
+    ]
     lines = [f"| {' | '.join(header)} |", f"|{'--:|' * len(header)}"]
     for lead, values in enumerate(zip(*columns, strict=True), start=1):
         lines.append(f"| {_lead(lead, trial)} | {' | '.join(f'{value:.3g}' for value in values)} |")
@@ -116,9 +119,9 @@ def _protocol(recipe: Recipe, trial: Trial) -> dict[str, str]:
     size = " x ".join(map(str, trial.frame))
     return {
         "Windows": f"{sum(map(len, trial.chosen))} of the validation, spread evenly, "
-                   + "; ".join(found.name for found in trial.sources),
+        + "; ".join(found.name for found in trial.sources),
         "Pixels": f"whole frames of {size}, where all of {', '.join(REFERENCES)} have a forecast",
         "Pooling": "sums over windows and lead times first, then ratios",
         "Chosen on": "the same windows decided which weights are kept, so a test on others will be a little worse",
         **({"Tuned": f"{recipe.tuning}, over {recipe.start_from}"} if recipe.tuning else {}),
-    }  # fmt: skip
+    }

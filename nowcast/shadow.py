@@ -66,8 +66,9 @@ def _in_time(settings: Operations, time: datetime, seconds: float) -> list[str]:
     if seconds <= 0:
         return ["shadow: left out, the cycle took all the time there was"]
     order = json.dumps({"settings": settings.model_dump(mode="json"), "time": time.isoformat(), "seconds": seconds})
-    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as child:  # fmt: skip
+    with subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         try:
             said, failed = child.communicate(order, timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -106,8 +107,15 @@ def work(settings: Operations, time: datetime) -> Iterator[str]:
     if store.exists(forecasts):
         verify(settings.store, forecasts, scores, thresholds=settings.thresholds, since=time - SCORED_BACK)
     for product in _in_turn(candidates(settings), time):
-        yield from issue(settings.store, forecasts, [product], fallback=(), leads=settings.leads, time=time,
-                         channel=settings.quantity)  # fmt: skip
+        yield from issue(
+            settings.store,
+            forecasts,
+            [product],
+            fallback=(),
+            leads=settings.leads,
+            time=time,
+            channel=settings.quantity,
+        )
     folder = contest.registry(settings).folder
     if settings.promotion.automatic and first_today(folder / ".judged"):
         yield from _promote_the_better(settings)

@@ -307,8 +307,10 @@ def _chosen(held: Sequence[str], wanted: str, settings: WindowSettings, span: Sp
     radar = ("rainfall_rate", "reflectivity")
     if wanted in radar and set(held) & set(radar):
         return [next(name for name in held if name in radar)]
-    raise ConfigError(f"{span.store}: holds {', '.join(held)}, and no formula makes {wanted} of it; "
-                      "name the quantity of this span, or choose another store.")  # fmt: skip
+    raise ConfigError(
+        f"{span.store}: holds {', '.join(held)}, and no formula makes {wanted} of it; "
+        "name the quantity of this span, or choose another store."
+    )
 
 
 def _slots(run: np.ndarray, stamps: np.ndarray, attrs: dict) -> np.ndarray:
@@ -333,8 +335,9 @@ def _name(span: Span) -> str:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def check_apart(train: Sequence[Source], valid: Sequence[Source], *,
-                names: tuple[str, str] = ("train", "valid")) -> None:  # fmt: skip
+def check_apart(
+    train: Sequence[Source], valid: Sequence[Source], *, names: tuple[str, str] = ("train", "valid")
+) -> None:
     """Refuses a split in which a frame is in two parts, such as trained on and validated on.
 
     Frames of one store are the same by their position; of two stores by their time and content.
@@ -348,10 +351,11 @@ def check_apart(train: Sequence[Source], valid: Sequence[Source], *,
             if isinstance(fitting, Generated) and isinstance(held, Generated):
                 if _clips(fitting.span) == _clips(held.span):
                     raise ConfigError(f"{fitting.name}: {both} make the same clips; give them different seeds.")
-            elif (isinstance(fitting, Stored) and isinstance(held, Stored)
-                  and (shared := _shared_frames(fitting, held))):  # fmt: skip
-                raise ConfigError(f"{fitting.span.store}: {len(shared)} frames are in {both}, {shared[0]} to "
-                                  f"{shared[-1]}; give the spans start and end, splits or sequences.")  # fmt: skip
+            elif isinstance(fitting, Stored) and isinstance(held, Stored) and (shared := _shared_frames(fitting, held)):
+                raise ConfigError(
+                    f"{fitting.span.store}: {len(shared)} frames are in {both}, {shared[0]} to "
+                    f"{shared[-1]}; give the spans start and end, splits or sequences."
+                )
 
 
 def _clips(span: Moving) -> tuple[Path, int]:
@@ -376,8 +380,10 @@ def _identities(stored: Stored, *, by_position: bool) -> dict[Any, str]:
     timeline = store.timeline(stored.span.store, version=stored.version)
     timeline = timeline.isel(time=np.isin(timeline["position"].values, stored.touched))
     times, positions = timeline["time"].values, timeline["position"].values.tolist()
-    names = [f"{time} {label}".strip() for time, label in
-             zip(times.astype("datetime64[s]").astype(str), timeline["sequence"].values, strict=True)]  # fmt: skip
+    names = [
+        f"{time} {label}".strip()
+        for time, label in zip(times.astype("datetime64[s]").astype(str), timeline["sequence"].values, strict=True)
+    ]
     if by_position:
         return dict(zip(positions, names, strict=True))
     if "digest" not in timeline:

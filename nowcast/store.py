@@ -113,8 +113,9 @@ def timeline(path: str | Path, *, version: str | None = None) -> xr.Dataset:
     return kept.assign_attrs(channels=names)
 
 
-def packed(path: str | Path, names: Sequence[str], *,
-           version: str | None = None) -> dict[str, tuple[Frames, Packing | None]]:  # fmt: skip
+def packed(
+    path: str | Path, names: Sequence[str], *, version: str | None = None
+) -> dict[str, tuple[Frames, Packing | None]]:
     """Variables as they lie on disk, for those who read many frames: see ``chunks.Frames``."""
     repository = _repository(path)
     session = repository.readonly_session(snapshot_id=version or repository.lookup_branch(BRANCH))
@@ -160,8 +161,10 @@ def describe(path: str | Path, *, commits: int = 5) -> dict[str, object]:
         facts["sequences"] = int(np.unique(dataset["sequence"].values.astype(str)).size)
         facts["gaps"] = _gaps(dataset)
     facts["size"] = f"{size(path) / 2**20:.1f} MiB"
-    facts["commits"] = [f"{commit.time:%Y-%m-%d %H:%M:%S}Z {commit.snapshot} {commit.message}"
-                        for commit in history(path, limit=commits)]  # fmt: skip
+    facts["commits"] = [
+        f"{commit.time:%Y-%m-%d %H:%M:%S}Z {commit.snapshot} {commit.message}"
+        for commit in history(path, limit=commits)
+    ]
     return facts
 
 
@@ -171,8 +174,10 @@ def _gaps(cube: xr.Dataset) -> list[str]:
         return []
     stamps = cube["time"].values.astype("datetime64[s]")
     step = np.diff(stamps) / np.timedelta64(int(cube.attrs["cadence_seconds"]), "s")
-    return [f"{stamps[index]}Z to {stamps[index + 1]}Z ({step[index] - 1:.0f} frames)"
-            for index in np.flatnonzero(step > 1.5)]  # fmt: skip
+    return [
+        f"{stamps[index]}Z to {stamps[index + 1]}Z ({step[index] - 1:.0f} frames)"
+        for index in np.flatnonzero(step > 1.5)
+    ]
 
 
 class _ByTable(BackendArray):
@@ -261,8 +266,14 @@ def writing(path: str | Path) -> Iterator[None]:
         lock.release()
 
 
-def append(path: str | Path, dataset: xr.Dataset, *, message: str, along: str = "time",
-           metadata: Mapping[str, object] | None = None) -> str:  # fmt: skip
+def append(
+    path: str | Path,
+    dataset: xr.Dataset,
+    *,
+    message: str,
+    along: str = "time",
+    metadata: Mapping[str, object] | None = None,
+) -> str:
     """Adds frames (or runs) at the end of a store in one commit; makes the store if there is none.
 
     Args:
@@ -328,8 +339,14 @@ class Growth:
         """What another process needs for ``fill``: goes there and comes back, both by pickle."""
         return self.session.fork()
 
-    def commit(self, labels: Mapping[str, np.ndarray], *, message: str, forks: Sequence[icechunk.ForkSession] = (),
-               metadata: Mapping[str, object] | None = None) -> str:  # fmt: skip
+    def commit(
+        self,
+        labels: Mapping[str, np.ndarray],
+        *,
+        message: str,
+        forks: Sequence[icechunk.ForkSession] = (),
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
         """Brings together what the processes wrote, adds the labels of all new frames, commits all at once."""
         if forks:
             self.session.merge(*forks)
@@ -374,16 +391,24 @@ def _fill(arrays: Mapping[str, zarr.Array], parts: Sequence[tuple[int, Pixels]],
         Frames(array).write((at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts)
 
 
-def _repacked(values: np.ndarray | Compressed, packing: Packing | None, own: Packing | None, array: zarr.Array,
-              name: str) -> np.ndarray | Compressed:  # fmt: skip
+def _repacked(
+    values: np.ndarray | Compressed, packing: Packing | None, own: Packing | None, array: zarr.Array, name: str
+) -> np.ndarray | Compressed:
     if packing is not None and own is not None and own.attrs == packing.attrs:
         return values
     values = np.asarray(values)
     return layout.pack(packing.unpack(values) if packing is not None else values, array, name)
 
 
-def replace(path: str | Path, dataset: xr.Dataset, *, at: int | slice, message: str, along: str = "time",
-            metadata: Mapping[str, object] | None = None) -> str:  # fmt: skip
+def replace(
+    path: str | Path,
+    dataset: xr.Dataset,
+    *,
+    at: int | slice,
+    message: str,
+    along: str = "time",
+    metadata: Mapping[str, object] | None = None,
+) -> str:
     """Writes new values over frames (or runs) ``at`` in one commit; the old ones stay in the history.
 
     Args:
@@ -473,9 +498,13 @@ def _storage(path: str | Path) -> icechunk.Storage:
     bucket, _, prefix = rest.partition("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     return icechunk.s3_storage(
-        bucket=bucket, prefix=prefix, from_env=True, endpoint_url=endpoint, force_path_style=endpoint is not None,
+        bucket=bucket,
+        prefix=prefix,
+        from_env=True,
+        endpoint_url=endpoint,
+        force_path_style=endpoint is not None,
         allow_http=bool(endpoint and endpoint.startswith("http://")),
-    )  # fmt: skip
+    )
 
 
 def _repository(path: str | Path) -> icechunk.Repository:

@@ -61,8 +61,9 @@ class _Book:
         kept = store.labels(path, "sequence", "time", "digest", "source", *quality.LABELS)
         keys = ("sequence", "time", "digest", "source")
         if absent := [key for key in keys if key not in kept]:
-            raise store.StoreError(f"{path}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; "
-                                   "name another store.")  # fmt: skip
+            raise store.StoreError(
+                f"{path}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; name another store."
+            )
         for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
             book.add((sequence, time), fingerprint, source)
         if set(quality.LABELS) <= set(kept):
@@ -119,8 +120,9 @@ class Taking:
         others = []
         self.summary.refused += [one.refused for one in prepared if one.refused]
         for group in _without_repeats([one for one in prepared if one.like is not None]):
-            pieces = [(one, [index for index, key in enumerate(one.keys) if key not in self.book.frames])
-                      for one in group]  # fmt: skip
+            pieces = [
+                (one, [index for index, key in enumerate(one.keys) if key not in self.book.frames]) for one in group
+            ]
             others += [one for one, new in pieces if len(new) < len(one.keys)]
             self._add([piece for piece in pieces if piece[1]], write)
         for one in others:

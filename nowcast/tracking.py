@@ -33,8 +33,10 @@ def trackers(recipe: Recipe, folder: Path, *, resume: bool) -> list[loggers.Logg
         ConfigError: If MLflow is asked for and not installed, or does not answer.
     """
     every = recipe.trainer.log_every
-    kept: list[loggers.Logger] = [loggers.CSVLogger(folder, name="csv", flush_logs_every_n_steps=every),
-                                  loggers.TensorBoardLogger(folder, name="tensorboard")]  # fmt: skip
+    kept: list[loggers.Logger] = [
+        loggers.CSVLogger(folder, name="csv", flush_logs_every_n_steps=every),
+        loggers.TensorBoardLogger(folder, name="tensorboard"),
+    ]
     return kept + ([_mlflow(recipe, folder, resume=resume)] if recipe.trainer.mlflow else [])
 
 

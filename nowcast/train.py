@@ -55,8 +55,19 @@ from nowcast.yielding import Yielding  # noqa: E402
 BEST, LAST = "best", "last"
 RESUME = f"{LAST}.ckpt"
 STEP_TOLERANCE = 0.25
-FREE = {"patience", "workers", "devices", "nodes", "accelerator", "strategy", "checkpointing", "compile",
-        "checkpoint_minutes", "log_every", "mlflow"}  # fmt: skip
+FREE = {
+    "patience",
+    "workers",
+    "devices",
+    "nodes",
+    "accelerator",
+    "strategy",
+    "checkpointing",
+    "compile",
+    "checkpoint_minutes",
+    "log_every",
+    "mlflow",
+}
 """Settings of the trainer that may change when a run is resumed."""
 LENGTH = {"epochs", "minutes"}
 """And these, where the learning rate is not laid out over them."""
@@ -91,8 +102,15 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     network.checkpointing = recipe.trainer.checkpointing
     network.loss = _chosen_loss(recipe, network, fitting.scaling)
     kind = ShardedLearner if recipe.trainer.strategy == "fsdp" else Learner
-    learner = kind(network, recipe.trainer, batches.batch_sampler, clock, train=fitting.unpack,
-                      valid=held_out.unpack, members=recipe.members)  # fmt: skip
+    learner = kind(
+        network,
+        recipe.trainer,
+        batches.batch_sampler,
+        clock,
+        train=fitting.unpack,
+        valid=held_out.unpack,
+        members=recipe.members,
+    )
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
@@ -124,8 +142,15 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
-def _fit(trainer: lightning.Trainer, learner: Learner, batches: Loader, held_out: Loader, recipe: Recipe, *,
-         begin: Path | None) -> None:  # fmt: skip
+def _fit(
+    trainer: lightning.Trainer,
+    learner: Learner,
+    batches: Loader,
+    held_out: Loader,
+    recipe: Recipe,
+    *,
+    begin: Path | None,
+) -> None:
     """Trains; the sentence of an end that all processes come to is told by the first."""
     try:
         trainer.fit(learner, batches, held_out, ckpt_path=begin)
@@ -142,8 +167,17 @@ def _fit(trainer: lightning.Trainer, learner: Learner, batches: Loader, held_out
 class Learner(lightning.LightningModule):
     """A network and its optimiser; the loss is the network's own affair."""
 
-    def __init__(self, network: Nowcaster, settings: TrainerSettings, batches: Sized, clock: callbacks.Timer, *,
-                 train: Unpack, valid: Unpack, members: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        network: Nowcaster,
+        settings: TrainerSettings,
+        batches: Sized,
+        clock: callbacks.Timer,
+        *,
+        train: Unpack,
+        valid: Unpack,
+        members: int = 1,
+    ) -> None:
         super().__init__()
         self.members = members
         self.network, self.settings, self.batches, self.clock = network, settings, batches, clock
@@ -277,8 +311,10 @@ def _check_unchanged(recipe: Recipe, folder: Path) -> None:
         settings["trainer"] = {key: way[key] for key in way.keys() - (FREE if planned else FREE | LENGTH)}
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
-        raise ConfigError(f"{folder}: {', '.join(changed)} changed since this run began; "
-                          "use another name, or --no-resume to begin again.")  # fmt: skip
+        raise ConfigError(
+            f"{folder}: {', '.join(changed)} changed since this run began; "
+            "use another name, or --no-resume to begin again."
+        )
 
 
 def _resolved(recipe: Recipe) -> tuple[Recipe, Model | None]:
@@ -302,8 +338,13 @@ def _resolved(recipe: Recipe) -> tuple[Recipe, Model | None]:
 
 def _network(recipe: Recipe, begin: Model | None) -> Nowcaster:
     windows = recipe.windows
-    network = build(recipe.model, in_steps=windows.in_steps, out_steps=windows.out_steps, channels=windows.channels,
-                    **recipe.options)  # fmt: skip
+    network = build(
+        recipe.model,
+        in_steps=windows.in_steps,
+        out_steps=windows.out_steps,
+        channels=windows.channels,
+        **recipe.options,
+    )
     if not network.trainable:
         raise ConfigError(f"{recipe.model} has nothing to learn; choose a network (`nowcast models`).")
     new = checkpoint.adopt(network, begin.network.state_dict()) if begin else []
@@ -321,8 +362,10 @@ def _check_new(recipe: Recipe, network: Nowcaster, new: list[str]) -> None:
     if len(new) == len(network.state_dict()):
         raise ConfigError(f"start_from: no weight of {recipe.start_from} fits {recipe.model} with these options.")
     if not set(new) <= checkpoint.learned(network).keys() | dict(network.named_buffers()).keys():
-        raise ConfigError(f"tuning {recipe.tuning} leaves other weights as they are, and {recipe.start_from} has no "
-                          f"{few}; keep its lengths, channels and options, or use tuning full.")  # fmt: skip
+        raise ConfigError(
+            f"tuning {recipe.tuning} leaves other weights as they are, and {recipe.start_from} has no "
+            f"{few}; keep its lengths, channels and options, or use tuning full."
+        )
     log.warning("%s: new weights, since %s has none of their shape: %s", recipe.name, recipe.start_from, few)
 
 
@@ -348,8 +391,15 @@ def _loss(term: LossTerm, recipe: Recipe, scaling: Scaling) -> Loss:
 def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> Loader:
     settings = recipe.trainer
     batches = settings.batches_per_epoch if shuffle else settings.valid_batches
-    return loader(windows, batch_size=settings.batch_size, workers=settings.workers, seed=settings.seed,
-                  shuffle=shuffle, batches=batches, packed=True)  # fmt: skip
+    return loader(
+        windows,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        seed=settings.seed,
+        shuffle=shuffle,
+        batches=batches,
+        packed=True,
+    )
 
 
 def _clock(settings: TrainerSettings) -> callbacks.Timer:
@@ -383,21 +433,34 @@ def _trainer(recipe: Recipe, folder: Path, extras: list[callbacks.Callback], *, 
     if settings.ema_decay:
         all_callbacks.append(callbacks.EMAWeightAveraging(decay=settings.ema_decay))
     return lightning.Trainer(
-        accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
         strategy=Sharded() if settings.strategy == "fsdp" else settings.strategy,
         sync_batchnorm=torch.cuda.is_available() and settings.accelerator != "cpu",
-        precision=settings.precision, max_epochs=settings.epochs, accumulate_grad_batches=settings.accumulate,
-        callbacks=all_callbacks, log_every_n_steps=settings.log_every, plugins=[WholeFiles()],
+        precision=settings.precision,
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        callbacks=all_callbacks,
+        log_every_n_steps=settings.log_every,
+        plugins=[WholeFiles()],
         gradient_clip_val=settings.clip_value or settings.clip_norm,
         gradient_clip_algorithm="value" if settings.clip_value else "norm",
         logger=trackers(recipe, folder, resume=resume),
-        default_root_dir=folder, enable_model_summary=False,
+        default_root_dir=folder,
+        enable_model_summary=False,
         use_distributed_sampler=False,  # the loader's own draws know of several processes
-    )  # fmt: skip
+    )
 
 
-def _export(recipe: Recipe, folder: Path, trainer: lightning.Trainer, fitting: Windows, begin: Model | None,
-            costs: dict[str, object]) -> None:  # fmt: skip
+def _export(
+    recipe: Recipe,
+    folder: Path,
+    trainer: lightning.Trainer,
+    fitting: Windows,
+    begin: Model | None,
+    costs: dict[str, object],
+) -> None:
     """Writes the best and the last weights as checkpoints with their card, or as prompt files over their base."""
     kept: Any = trainer.checkpoint_callback
     network, files = _network(recipe, begin), [folder / f"{name}.safetensors" for name in (LAST, BEST)]
@@ -427,9 +490,13 @@ def _base(recipe: Recipe, network: Nowcaster, begin: Model | None) -> dict[str, 
 
 def _costs(trainer: lightning.Trainer, clock: callbacks.Timer) -> dict[str, object]:
     """Where the training ran, how long, and the most memory it held on a GPU."""
-    facts = {"seconds": round(clock.time_elapsed(), 1), "device": str(trainer.strategy.root_device),
-             "devices": trainer.world_size, "threads": torch.get_num_threads(),
-             "machine": device_name(trainer.strategy.root_device)}  # fmt: skip
+    facts = {
+        "seconds": round(clock.time_elapsed(), 1),
+        "device": str(trainer.strategy.root_device),
+        "devices": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "machine": device_name(trainer.strategy.root_device),
+    }
     if trainer.strategy.root_device.type == "cuda":
         facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     return facts
@@ -444,9 +511,17 @@ def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
     scaling = fitting.scaling
     spans = tuple(source.facts() for source in fitting.sources)
     return Card(
-        model=recipe.model, options=recipe.options, in_steps=recipe.windows.in_steps,
-        out_steps=recipe.windows.out_steps, channels=recipe.windows.channels, quantity=recipe.windows.quantity,
+        model=recipe.model,
+        options=recipe.options,
+        in_steps=recipe.windows.in_steps,
+        out_steps=recipe.windows.out_steps,
+        channels=recipe.windows.channels,
+        quantity=recipe.windows.quantity,
         scaling=ScalingSettings.model_validate(vars(scaling)),
-        cadence_seconds=fitting.step_seconds, recipe=recipe.model_dump(mode="json"), data=spans,
-        training=facts, code_version=__version__, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-    )  # fmt: skip
+        cadence_seconds=fitting.step_seconds,
+        recipe=recipe.model_dump(mode="json"),
+        data=spans,
+        training=facts,
+        code_version=__version__,
+        created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    )

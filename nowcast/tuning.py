@@ -27,9 +27,18 @@ RADAR = ("rainfall_rate", "reflectivity")
 """Each can be made of the other."""
 
 
-def domain_recipe(base: str | Path, domain: str, *, method: str = "vp", recipe: str | None = None,
-                  valid_from: datetime | None = None, minutes: float | None = None, steps: int | None = None,
-                  changes: Mapping[str, Any] | None = None, overrides: tuple[str, ...] = ()) -> Recipe:  # fmt: skip
+def domain_recipe(
+    base: str | Path,
+    domain: str,
+    *,
+    method: str = "vp",
+    recipe: str | None = None,
+    valid_from: datetime | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    overrides: tuple[str, ...] = (),
+) -> Recipe:
     """The recipe of a tuning; what it does not say is as the checkpoint was trained.
 
     Args:
@@ -53,12 +62,16 @@ def domain_recipe(base: str | Path, domain: str, *, method: str = "vp", recipe: 
     model = card.model.partition(":")[0]
     _check_method(model, method)
     known: dict[str, Any] = {
-        "name": f"{model}-{Path(domain.rstrip('/')).parent.name or 'domain'}-{method}", "model": card.model,
-        "options": {}, "start_from": str(path), "tuning": METHODS[method], "windows": _windows(card, domain),
+        "name": f"{model}-{Path(domain.rstrip('/')).parent.name or 'domain'}-{method}",
+        "model": card.model,
+        "options": {},
+        "start_from": str(path),
+        "tuning": METHODS[method],
+        "windows": _windows(card, domain),
         "train": [{"store": domain, "end": split.isoformat()}],
         "valid": [{"store": domain, "start": split.isoformat()}],
         **{f"trainer.{key}": value for key, value in budget(minutes, steps).items()},
-    }  # fmt: skip
+    }
     words = config.words(known | dict(changes or {}))
     return config.load(Recipe, recipe or f"training/gs2pm-{method}.yaml", [*words, *overrides])
 
@@ -95,7 +108,11 @@ def _windows(card: Card, domain: str) -> dict[str, Any]:
     kept = {key: value for key, value in before.items() if key in ("crops_per_window", "rain_weight", "resize")}
     whole = before.get("resize") or max(sides) <= crop
     return {
-        **kept, "quantity": quantity, "in_steps": card.in_steps, "out_steps": card.out_steps, "channels": card.channels,
+        **kept,
+        "quantity": quantity,
+        "in_steps": card.in_steps,
+        "out_steps": card.out_steps,
+        "channels": card.channels,
         "scaling": card.scaling.model_dump() if same else None,
         **({"crop": None, "crops_per_window": 1} if whole else {"crop": crop}),
-    }  # fmt: skip
+    }

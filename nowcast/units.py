@@ -90,29 +90,85 @@ COLOURS = ("red", "green", "blue")
 QUANTITIES = {
     quantity.name: quantity
     for quantity in (
-        Quantity("rainfall_rate", "mm h-1", "rain rate", "rainfall_rate",
-                 (0.1, 1.0, 5.0, 10.0), Scaling("decibel", 0.1, 300.0), 0.01),
-        Quantity("reflectivity", "dBZ", "radar reflectivity", "equivalent_reflectivity_factor",
-                 (10.0, 20.0, 30.0, 40.0), Scaling("linear", -10.0, 60.0), 0.01),
-        Quantity("vil", "kg m-2", "vertically integrated liquid", None,
-                 # this step keeps all levels apart and no threshold level falls below its threshold
-                 _vil_of_levels(16, 74, 133, 160, 181, 219), Scaling("linear", 0.0, 80.0), 0.00262),
-        Quantity("visible_reflectance", "1", "visible reflectance", "toa_bidirectional_reflectance",
-                 (), Scaling("linear", 0.0, 1.2), 1e-4),
-        Quantity("brightness_temperature_069", "degC", "6.9 micron brightness temperature",
-                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 30.0), 0.01),
-        Quantity("brightness_temperature_107", "degC", "10.7 micron brightness temperature",
-                 "toa_brightness_temperature", (), Scaling("linear", -90.0, 50.0), 0.01),
-        Quantity("lightning_flashes", "1", "lightning flashes per cell and step", None,
-                 (1.0,), Scaling("linear", 0.0, 50.0), 0.01),
-        Quantity("intensity", "1", "grey level of a video, black to white", None,
-                 (), Scaling("linear", 0.0, 1.0), 1 / 255),
-        *(Quantity(colour, "1", f"{colour} level of a video", None, (), Scaling("linear", 0.0, 1.0), 1 / 255)
-          for colour in COLOURS),
-        *(Quantity(way, "1", f"crowd {way}, scaled to [-1, 1] by its source", None,
-                   (), Scaling("linear", -1.0, 1.0), 1e-4) for way in ("inflow", "outflow")),
+        Quantity(
+            "rainfall_rate",
+            "mm h-1",
+            "rain rate",
+            "rainfall_rate",
+            (0.1, 1.0, 5.0, 10.0),
+            Scaling("decibel", 0.1, 300.0),
+            0.01,
+        ),
+        Quantity(
+            "reflectivity",
+            "dBZ",
+            "radar reflectivity",
+            "equivalent_reflectivity_factor",
+            (10.0, 20.0, 30.0, 40.0),
+            Scaling("linear", -10.0, 60.0),
+            0.01,
+        ),
+        Quantity(
+            "vil",
+            "kg m-2",
+            "vertically integrated liquid",
+            None,
+            # this step keeps all levels apart and no threshold level falls below its threshold
+            _vil_of_levels(16, 74, 133, 160, 181, 219),
+            Scaling("linear", 0.0, 80.0),
+            0.00262,
+        ),
+        Quantity(
+            "visible_reflectance",
+            "1",
+            "visible reflectance",
+            "toa_bidirectional_reflectance",
+            (),
+            Scaling("linear", 0.0, 1.2),
+            1e-4,
+        ),
+        Quantity(
+            "brightness_temperature_069",
+            "degC",
+            "6.9 micron brightness temperature",
+            "toa_brightness_temperature",
+            (),
+            Scaling("linear", -90.0, 30.0),
+            0.01,
+        ),
+        Quantity(
+            "brightness_temperature_107",
+            "degC",
+            "10.7 micron brightness temperature",
+            "toa_brightness_temperature",
+            (),
+            Scaling("linear", -90.0, 50.0),
+            0.01,
+        ),
+        Quantity(
+            "lightning_flashes",
+            "1",
+            "lightning flashes per cell and step",
+            None,
+            (1.0,),
+            Scaling("linear", 0.0, 50.0),
+            0.01,
+        ),
+        Quantity(
+            "intensity", "1", "grey level of a video, black to white", None, (), Scaling("linear", 0.0, 1.0), 1 / 255
+        ),
+        *(
+            Quantity(colour, "1", f"{colour} level of a video", None, (), Scaling("linear", 0.0, 1.0), 1 / 255)
+            for colour in COLOURS
+        ),
+        *(
+            Quantity(
+                way, "1", f"crowd {way}, scaled to [-1, 1] by its source", None, (), Scaling("linear", -1.0, 1.0), 1e-4
+            )
+            for way in ("inflow", "outflow")
+        ),
     )
-}  # fmt: skip
+}
 
 
 def quantity(name: str) -> Quantity:
@@ -136,8 +192,9 @@ def rate_from_reflectivity(dbz: np.ndarray, *, zr: tuple[float, float] = MARSHAL
     return (10 ** ((np.asarray(dbz, np.float32) - 10 * np.log10(a)) / (10 * b))).astype(np.float32)
 
 
-def reflectivity_from_rate(rate: np.ndarray, *, zr: tuple[float, float] = MARSHALL_PALMER,
-                           floor: float = -32.0) -> np.ndarray:  # fmt: skip
+def reflectivity_from_rate(
+    rate: np.ndarray, *, zr: tuple[float, float] = MARSHALL_PALMER, floor: float = -32.0
+) -> np.ndarray:
     """mm/h -> dBZ by Z = a R^b; dry (0 mm/h) becomes ``floor``."""
     a, b = zr
     rate = np.asarray(rate, np.float32)
@@ -146,8 +203,7 @@ def reflectivity_from_rate(rate: np.ndarray, *, zr: tuple[float, float] = MARSHA
     return np.maximum(dbz, np.float32(floor)).astype(np.float32)
 
 
-def convert(values: np.ndarray, source: str, target: str, *,
-            zr: tuple[float, float] = MARSHALL_PALMER) -> np.ndarray:  # fmt: skip
+def convert(values: np.ndarray, source: str, target: str, *, zr: tuple[float, float] = MARSHALL_PALMER) -> np.ndarray:
     """Converts a field between quantities; only rain rate and reflectivity have a formula.
 
     Raises:

@@ -71,8 +71,10 @@ class Verdict:
 
     def __str__(self) -> str:
         support = f"{self.runs} runs in {self.blocks} blocks, {self.pixels:,} pixels"
-        return (f"{self.challenger} against {self.against}: {self.conclusion}; {self.criterion}: "
-                f"{_interval(self.value, self.low, self.high)}, {support}")  # fmt: skip
+        return (
+            f"{self.challenger} against {self.against}: {self.conclusion}; {self.criterion}: "
+            f"{_interval(self.value, self.low, self.high)}, {support}"
+        )
 
     @property
     def _needs(self) -> str:
@@ -119,8 +121,21 @@ def judge(challenger: str, against: str, pair: Pair | None, *, rules: Promotion)
     runs, blocks = int((first["n"].sum("lead_time") > 0).sum()), np.unique(pair.blocks[scored]).size
     more = _more(value, low, high, runs, blocks, rules)
     says = UNKNOWN if more is None or more > 0 else BETTER if (value > 0) != (rules.score in ERRORS) else WORSE
-    return Verdict(challenger, against, says, _criterion(first, rules), value, low, high, runs, blocks,
-                   int(first["n"].sum()), pair.left_out, more, _by_lead(pair, rules))  # fmt: skip
+    return Verdict(
+        challenger,
+        against,
+        says,
+        _criterion(first, rules),
+        value,
+        low,
+        high,
+        runs,
+        blocks,
+        int(first["n"].sum()),
+        pair.left_out,
+        more,
+        _by_lead(pair, rules),
+    )
 
 
 def _chosen(sums: xr.Dataset, rules: Promotion) -> xr.Dataset:
@@ -129,8 +144,10 @@ def _chosen(sums: xr.Dataset, rules: Promotion) -> xr.Dataset:
     last = np.inf if rules.last_lead_minutes is None else rules.last_lead_minutes
     inside = np.flatnonzero((minutes >= rules.first_lead_minutes) & (minutes <= last))
     if not inside.size:
-        raise ConfigError(f"promotion: no lead time from {rules.first_lead_minutes:g} to {last:g} minutes is scored; "
-                          f"scored are {minutes[0]:g} to {minutes[-1]:g}.")  # fmt: skip
+        raise ConfigError(
+            f"promotion: no lead time from {rules.first_lead_minutes:g} to {last:g} minutes is scored; "
+            f"scored are {minutes[0]:g} to {minutes[-1]:g}."
+        )
     sums = sums.isel(lead_time=inside)
     if rules.score not in EVENTS:
         return sums
@@ -147,8 +164,10 @@ def _criterion(sums: xr.Dataset, rules: Promotion) -> str:
     first, last = sums["lead_time"].values[[0, -1]] / np.timedelta64(1, "m")
     unit = sums["threshold"].attrs.get("units", "")
     limit = f"≥{float(sums['threshold']):g} {UNIT_SIGNS.get(unit, unit)}".rstrip() if rules.score in EVENTS else ""
-    return (f"{rules.score.upper()}{limit} of {first:g} to {last:g} min, sums over runs and leads, then ratios, "
-            f"{100 * rules.confidence:g} % from blocks of {rules.block_minutes:g} min")  # fmt: skip
+    return (
+        f"{rules.score.upper()}{limit} of {first:g} to {last:g} min, sums over runs and leads, then ratios, "
+        f"{100 * rules.confidence:g} % from blocks of {rules.block_minutes:g} min"
+    )
 
 
 def _more(value: float, low: float, high: float, runs: int, blocks: int, rules: Promotion) -> float | None:

@@ -26,9 +26,16 @@ SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames", "lpip
 INTEGERS = ("n", "frames", "lpips_frames")
 
 
-def verify(path: str, forecasts: str, scores: str, *, thresholds: Sequence[float] | None = None,
-           since: datetime | None = None, lpips: bool = False,
-           progress: Callable[[int, int, str], None] | None = None) -> int:  # fmt: skip
+def verify(
+    path: str,
+    forecasts: str,
+    scores: str,
+    *,
+    thresholds: Sequence[float] | None = None,
+    since: datetime | None = None,
+    lpips: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> int:
     """Scores every forecast frame that can be scored and is not yet.
 
     Args:
@@ -96,9 +103,13 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
         coords=coords
         | {"lead_time": runs["lead_time"].drop_vars("time", errors="ignore").variable}
         | {"threshold": ("threshold", limits, {"units": unit})},
-        attrs={"title": "Verification sums", "quantity": channels(runs)[0],
-               "event": "value >= threshold", "ssim_on": "the quantity scaled to [0, 1]"},
-    )  # fmt: skip
+        attrs={
+            "title": "Verification sums",
+            "quantity": channels(runs)[0],
+            "event": "value >= threshold",
+            "ssim_on": "the quantity scaled to [0, 1]",
+        },
+    )
 
 
 def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[Pair]]]:
@@ -114,15 +125,19 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[
     rows = []
     for row, key in enumerate(keys(table)):
         valid = [(lead, frame.get((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
-        pairs = [(lead, index, seen[index]) for lead, index in valid
-                 if index is not None and scored[row, lead] != seen[index]]  # fmt: skip
+        pairs = [
+            (lead, index, seen[index])
+            for lead, index in valid
+            if index is not None and scored[row, lead] != seen[index]
+        ]
         if pairs and key in place:
             rows.append((row, place[key], pairs))
     return rows
 
 
-def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray, *,
-                 lpips: bool) -> int:  # fmt: skip
+def _score_batch(
+    rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray, *, lpips: bool
+) -> int:
     """Scores some runs and writes them back in one commit."""
     first, last = min(row for row, *_ in rows), max(row for row, *_ in rows)
     table = store.open_store(scores).isel(run=slice(first, last + 1)).load()
@@ -136,8 +151,9 @@ def _score_batch(rows: list, forecast: xr.DataArray, observed: xr.DataArray, sco
     return count
 
 
-def _frames(run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray,
-            limits: np.ndarray, *, lpips: bool) -> Iterator[tuple[int, dict[str, Any]]]:  # fmt: skip
+def _frames(
+    run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray, limits: np.ndarray, *, lpips: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
     scaling = quantity(str(forecast.name)).scaling
     for lead, frame, fingerprint in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values

@@ -54,8 +54,9 @@ class Windows(Dataset):
         ConfigError: If a span has no window, or the sizes of frames and crops do not fit.
     """
 
-    def __init__(self, spans: Sequence[Span | Moving], settings: WindowSettings, *, augment: bool,
-                 missing: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self, spans: Sequence[Span | Moving], settings: WindowSettings, *, augment: bool, missing: bool = False
+    ) -> None:
         self.spans, self.settings, self.augment, self.missing = tuple(spans), settings, augment, missing
         self.sources: list[Source] = [source(span, settings) for span in spans]
         self.first = np.concatenate([[0], np.cumsum([found.weights.size for found in self.sources])])
@@ -75,8 +76,9 @@ class Windows(Dataset):
         if not crop and self.settings.crops_per_window > 1:
             raise ConfigError("windows.crops_per_window needs windows.crop.")
         if not crop and len(sizes) > 1:
-            raise ConfigError(f"Frames are of different sizes ({', '.join(map(str, sizes))}); "
-                              "set windows.resize or windows.crop.")  # fmt: skip
+            raise ConfigError(
+                f"Frames are of different sizes ({', '.join(map(str, sizes))}); set windows.resize or windows.crop."
+            )
         return (crop, crop) if crop else sizes[0]
 
     @property
@@ -105,8 +107,9 @@ class Windows(Dataset):
     def probabilities(self) -> np.ndarray | None:
         """Of each window to be drawn; None: all alike."""
         shares = np.diff(self.first) ** (1 / self.settings.temperature) * [span.weight for span in self.spans]
-        weights = [found.weights / found.weights.sum() * share
-                   for found, share in zip(self.sources, shares, strict=True)]  # fmt: skip
+        weights = [
+            found.weights / found.weights.sum() * share for found, share in zip(self.sources, shares, strict=True)
+        ]
         together = np.concatenate(weights) / shares.sum()
         return None if np.allclose(together, 1 / len(self), rtol=1e-6, atol=0) else together
 
@@ -246,11 +249,17 @@ def _crop_weights(middle: np.ndarray, side: int, rain_weight: float) -> np.ndarr
     ``middle`` is a frame of which every ``SAMPLED``-th row and column is given.
     """
     cell, reach = CELL // SAMPLED, max(1, side // CELL)
-    coarse = [cv2.resize(part.astype(np.float32), None, fx=1 / cell, fy=1 / cell, interpolation=cv2.INTER_AREA)
-              for part in (middle == middle, middle > 0)]  # fmt: skip
+    coarse = [
+        cv2.resize(part.astype(np.float32), None, fx=1 / cell, fy=1 / cell, interpolation=cv2.INTER_AREA)
+        for part in (middle == middle, middle > 0)
+    ]
     extent = [max(1, size // cell - side // CELL + 1) for size in middle.shape]
-    share, rain = (cv2.boxFilter(part, -1, (reach, reach), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
-                   [: extent[0], : extent[1]].astype(np.float64) for part in coarse)  # fmt: skip
+    share, rain = (
+        cv2.boxFilter(part, -1, (reach, reach), anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)[
+            : extent[0], : extent[1]
+        ].astype(np.float64)
+        for part in coarse
+    )
     weights = share * (1 + rain_weight * rain / max(rain.mean(), 1e-6)) + 1e-9
     return weights / weights.sum()
 
@@ -348,8 +357,16 @@ class Loader(DataLoader):
         self.draws.epoch, self.draws.skip = state["epoch"], self.done * self.per_batch
 
 
-def loader(windows: Windows, *, batch_size: int, workers: int, seed: int, shuffle: bool, batches: int | None = None,
-           packed: bool = False) -> Loader:  # fmt: skip
+def loader(
+    windows: Windows,
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    shuffle: bool,
+    batches: int | None = None,
+    packed: bool = False,
+) -> Loader:
     """Batches of ``batch_size`` crops.
 
     Args:
@@ -367,9 +384,17 @@ def loader(windows: Windows, *, batch_size: int, workers: int, seed: int, shuffl
     if workers:
         keep_memory()
         multiprocessing.set_forkserver_preload([__name__])  # imported once, not by every loader process
-    return Loader(windows, draws, per_batch, packed=packed, num_workers=workers, persistent_workers=workers > 0,
-                  pin_memory=torch.cuda.is_available(), worker_init_fn=keep_memory,
-                  multiprocessing_context="forkserver" if workers else None)  # fmt: skip
+    return Loader(
+        windows,
+        draws,
+        per_batch,
+        packed=packed,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=keep_memory,
+        multiprocessing_context="forkserver" if workers else None,
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -39,10 +39,20 @@ def _knmi_time(time: np.datetime64) -> np.bytes_:
     return np.bytes_(f"{number}-{KNMI_MONTHS[int(month) - 1]}-{year};{clock}.000")
 
 
-def knmi(path: Path, *, end: str = "2010-08-26T00:05", minutes: int = 5, raw: np.ndarray | None = None,
-         geo_parameter: str = "ACCUMULATED_PRECIPITATION_[MM]", formula: str = "GEO=0.01*PV+0.0",
-         missing: int = 65535, outside: int = 65535, projection: str = KNMI_PROJECTION,
-         corners: Iterable[float] | None = KNMI_CORNERS, images: int = 1) -> Path:  # fmt: skip
+def knmi(
+    path: Path,
+    *,
+    end: str = "2010-08-26T00:05",
+    minutes: int = 5,
+    raw: np.ndarray | None = None,
+    geo_parameter: str = "ACCUMULATED_PRECIPITATION_[MM]",
+    formula: str = "GEO=0.01*PV+0.0",
+    missing: int = 65535,
+    outside: int = 65535,
+    projection: str = KNMI_PROJECTION,
+    corners: Iterable[float] | None = KNMI_CORNERS,
+    images: int = 1,
+) -> Path:
     """A KNMI composite of the standard area in pixels of 5 km: 153 rows, 140 columns."""
     if raw is None:
         raw = blob((153, 140), 400).astype(np.uint16)
@@ -83,8 +93,15 @@ def _knmi_source(root: Path) -> Path:
 # --- FMI ------------------------------------------------------------------------------------------
 
 
-def fmi(path: Path, *, levels: np.ndarray | None = None, obstime: str = "201609281445", magic: str = "P5",
-        topright: str = "34.903000 69.005000", kind: str = "stereographic") -> Path:  # fmt: skip
+def fmi(
+    path: Path,
+    *,
+    levels: np.ndarray | None = None,
+    obstime: str = "201609281445",
+    magic: str = "P5",
+    topright: str = "34.903000 69.005000",
+    kind: str = "stereographic",
+) -> Path:
     """An FMI composite of the standard area in 61 rows, 38 columns; gzipped if the name ends so."""
     if levels is None:
         levels = blob((61, 38), 150).astype(np.uint8)
@@ -128,27 +145,53 @@ def _fmi_source(root: Path) -> Path:
 
 LAEA = {
     "projdef": "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units=m +ellps=WGS84",
-    "LL_lon": -10.434576838640398, "LL_lat": 31.746215319325056, "UL_lon": -39.5357864125034,
-    "UL_lat": 67.02283275830867, "UR_lon": 57.81196475014995, "UR_lat": 67.62103710275053,
-    "LR_lon": 29.421038635578032, "LR_lat": 31.98765027794496,
-    "xscale": 100_000.0, "yscale": 100_000.0, "xsize": np.uint64(38), "ysize": np.uint64(44),
-}  # fmt: skip
+    "LL_lon": -10.434576838640398,
+    "LL_lat": 31.746215319325056,
+    "UL_lon": -39.5357864125034,
+    "UL_lat": 67.02283275830867,
+    "UR_lon": 57.81196475014995,
+    "UR_lat": 67.62103710275053,
+    "LR_lon": 29.421038635578032,
+    "LR_lat": 31.98765027794496,
+    "xscale": 100_000.0,
+    "yscale": 100_000.0,
+    "xsize": np.uint64(38),
+    "ysize": np.uint64(44),
+}
 """OPERA's area, in pixels of 100 km: 44 rows, 38 columns."""
 DE1200 = {
     "projdef": "+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 +a=6378137 +b=6356752.3142451802 +no_defs "
-               "+x_0=543196.83521776402 +y_0=3622588.8619310018",
-    "LL_lon": 3.566994635, "LL_lat": 45.69642538, "UL_lon": 1.46330151, "UL_lat": 55.86208711,
-    "UR_lon": 18.73161645, "UR_lat": 55.84543856, "LR_lon": 16.58086935, "LR_lat": 45.68460578,
-    "xscale": 50_000.0, "yscale": 50_000.0, "xsize": 22, "ysize": 24,
-}  # fmt: skip
+    "+x_0=543196.83521776402 +y_0=3622588.8619310018",
+    "LL_lon": 3.566994635,
+    "LL_lat": 45.69642538,
+    "UL_lon": 1.46330151,
+    "UL_lat": 55.86208711,
+    "UR_lon": 18.73161645,
+    "UR_lat": 55.84543856,
+    "LR_lon": 16.58086935,
+    "LR_lat": 45.68460578,
+    "xscale": 50_000.0,
+    "yscale": 50_000.0,
+    "xsize": 22,
+    "ysize": 24,
+}
 """DWD's area, in pixels of 50 km: 24 rows, 22 columns."""
 SWISS = {
     "projdef": "+proj=somerc +lat_0=46.95240555555556 +lon_0=7.439583333333333 +k_0=1 +x_0=2600000 +y_0=1200000 "
-               "+ellps=bessel +towgs84=674.374,15.056,405.346,0,0,0,0 +units=m +no_defs",
-    "LL_lon": 3.169, "LL_lat": 43.6301, "UL_lon": 2.6896, "UL_lat": 49.3767,
-    "UR_lon": 12.4634, "UR_lat": 49.3654, "LR_lon": 11.9566, "LR_lat": 43.6201,
-    "xscale": 10.0, "yscale": 10.0, "xsize": 71, "ysize": 64,
-}  # fmt: skip
+    "+ellps=bessel +towgs84=674.374,15.056,405.346,0,0,0,0 +units=m +no_defs",
+    "LL_lon": 3.169,
+    "LL_lat": 43.6301,
+    "UL_lon": 2.6896,
+    "UL_lat": 49.3767,
+    "UR_lon": 12.4634,
+    "UR_lat": 49.3654,
+    "LR_lon": 11.9566,
+    "LR_lat": 43.6201,
+    "xscale": 10.0,
+    "yscale": 10.0,
+    "xsize": 71,
+    "ysize": 64,
+}
 """MeteoSwiss's area, in pixels of 10 km, which it states as 10: 64 rows, 71 columns."""
 BELGIUM = {"UL_x": 300_000.0, "UL_y": 1_000_000.0, "xscale": 10_000.0, "yscale": 10_000.0, "xsize": 70, "ysize": 70}
 LAMBERT_2008 = (
@@ -172,19 +215,31 @@ def odim(path: Path, data: np.ndarray, attrs: Mapping[str, Mapping[str, object]]
     return path
 
 
-def odyssey(path: Path, *, time: str = "180000", data: np.ndarray | None = None, quantity: str = "RATE",
-            root: Mapping[str, object] | None = None, **what: object) -> Path:  # fmt: skip
+def odyssey(
+    path: Path,
+    *,
+    time: str = "180000",
+    data: np.ndarray | None = None,
+    quantity: str = "RATE",
+    root: Mapping[str, object] | None = None,
+    **what: object,
+) -> Path:
     """As OPERA's ODYSSEY wrote rain rates: the quantity beside the dataset, values already in mm/h."""
     if data is None:
         data = np.round(blob((44, 38), 20.0), 2)
         data[data < 0.1] = -8888000.0
         data[:3] = -9999000.0
     scaling = {"gain": 1.0, "offset": 0.0, "nodata": -9999000.0, "undetect": -8888000.0}
-    return odim(path, data, {
-        "what": ROOT | {"time": time} | dict(root or {}), "where": LAEA,
-        "dataset1/what": PERIOD | {"quantity": quantity, "product": "COMP"} | scaling | what,
-        "dataset2/what": {"quantity": "QIND"},
-    })  # fmt: skip
+    return odim(
+        path,
+        data,
+        {
+            "what": ROOT | {"time": time} | dict(root or {}),
+            "where": LAEA,
+            "dataset1/what": PERIOD | {"quantity": quantity, "product": "COMP"} | scaling | what,
+            "dataset2/what": {"quantity": "QIND"},
+        },
+    )
 
 
 def _odim_source(root: Path) -> Path:
@@ -207,8 +262,9 @@ def png(path: Path, levels: np.ndarray, mode: str = "L") -> Path:
     return path
 
 
-def hko7(root: Path, stamp: str, *, levels: np.ndarray | None = None, mode: str = "P",
-         mask: np.ndarray | None = None) -> Path:  # fmt: skip
+def hko7(
+    root: Path, stamp: str, *, levels: np.ndarray | None = None, mode: str = "P", mask: np.ndarray | None = None
+) -> Path:
     """A picture ``RADyymmddHHMM00.png`` in the folder of its day, and its mask where one is given."""
     if levels is None:
         levels = np.round(np.round(blob((480, 480), 70) * 2) / 2 * 255 / 70)
@@ -235,10 +291,28 @@ def _hko7_source(root: Path) -> Path:
 # --- SEVIR ----------------------------------------------------------------------------------------
 
 SEVIR_COLUMNS = (
-    "id", "file_name", "file_index", "img_type", "time_utc", "minute_offsets", "episode_id", "event_id", "event_type",
-    "llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon", "proj", "size_x", "size_y", "height_m", "width_m", "data_min",
-    "data_max", "pct_missing",
-)  # fmt: skip
+    "id",
+    "file_name",
+    "file_index",
+    "img_type",
+    "time_utc",
+    "minute_offsets",
+    "episode_id",
+    "event_id",
+    "event_type",
+    "llcrnrlat",
+    "llcrnrlon",
+    "urcrnrlat",
+    "urcrnrlon",
+    "proj",
+    "size_x",
+    "size_y",
+    "height_m",
+    "width_m",
+    "data_min",
+    "data_max",
+    "pct_missing",
+)
 SEVIR_PROJECTION = "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere "
 SEVIR_OFFSETS = ":".join(str(minute) for minute in range(-120, 121, 5))
 SEVIR_DTYPES = {"vil": np.uint8, "vis": np.int16, "ir069": np.int16, "ir107": np.int16}
@@ -247,13 +321,28 @@ SEVIR_DTYPES = {"vil": np.uint8, "vis": np.int16, "ir069": np.int16, "ir107": np
 def sevir_row(event: str, file_name: str, index: int, kind: str = "vil", **changes: object) -> dict[str, object]:
     """One row of the catalogue; the place is that of event S858968."""
     row = {
-        "id": event, "file_name": file_name, "file_index": index, "img_type": kind,
-        "time_utc": "2019-06-01 12:00:00", "minute_offsets": "" if kind == "lght" else SEVIR_OFFSETS,
-        "episode_id": "", "event_id": event[1:] if event.startswith("S") else "", "event_type": "Hail",
-        "llcrnrlat": 46.167805, "llcrnrlon": -94.760805, "urcrnrlat": 49.388668, "urcrnrlon": -89.263121,
-        "proj": SEVIR_PROJECTION, "size_x": 384, "size_y": 384, "height_m": 384000.0, "width_m": 384000.0,
-        "data_min": "", "data_max": "", "pct_missing": 0.0,
-    }  # fmt: skip
+        "id": event,
+        "file_name": file_name,
+        "file_index": index,
+        "img_type": kind,
+        "time_utc": "2019-06-01 12:00:00",
+        "minute_offsets": "" if kind == "lght" else SEVIR_OFFSETS,
+        "episode_id": "",
+        "event_id": event[1:] if event.startswith("S") else "",
+        "event_type": "Hail",
+        "llcrnrlat": 46.167805,
+        "llcrnrlon": -94.760805,
+        "urcrnrlat": 49.388668,
+        "urcrnrlon": -89.263121,
+        "proj": SEVIR_PROJECTION,
+        "size_x": 384,
+        "size_y": 384,
+        "height_m": 384000.0,
+        "width_m": 384000.0,
+        "data_min": "",
+        "data_max": "",
+        "pct_missing": 0.0,
+    }
     return row | changes
 
 
@@ -276,8 +365,14 @@ def sevir_file(path: Path, kind: str, images: np.ndarray, ids: Iterable[str], **
     return path
 
 
-def sevir(root: Path, *, kind: str = "vil", side: int = 16, ids: Iterable[str] = ("S100001", "S100002"),
-          rows: Callable[[list[dict]], list[dict]] = lambda rows: rows) -> Path:  # fmt: skip
+def sevir(
+    root: Path,
+    *,
+    kind: str = "vil",
+    side: int = 16,
+    ids: Iterable[str] = ("S100001", "S100002"),
+    rows: Callable[[list[dict]], list[dict]] = lambda rows: rows,
+) -> Path:
     """A root with a catalogue and one file of ``kind``; ``rows`` may change the catalogue."""
     ids = list(ids)
     name = f"{kind}/2019/SEVIR_{kind.upper()}_STORMEVENTS_2019_0101_0630.h5"

@@ -28,8 +28,9 @@ def dates(*minutes: int) -> list[datetime]:
     return [METEONET_START + timedelta(minutes=minute) for minute in minutes]
 
 
-def meteonet(path: Path, data: np.ndarray, times: Iterable[datetime], *, compressed: bool = True,
-             **extra: np.ndarray) -> Path:  # fmt: skip
+def meteonet(
+    path: Path, data: np.ndarray, times: Iterable[datetime], *, compressed: bool = True, **extra: np.ndarray
+) -> Path:
     """One part of a month: ``data`` (time, row from the north, column), ``dates`` and ``miss_dates``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save = np.savez_compressed if compressed else np.savez
@@ -38,8 +39,9 @@ def meteonet(path: Path, data: np.ndarray, times: Iterable[datetime], *, compres
     return path
 
 
-def meteonet_coordinates(folder: Path, zone: str, shape: tuple[int, int], *, lon: float = -5.837, lat: float = 51.891,
-                         step: float = 0.01) -> Path:  # fmt: skip
+def meteonet_coordinates(
+    folder: Path, zone: str, shape: tuple[int, int], *, lon: float = -5.837, lat: float = 51.891, step: float = 0.01
+) -> Path:
     """Latitudes and longitudes of the pixel centres; of a small zone here."""
     lats, lons = np.meshgrid(lat - step * np.arange(shape[0]), lon + step * np.arange(shape[1]), indexing="ij")
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,8 +153,9 @@ def _shanghai_source(root: Path) -> Path:
 # --- SEVIR's clips --------------------------------------------------------------------------------
 
 
-def sevir_clips(path: Path, past: np.ndarray, future: np.ndarray | None = None, kind: str = "",
-                **options: object) -> Path:  # fmt: skip
+def sevir_clips(
+    path: Path, past: np.ndarray, future: np.ndarray | None = None, kind: str = "", **options: object
+) -> Path:
     """``nowcast_training.h5`` and the like: ``IN`` and ``OUT`` (clip, row from the south, column, frame)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = f"_{kind}" if kind else ""

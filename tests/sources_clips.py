@@ -27,8 +27,9 @@ def kth_frame(number: int, shape: tuple[int, int] = (120, 160)) -> np.ndarray:
     return (blob(shape, 60) + 40 + number % 150).astype(np.uint8)
 
 
-def kth_folder(root: Path, numbers: Iterable[int], *, clip: str = "person01_boxing_d1_uncomp",
-               shape: tuple[int, int] = (120, 160)) -> Path:  # fmt: skip
+def kth_folder(
+    root: Path, numbers: Iterable[int], *, clip: str = "person01_boxing_d1_uncomp", shape: tuple[int, int] = (120, 160)
+) -> Path:
     """Pictures ``image_0001.jpg`` of one clip, red, green and blue alike."""
     folder = root / clip.split("_")[1] / clip
     for number in numbers:
@@ -77,8 +78,9 @@ def human_frame(number: int, shape: tuple[int, int] = (24, 32)) -> np.ndarray:
     return np.stack([red, np.full(shape, 100), blob(shape, 200)], axis=-1).astype(np.uint8)
 
 
-def human(root: Path, clips: Mapping[str, Iterable[tuple[str, int, int]]], *,
-          shape: tuple[int, int] = (24, 32)) -> Path:  # fmt: skip
+def human(
+    root: Path, clips: Mapping[str, Iterable[tuple[str, int, int]]], *, shape: tuple[int, int] = (24, 32)
+) -> Path:
     """``human/`` with lists of (video, first, last) by split, and all the pictures that they need."""
     for split, listed in clips.items():
         lines = []
@@ -102,8 +104,15 @@ def _human_source(root: Path) -> Path:
 # --- GS2PM ----------------------------------------------------------------------------------------
 
 
-def gs2pm(root: Path, domain: str = "hko7", sample: int = 1, *, split: str = "train", mode: str = "L",
-          levels: np.ndarray | None = None) -> Path:  # fmt: skip
+def gs2pm(
+    root: Path,
+    domain: str = "hko7",
+    sample: int = 1,
+    *,
+    split: str = "train",
+    mode: str = "L",
+    levels: np.ndarray | None = None,
+) -> Path:
     """A sample: frame n, from 0, is ``levels`` + n, or a cell."""
     folder = root / split / domain / f"sample{sample}"
     if levels is None:
@@ -132,10 +141,18 @@ def _gs2pm_source(root: Path) -> Path:
 # --- simulator ------------------------------------------------------------------------------------
 
 RADAR = {
-    "rows": 32, "columns": 40, "pixel_m": 2000, "start": "2020-06-01T12:00Z", "cadence_seconds": 300, "frames": 4,
-    "motion": {"u": 10, "v": 5}, "cells": {"per_100_km": 20, "size_km": [6, 16], "rain": [5, 60]},
-    "layer": {"coverage": 0.4, "rain": 4, "scale_km": [10, 80]}, "radius_km": 35, "seed": 1,
-}  # fmt: skip
+    "rows": 32,
+    "columns": 40,
+    "pixel_m": 2000,
+    "start": "2020-06-01T12:00Z",
+    "cadence_seconds": 300,
+    "frames": 4,
+    "motion": {"u": 10, "v": 5},
+    "cells": {"per_100_km": 20, "size_km": [6, 16], "rain": [5, 60]},
+    "layer": {"coverage": 0.4, "rain": 4, "scale_km": [10, 80]},
+    "radius_km": 35,
+    "seed": 1,
+}
 
 
 def simulator(path: Path, **changes: object) -> Path:

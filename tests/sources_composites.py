@@ -40,17 +40,31 @@ def radolan_levels(shape: tuple[int, int] = (900, 900)) -> np.ndarray:
     return levels
 
 
-def radolan_bytes(*, product: str = "RY", time: str = "2020-01-01T15:05", levels: np.ndarray | None = None,
-                  shape: tuple[int, int] = (900, 900), version: int = 3, precision: int = -2, interval: int = 5,
-                  days: bool = False, lead: int | None = None, site: int = 10000) -> bytes:  # fmt: skip
+def radolan_bytes(
+    *,
+    product: str = "RY",
+    time: str = "2020-01-01T15:05",
+    levels: np.ndarray | None = None,
+    shape: tuple[int, int] = (900, 900),
+    version: int = 3,
+    precision: int = -2,
+    interval: int = 5,
+    days: bool = False,
+    lead: int | None = None,
+    site: int = 10000,
+) -> bytes:
     """A composite; ``levels`` are given from the north, ``shape`` is what the header states."""
     levels = radolan_levels(shape) if levels is None else levels
     pixels = np.asarray(levels, np.uint8 if product in ("RX", "WX", "EX") else "<u2")[::-1].tobytes()
     stamp = _digits(time)
     software = "   2.21.0" if version < 5 else "  P42001H"
-    tail = (f"VS{version:2}SW{software}PR E{precision:+03}INT{interval:4}" + ("U1" if days else "")
-            + f"GP{shape[0]:4}x{shape[1]:4}" + (f"VV {lead:03}" if lead is not None else "")
-            + f"MF 00000001MS{len(RADARS) + 2:3}<{RADARS}>")  # fmt: skip
+    tail = (
+        f"VS{version:2}SW{software}PR E{precision:+03}INT{interval:4}"
+        + ("U1" if days else "")
+        + f"GP{shape[0]:4}x{shape[1]:4}"
+        + (f"VV {lead:03}" if lead is not None else "")
+        + f"MF 00000001MS{len(RADARS) + 2:3}<{RADARS}>"
+    )
     head = f"{product}{stamp[6:12]}{site:05}{stamp[4:6]}{stamp[2:4]}BY"
     total = len(head) + 10 + len(tail) + 1 + len(pixels)
     return (head + f"{total:10}" + tail).encode() + b"\x03" + pixels
@@ -65,8 +79,14 @@ def radolan(path: Path, **what: object) -> Path:
     return path
 
 
-def radolan_archive(path: Path, *, product: str = "RV", time: str = "2026-09-16T13:55",
-                    leads: Iterable[int] = (0, 5, 10), **what: object) -> Path:  # fmt: skip
+def radolan_archive(
+    path: Path,
+    *,
+    product: str = "RV",
+    time: str = "2026-09-16T13:55",
+    leads: Iterable[int] = (0, 5, 10),
+    **what: object,
+) -> Path:
     """An archive of analysis and forecast on the grid DE1200, compressed as its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = {".gz": "w:gz", ".bz2": "w:bz2"}.get(path.suffix, "w")
@@ -119,10 +139,24 @@ def mrms_codes() -> np.ndarray:
     return codes
 
 
-def mrms_bytes(*, codes: np.ndarray | None = None, time: str = "2019-06-10T00:02:40", product: tuple[int, int] = (6, 1),
-               reference: float = -30.0, decimal: int = 1, binary: int = 0, bits: int = 16, discipline: int = 209,
-               first: tuple[float, float] = (54.5, 230.5), last: tuple[float, float] | None = None, pixel: float = 1.0,
-               template: int = 41, scanning: int = 0, bitmap: int = 255, ahead: int = 0) -> bytes:  # fmt: skip
+def mrms_bytes(
+    *,
+    codes: np.ndarray | None = None,
+    time: str = "2019-06-10T00:02:40",
+    product: tuple[int, int] = (6, 1),
+    reference: float = -30.0,
+    decimal: int = 1,
+    binary: int = 0,
+    bits: int = 16,
+    discipline: int = 209,
+    first: tuple[float, float] = (54.5, 230.5),
+    last: tuple[float, float] | None = None,
+    pixel: float = 1.0,
+    template: int = 41,
+    scanning: int = 0,
+    bitmap: int = 255,
+    ahead: int = 0,
+) -> bytes:
     """A message as MRMS writes it; ``first`` and ``last`` are latitude and longitude of the corner pixels."""
     codes = mrms_codes() if codes is None else codes
     rows, columns = codes.shape
@@ -137,14 +171,18 @@ def mrms_bytes(*, codes: np.ndarray | None = None, time: str = "2019-06-10T00:02
     earth = b"\x02" + struct.pack(">BIBIBI", 1, 6378160, 1, 6378160, 1, 6356775)
     bodies = {
         1: struct.pack(">HHBBB", 161, 0, 255, 1, 3) + stamp + b"\x02\x07",
-        3: struct.pack(">BIBBH", 0, rows * columns, 0, 0, 0) + earth
-           + struct.pack(">IIII", columns, rows, 0, 1_000_000) + struct.pack(">II", *place[:2]) + b"\x30"
-           + struct.pack(">II", *place[2:]) + struct.pack(">IIB", round(pixel * 1e6), round(pixel * 1e6), scanning),
+        3: struct.pack(">BIBBH", 0, rows * columns, 0, 0, 0)
+        + earth
+        + struct.pack(">IIII", columns, rows, 0, 1_000_000)
+        + struct.pack(">II", *place[:2])
+        + b"\x30"
+        + struct.pack(">II", *place[2:])
+        + struct.pack(">IIB", round(pixel * 1e6), round(pixel * 1e6), scanning),
         4: struct.pack(">HHBBBBBHBBIBBIBBI", 0, 0, *product, 8, 0, 97, 0, 0, 0, ahead, 102, 0, 0, 255, 1, 0),
         5: struct.pack(">IHfHHBB", rows * columns, template, reference, *signed, bits, 0),
         6: bytes([bitmap]),
         7: picture.getvalue(),
-    }  # fmt: skip
+    }
     message = b"".join(struct.pack(">IB", len(body) + 5, number) + body for number, body in bodies.items())
     return b"GRIB\x00\x00" + bytes([discipline, 2]) + struct.pack(">Q", 16 + len(message) + 4) + message + b"7777"
 

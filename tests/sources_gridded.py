@@ -19,10 +19,19 @@ Variables = dict[str, tuple[Sequence[str], object, dict[str, object]]]
 # --- Rainfields of the Bureau of Meteorology ------------------------------------------------------
 
 
-def bom(path: Path, *, end: str = "2020-10-31T00:10", minutes: int = 10, raw: np.ndarray | None = None,
-        fill: int = -1, licence: str | None = "http://www.bom.gov.au/other/copyright.shtml",
-        units: str = "kg m-2", epoch: str = "seconds since 1970-01-01 00:00:00 UTC", size: int = 16,
-        without: Sequence[str] = ()) -> Path:  # fmt: skip
+def bom(
+    path: Path,
+    *,
+    end: str = "2020-10-31T00:10",
+    minutes: int = 10,
+    raw: np.ndarray | None = None,
+    fill: int = -1,
+    licence: str | None = "http://www.bom.gov.au/other/copyright.shtml",
+    units: str = "kg m-2",
+    epoch: str = "seconds since 1970-01-01 00:00:00 UTC",
+    size: int = 16,
+    without: Sequence[str] = (),
+) -> Path:
     """An accumulation on the projection of radar 66, in ``size`` pixels of 0.5 km each way."""
     if raw is None:
         raw = blob((size, size), 200).astype(np.int16)
@@ -30,11 +39,16 @@ def bom(path: Path, *, end: str = "2020-10-31T00:10", minutes: int = 10, raw: np
     until = int(np.datetime64(end, "s").astype(int))
     path.parent.mkdir(parents=True, exist_ok=True)
     with netCDF4.Dataset(path, "w") as file:
-        file.setncatts({
-            "Conventions": "CF-1.7", "title": f"Bias Corrected Radar Accumulation ({minutes} min)",
-            "institution": "Commonwealth of Australia, Bureau of Meteorology (ABN 92 637 533 532)",
-            "source": "rainfields 3.2.2", "station_id": np.int32(66), "station_name": "MtStapl",
-        })  # fmt: skip
+        file.setncatts(
+            {
+                "Conventions": "CF-1.7",
+                "title": f"Bias Corrected Radar Accumulation ({minutes} min)",
+                "institution": "Commonwealth of Australia, Bureau of Meteorology (ABN 92 637 533 532)",
+                "source": "rainfields 3.2.2",
+                "station_id": np.int32(66),
+                "station_name": "MtStapl",
+            }
+        )
         if licence:
             file.licence = licence
         for name, value, about in (("valid_time", until, "End"), ("start_time", until - minutes * 60, "Start")):
@@ -48,18 +62,30 @@ def bom(path: Path, *, end: str = "2020-10-31T00:10", minutes: int = 10, raw: np
             line[:] = sign * (np.arange(size) + 0.5 - size / 2) * 0.5
             line.setncatts({"standard_name": f"projection_{name}_coordinate", "units": "km"})
         if "proj" not in without:
-            file.createVariable("proj", "i1").setncatts({
-                "grid_mapping_name": "albers_conical_equal_area", "standard_parallel": [-26.2, -29.3],
-                "longitude_of_central_meridian": 153.24, "latitude_of_projection_origin": -27.7178,
-                "false_easting": 0.0, "false_northing": 0.0, "semi_major_axis": 6378137.0,
-                "semi_minor_axis": 6356752.31414,
-            })  # fmt: skip
+            file.createVariable("proj", "i1").setncatts(
+                {
+                    "grid_mapping_name": "albers_conical_equal_area",
+                    "standard_parallel": [-26.2, -29.3],
+                    "longitude_of_central_meridian": 153.24,
+                    "latitude_of_projection_origin": -27.7178,
+                    "false_easting": 0.0,
+                    "false_northing": 0.0,
+                    "semi_major_axis": 6378137.0,
+                    "semi_minor_axis": 6356752.31414,
+                }
+            )
         if "precipitation" not in without:
             rain = file.createVariable("precipitation", "i2", ("y", "x"), zlib=True, fill_value=fill)
-            rain.setncatts({
-                "long_name": "Accumulated precipitation", "standard_name": "precipitation_amount", "units": units,
-                "grid_mapping": "proj", "scale_factor": 0.05, "add_offset": 0.0,
-            })  # fmt: skip
+            rain.setncatts(
+                {
+                    "long_name": "Accumulated precipitation",
+                    "standard_name": "precipitation_amount",
+                    "units": units,
+                    "grid_mapping": "proj",
+                    "scale_factor": 0.05,
+                    "add_offset": 0.0,
+                }
+            )
             rain.set_auto_maskandscale(False)
             rain[:] = raw
     return path
@@ -84,22 +110,41 @@ def mosaic(*, frames: int = 3, shape: tuple[int, int] = (12, 10), minutes: int =
     rain[:, 0, :2] = -1
     metres = {"units": "m"}
     return {
-        "time": (("time",), np.arange(frames, dtype=np.int64) * minutes,
-                 {"standard_name": "time", "units": "minutes since 2024-06-01 12:00:00", "calendar": "standard"}),
+        "time": (
+            ("time",),
+            np.arange(frames, dtype=np.int64) * minutes,
+            {"standard_name": "time", "units": "minutes since 2024-06-01 12:00:00", "calendar": "standard"},
+        ),
         "y": (("y",), 900_000.0 - 1000 * np.arange(rows), {"standard_name": "projection_y_coordinate"} | metres),
         "x": (("x",), 100_000.0 + 1000 * np.arange(columns), {"standard_name": "projection_x_coordinate"} | metres),
         "crs": ((), np.int32(0), {"grid_mapping_name": "lambert_azimuthal_equal_area", "crs_wkt": LAEA.to_wkt()}),
-        "rain": (("time", "y", "x"), rain,
-                 {"standard_name": "rainfall_rate", "long_name": "rain rate", "units": "mm h-1", "grid_mapping": "crs",
-                  "scale_factor": 0.01, "_FillValue": np.int16(-1)}),
-    }  # fmt: skip
+        "rain": (
+            ("time", "y", "x"),
+            rain,
+            {
+                "standard_name": "rainfall_rate",
+                "long_name": "rain rate",
+                "units": "mm h-1",
+                "grid_mapping": "crs",
+                "scale_factor": 0.01,
+                "_FillValue": np.int16(-1),
+            },
+        ),
+    }
 
 
 ABOUT = {"Conventions": "CF-1.10", "license": "CC-BY-4.0", "institution": "Institute of Examples"}
 
 
-def netcdf(path: Path, variables: Variables, attrs: Mapping[str, object] | None = None, *, form: str = "NETCDF4",
-           record: str | None = None, chunks: Sequence[int] | None = None) -> Path:  # fmt: skip
+def netcdf(
+    path: Path,
+    variables: Variables,
+    attrs: Mapping[str, object] | None = None,
+    *,
+    form: str = "NETCDF4",
+    record: str | None = None,
+    chunks: Sequence[int] | None = None,
+) -> Path:
     """A NetCDF file of what the variables hold; ``record`` names the dim that may grow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with netCDF4.Dataset(path, "w", format=form) as file:
@@ -124,9 +169,17 @@ def netcdf(path: Path, variables: Variables, attrs: Mapping[str, object] | None 
 CLASSIC = ("NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF4_CLASSIC")
 
 
-def zarr_store(path: Path, variables: Variables, attrs: Mapping[str, object] | None = None, *, version: int = 3,
-               fills: Mapping[str, object] | None = None, shards: Sequence[int] | None = None,
-               frames: Sequence[int] | None = None, consolidated: bool = False) -> Path:  # fmt: skip
+def zarr_store(
+    path: Path,
+    variables: Variables,
+    attrs: Mapping[str, object] | None = None,
+    *,
+    version: int = 3,
+    fills: Mapping[str, object] | None = None,
+    shards: Sequence[int] | None = None,
+    frames: Sequence[int] | None = None,
+    consolidated: bool = False,
+) -> Path:
     """A Zarr store of one chunk a frame; only the ``frames`` named are written. ``_FillValue`` stays an attribute."""
     group = zarr.open_group(path, mode="w", zarr_format=version, attributes=dict(ABOUT if attrs is None else attrs))  # type: ignore[arg-type]
     for name, (dims, data, about) in variables.items():
@@ -136,8 +189,16 @@ def zarr_store(path: Path, variables: Variables, attrs: Mapping[str, object] | N
         fill = (fills or {}).get(name, np.nan if values.dtype.kind == "f" else 0)
         names = {"dimension_names": list(dims)} if version == 3 else {}
         about |= {} if version == 3 else {"_ARRAY_DIMENSIONS": list(dims)}
-        array = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill,
-                                   attributes=about, shards=shards if values.ndim == 3 else None, **names)  # fmt: skip
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=chunks,
+            fill_value=fill,
+            attributes=about,
+            shards=shards if values.ndim == 3 else None,
+            **names,
+        )
         if values.ndim == 3:
             for frame in range(len(values)) if frames is None else frames:
                 array[frame] = values[frame]
@@ -163,10 +224,12 @@ def _netcdf_source(root: Path) -> Path:
 
 
 MLCAST = ABOUT | {
-    "mlcast_created_on": "2026-01-01T00:00:00", "mlcast_created_by": "A. Writer <a@example.org>",
+    "mlcast_created_on": "2026-01-01T00:00:00",
+    "mlcast_created_by": "A. Writer <a@example.org>",
     "mlcast_created_with": "https://github.com/mlcast-community/mlcast-dataset-XX-example@v0.1.0",
-    "mlcast_dataset_version": "0.1.0", "mlcast_dataset_identifier": "XX-example-rainfall_flux",
-}  # fmt: skip
+    "mlcast_dataset_version": "0.1.0",
+    "mlcast_dataset_identifier": "XX-example-rainfall_flux",
+}
 
 
 def _zarr_source(root: Path) -> Path:
@@ -183,18 +246,39 @@ FINLAND = (250.00401887360616, 0.0, -196593.0043142296, 0.0, -250.0139839309012,
 FMI_TAGS = {"Gain": "0.500000", "Offset": "-32.000000", "Nodata": "255", "Undetect": "0"}
 
 
-def tiff(path: Path, values: np.ndarray, *, crs: object = "EPSG:3067", transform: Sequence[float] | None = FINLAND,
-         nodata: float | None = None, scale: float | None = None, offset: float | None = None,
-         units: str | None = None, description: str | None = None, tags: Mapping[str, str] | None = None,
-         **options: object) -> Path:  # fmt: skip
+def tiff(
+    path: Path,
+    values: np.ndarray,
+    *,
+    crs: object = "EPSG:3067",
+    transform: Sequence[float] | None = FINLAND,
+    nodata: float | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    units: str | None = None,
+    description: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    **options: object,
+) -> Path:
     """A GeoTIFF of one band, or of as many as ``values`` has layers."""
     import rasterio  # of the extra geotiff
 
     bands = values if values.ndim == 3 else values[None]
     place = {} if transform is None else {"transform": rasterio.Affine(*transform)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, "w", driver="GTiff", width=bands.shape[2], height=bands.shape[1], count=len(bands),
-                       dtype=bands.dtype, crs=crs, nodata=nodata, **place, **options) as file:  # fmt: skip
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=bands.shape[2],
+        height=bands.shape[1],
+        count=len(bands),
+        dtype=bands.dtype,
+        crs=crs,
+        nodata=nodata,
+        **place,
+        **options,
+    ) as file:
         file.write(bands)
         if scale is not None:
             file.scales, file.offsets = (scale,), (offset or 0.0,)
@@ -214,8 +298,9 @@ def _geotiff_source(root: Path) -> Path:
     return root
 
 
-def fmi_xml(time: str, *, quantity: str = "Corrected reflectivity", unit: str = "dBZ",
-            codes: Mapping[str, str] | None = None) -> dict[str, str]:  # fmt: skip
+def fmi_xml(
+    time: str, *, quantity: str = "Corrected reflectivity", unit: str = "dBZ", codes: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The tag that holds all others, as FMI writes it: XML in the XML that GDAL takes apart."""
     items = "".join(f'<Item name="{name}">{value}</Item>\n' for name, value in (codes or FMI_TAGS).items())
     return {
@@ -232,8 +317,7 @@ def fmi_tiff(path: Path, *, time: str = "201609281445", levels: np.ndarray | Non
     if levels is None:
         levels = blob((40, 32), 150).astype(np.uint8)
         levels[:4] = 255
-    return tiff(path, levels, tags=fmi_xml(time, **words), tiled=True, blockxsize=16, blockysize=16,
-                compress="deflate")  # fmt: skip
+    return tiff(path, levels, tags=fmi_xml(time, **words), tiled=True, blockxsize=16, blockysize=16, compress="deflate")
 
 
 def _fmi_source(root: Path) -> Path:

@@ -44,8 +44,15 @@ def fixed_set(path: Path, clips: np.ndarray | None = None) -> Path:
     return path
 
 
-def archive(path: Path, clips: np.ndarray | None = None, *, lists: np.ndarray | None = None, packed: bool = False,
-            seen: int = 10, **changes: np.ndarray) -> Path:  # fmt: skip
+def archive(
+    path: Path,
+    clips: np.ndarray | None = None,
+    *,
+    lists: np.ndarray | None = None,
+    packed: bool = False,
+    seen: int = 10,
+    **changes: np.ndarray,
+) -> Path:
     """An archive of E3D-LSTM: clips (clip, frame, row, column) uint8 one after another, cut after ``seen`` frames."""
     if clips is None:
         clips = np.stack([drift(20) // (number + 1) for number in range(3)])
@@ -54,8 +61,11 @@ def archive(path: Path, clips: np.ndarray | None = None, *, lists: np.ndarray | 
         first = np.arange(number) * length
         lists = np.array([[(start, seen) for start in first], [(start + seen, length - seen) for start in first]])
     frames = (clips / 255).astype(np.float32).reshape(-1, 1, rows, columns)
-    contents = {"clips": lists.astype(np.int32), "dims": np.array([[1, rows, columns]], np.int32),
-                "input_raw_data": frames} | changes  # fmt: skip
+    contents = {
+        "clips": lists.astype(np.int32),
+        "dims": np.array([[1, rows, columns]], np.int32),
+        "input_raw_data": frames,
+    } | changes
     (np.savez_compressed if packed else np.savez)(_fresh(path), **contents)
     return path
 
@@ -183,8 +193,14 @@ def hickled_texts(path: Path, texts: Sequence[str], *, version: int = 2) -> Path
     return path
 
 
-def kitti(folder: Path, part: str = "train", *, frames: np.ndarray | None = None, version: int = 2,
-          sources: Sequence[str] = ("city-a", "city-a", "city-a", "city-a", "road-b", "road-b")) -> Path:  # fmt: skip
+def kitti(
+    folder: Path,
+    part: str = "train",
+    *,
+    frames: np.ndarray | None = None,
+    version: int = 2,
+    sources: Sequence[str] = ("city-a", "city-a", "city-a", "city-a", "road-b", "road-b"),
+) -> Path:
     hickled_texts(folder / f"sources_{part}.hkl", sources, version=version)
     return hickled(folder / f"X_{part}.hkl", frames, version=version)
 
@@ -199,14 +215,38 @@ def cached(path: Path, frames: np.ndarray | None = None, starts: Iterable[int] =
     return path
 
 
-def film(path: Path, frames: np.ndarray, *, gap: int = 16, form: int = 201, stated: int | None = None,
-         size: tuple[int, int] | None = None, magic: int = 0xFEED) -> Path:  # fmt: skip
+def film(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    gap: int = 16,
+    form: int = 201,
+    stated: int | None = None,
+    size: tuple[int, int] | None = None,
+    magic: int = 0xFEED,
+) -> Path:
     """A film of Norpix's seq format; ``gap`` bytes follow each picture, of which the first 8 are its time."""
     rows, columns = size or frames.shape[1:3]
     title = "Norpix seq".encode("utf-16-le")
     count = len(frames) if stated is None else stated
-    head = struct.pack("<I24sii512s9Id432x", magic, title, 3, 1024, b"", columns, rows, 24, 8, rows * columns * 3, form,
-                       count, 0, rows * columns * 3 + 512, 30.0)  # fmt: skip
+    head = struct.pack(
+        "<I24sii512s9Id432x",
+        magic,
+        title,
+        3,
+        1024,
+        b"",
+        columns,
+        rows,
+        24,
+        8,
+        rows * columns * 3,
+        form,
+        count,
+        0,
+        rows * columns * 3 + 512,
+        30.0,
+    )
     with _fresh(path).open("wb") as stream:
         stream.write(head)
         for number, frame in enumerate(frames):

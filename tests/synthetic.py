@@ -33,8 +33,14 @@ def rain(index: int, *, grid: Grid = GRID, speed: float = 1.0) -> np.ndarray:
 def cube(indices: list[int] | range, *, sequence: str = "", cadence: int | None = 300) -> xr.Dataset:
     fields = np.stack([rain(index) for index in indices])
     times = [START + index * STEP for index in indices]
-    frames = cubes.make({"rainfall_rate": fields}, times, GRID, sequence=sequence, cadence=cadence,
-                        attrs={"title": "synthetic rain", "licence": "none"})  # fmt: skip
+    frames = cubes.make(
+        {"rainfall_rate": fields},
+        times,
+        GRID,
+        sequence=sequence,
+        cadence=cadence,
+        attrs={"title": "synthetic rain", "licence": "none"},
+    )
     digests = np.asarray([cubes.digest(field) for field in fields], object)
     return frames.assign_coords(digest=("time", digests))
 
@@ -44,10 +50,18 @@ def make_store(path: Path, indices: list[int] | range, **options: object) -> str
     return str(path)
 
 
-TINY = Card(model="gs2pm:debug", options={}, in_steps=2, out_steps=2, quantity="rainfall_rate",
-            scaling=ScalingSettings(kind="decibel", low=0.05, high=100), cadence_seconds=300,
-            recipe={"windows": {"crop": 32, "crops_per_window": 2, "rain_weight": 3.0}}, code_version="test",
-            created="now")  # fmt: skip
+TINY = Card(
+    model="gs2pm:debug",
+    options={},
+    in_steps=2,
+    out_steps=2,
+    quantity="rainfall_rate",
+    scaling=ScalingSettings(kind="decibel", low=0.05, high=100),
+    cadence_seconds=300,
+    recipe={"windows": {"crop": 32, "crops_per_window": 2, "rain_weight": 3.0}},
+    code_version="test",
+    created="now",
+)
 
 
 def tiny(path: Path, model: str = "gs2pm:debug") -> Path:

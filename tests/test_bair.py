@@ -46,11 +46,14 @@ def test_frames_are_ordered_by_number(tmp_path):
     assert cube["sequence"].values[0] == "traj_0_to_255/0"
 
 
-@pytest.mark.parametrize(("place", "split"), [
-    ("train/traj_0_to_255", "train"),
-    ("train/traj_256_to_511", "valid"),
-    ("test/traj_256_to_511", "test"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "split"),
+    [
+        ("train/traj_0_to_255", "train"),
+        ("train/traj_256_to_511", "valid"),
+        ("test/traj_256_to_511", "test"),
+    ],
+)
 def test_split(tmp_path, place, split):
     path = records(tmp_path / f"{place}.tfrecords", [trajectory(coloured(2))])
     (cube,) = everything(path)
@@ -118,15 +121,18 @@ def _damaged(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (lambda content: content[:-1], "ends inside the record at byte 0"),
-    (lambda content: content[:11], "damaged at byte 0 or holds no records"),
-    (lambda content: content + b"x", f"damaged at byte {16 + len(trajectory(coloured(2)))} or"),
-    (lambda content: _damaged(content, 0), "damaged at byte 0"),
-    (lambda content: _damaged(content, 9), "damaged at byte 0"),
-    (lambda content: _damaged(content, 5000), "damaged in the record at byte 12"),
-    (lambda content: _damaged(content, len(content) - 1), "damaged in the record at byte 12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda content: content[:-1], "ends inside the record at byte 0"),
+        (lambda content: content[:11], "damaged at byte 0 or holds no records"),
+        (lambda content: content + b"x", f"damaged at byte {16 + len(trajectory(coloured(2)))} or"),
+        (lambda content: _damaged(content, 0), "damaged at byte 0"),
+        (lambda content: _damaged(content, 9), "damaged at byte 0"),
+        (lambda content: _damaged(content, 5000), "damaged in the record at byte 12"),
+        (lambda content: _damaged(content, len(content) - 1), "damaged in the record at byte 12"),
+    ],
+)
 def test_refuses_damage(tmp_path, change, fault):
     path = records(tmp_path / "traj_0_to_255.tfrecords", [trajectory(coloured(2))])
     path.write_bytes(change(path.read_bytes()))
@@ -135,16 +141,22 @@ def test_refuses_damage(tmp_path, change, fault):
         bair.read(items[0] if "at byte 12" in fault else Item(path, "0:1"))
 
 
-@pytest.mark.parametrize(("content", "fault"), [
-    (b"", "without pictures or with gaps"),
-    (example({"0/image_main/encoded": bytes(12_288)}), "without pictures or with gaps"),
-    (trajectory(coloured(2), numbers=[0, 2]), "without pictures or with gaps"),
-    (example({"0/image_aux1/encoded": bytes(12_287)}), "damaged or not a file of BAIR"),
-    (example({"0/image_aux1/encoded": (1.0, 2.0)}), "damaged or not a file of BAIR"),
-    (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "damaged or not a file of BAIR"),  # a number without an end
-    (b"\x0a\x05abc", "damaged or not a file of BAIR"),  # five bytes announced, three there
-    (b"\x0b", "damaged or not a file of BAIR"),  # a group, which went out of use
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "without pictures or with gaps"),
+        (example({"0/image_main/encoded": bytes(12_288)}), "without pictures or with gaps"),
+        (trajectory(coloured(2), numbers=[0, 2]), "without pictures or with gaps"),
+        (example({"0/image_aux1/encoded": bytes(12_287)}), "damaged or not a file of BAIR"),
+        (example({"0/image_aux1/encoded": (1.0, 2.0)}), "damaged or not a file of BAIR"),
+        (
+            b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+            "damaged or not a file of BAIR",
+        ),  # a number without an end
+        (b"\x0a\x05abc", "damaged or not a file of BAIR"),  # five bytes announced, three there
+        (b"\x0b", "damaged or not a file of BAIR"),  # a group, which went out of use
+    ],
+)
 def test_refuses_other_records(tmp_path, content, fault):
     path = records(tmp_path / "traj_0_to_255.tfrecords", [content])
     with pytest.raises(BadInput, match=fault):
@@ -215,13 +227,16 @@ def test_records_go_before_pictures(tmp_path):
     assert [item.path for item in bair.find(tmp_path)] == [path]
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (lambda folder: (folder / "1.png").unlink(), "lacks 1.png"),
-    (lambda folder: Image.new("L", (64, 64)).save(folder / "1.png"), "64x64 pixels of mode L, not 64x64 of RGB"),
-    (lambda folder: Image.new("RGB", (64, 32)).save(folder / "1.png"), "32x64 pixels of mode RGB"),
-    (lambda folder: (folder / "1.png").write_bytes(b"x"), "1.png.*damaged or not a PNG image"),
-    (lambda folder: [path.unlink() for path in folder.iterdir()], "lacks 0.png"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda folder: (folder / "1.png").unlink(), "lacks 1.png"),
+        (lambda folder: Image.new("L", (64, 64)).save(folder / "1.png"), "64x64 pixels of mode L, not 64x64 of RGB"),
+        (lambda folder: Image.new("RGB", (64, 32)).save(folder / "1.png"), "32x64 pixels of mode RGB"),
+        (lambda folder: (folder / "1.png").write_bytes(b"x"), "1.png.*damaged or not a PNG image"),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "lacks 0.png"),
+    ],
+)
 def test_refuses_pictures(tmp_path, change, fault):
     folder = converted(tmp_path, "train/traj_0_to_255", {"0": noise(3)})
     items = list(bair.find(folder))

@@ -28,16 +28,23 @@ def settings(tmp_path: Path, **changes: object) -> Benchmark:
     path = tmp_path / "frames"
     if not path.exists():
         synthetic.make_store(path, range(36))
-    return Benchmark.model_validate({
-        "name": "small", "networks": [{"model": "convgru", "options": SMALL}], "runs": tmp_path / "runs",
-        "train": [{"store": str(path), "end": "2010-08-26T01:00Z"}],
-        "valid": [{"store": str(path), "start": "2010-08-26T01:00Z", "end": "2010-08-26T01:45Z"}],
-        "test": [{"store": str(path), "start": "2010-08-26T01:45Z"}],
-        "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32},
-        "test_stride": 2, "block_minutes": 10, "thresholds": [0.5, 5],
-        "budget": {"steps": 4, "validate_every": 2},
-        "trainer": {"batch_size": 2, "valid_batches": 1, "workers": 0, "accelerator": "cpu"}, **changes,
-    })  # fmt: skip
+    return Benchmark.model_validate(
+        {
+            "name": "small",
+            "networks": [{"model": "convgru", "options": SMALL}],
+            "runs": tmp_path / "runs",
+            "train": [{"store": str(path), "end": "2010-08-26T01:00Z"}],
+            "valid": [{"store": str(path), "start": "2010-08-26T01:00Z", "end": "2010-08-26T01:45Z"}],
+            "test": [{"store": str(path), "start": "2010-08-26T01:45Z"}],
+            "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32},
+            "test_stride": 2,
+            "block_minutes": 10,
+            "thresholds": [0.5, 5],
+            "budget": {"steps": 4, "validate_every": 2},
+            "trainer": {"batch_size": 2, "valid_batches": 1, "workers": 0, "accelerator": "cpu"},
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -55,8 +62,10 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def numbers(table: Path) -> dict[tuple[str, str, str, str], float]:
     rows = csv.DictReader((table.parent / NUMBERS).read_text().splitlines())
-    return {(row["model"], row["score"], row["threshold"], row["lead_seconds"]): float(row["value"] or "nan")
-            for row in rows}  # fmt: skip
+    return {
+        (row["model"], row["score"], row["threshold"], row["lead_seconds"]): float(row["value"] or "nan")
+        for row in rows
+    }
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -69,8 +78,18 @@ def test_table_numbers_and_figure_of_two_seeds_and_nothing_is_done_twice(tmp_pat
     assert trainings == ["convgru-3", "convgru-4"]
     assert told == [(0, 2, "convgru"), (2, 2, "done")]
     text = table.read_text()
-    for words in ("| *persistence* |", "| convgru |", "CSI≥0.5", "GMACs", "CPU-h", "Protocol", "4 steps",
-                  "6 windows", "6 blocks, each the windows that begin in the same 10 minutes", "±"):  # fmt: skip
+    for words in (
+        "| *persistence* |",
+        "| convgru |",
+        "CSI≥0.5",
+        "GMACs",
+        "CPU-h",
+        "Protocol",
+        "4 steps",
+        "6 windows",
+        "6 blocks, each the windows that begin in the same 10 minutes",
+        "±",
+    ):
         assert words in text
     found = numbers(table)
     assert found["convgru", "csi", "0.5", "300.0"] >= 0
@@ -110,8 +129,12 @@ def test_a_network_trained_before_is_scored_as_it_is(tmp_path: Path, trainings: 
     assert "- **Trained before**: before" in table.read_text()
     old, new = numbers(tmp_path / "runs/small/leaderboard.md"), numbers(table)
     assert new["before", "csi", "0.5", "300.0"] == old["convgru", "csi", "0.5", "300.0"]
-    other = settings(tmp_path, name="other", networks=[{"checkpoint": str(file)}],
-                     windows={"quantity": "rainfall_rate", "in_steps": 1, "out_steps": 2, "crop": 32})  # fmt: skip
+    other = settings(
+        tmp_path,
+        name="other",
+        networks=[{"checkpoint": str(file)}],
+        windows={"quantity": "rainfall_rate", "in_steps": 1, "out_steps": 2, "crop": 32},
+    )
     assert "takes 2 frames of rainfall_rate every 300 s; the test has 1" in benchmark.benchmark(other).read_text()
 
 
@@ -161,8 +184,10 @@ def test_frames_are_squeezed_as_networks_see_them(tmp_path: Path) -> None:
 def test_moving_pictures_have_no_thresholds_and_every_clip_is_a_block(tmp_path: Path, trainings: list) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
     images = idx(tmp_path / "digits-idx3-ubyte.gz", pictures)
-    parts = {name: [{"images": images, "clips": 6, "seed": seed, "images_from": 10 * seed, "images_to": 10 * seed + 10}]
-             for seed, name in enumerate(("train", "valid", "test"))}  # fmt: skip
+    parts = {
+        name: [{"images": images, "clips": 6, "seed": seed, "images_from": 10 * seed, "images_to": 10 * seed + 10}]
+        for seed, name in enumerate(("train", "valid", "test"))
+    }
     windows = {"quantity": "intensity", "in_steps": 2, "out_steps": 2}
     asked = settings(tmp_path, thresholds=None, test_stride=None, windows=windows, **parts)
     table = benchmark.benchmark(asked)
@@ -197,9 +222,14 @@ REFUSED = [
     ({"networks": [{"checkpoint": "a.safetensors", "model": "convgru"}]}, "a checkpoint is scored as it is"),
     ({"networks": [{"model": "nix"}]}, "unknown model 'nix'"),
     ({"budget": {"minutes": 1}, "trainer": {"schedule": "one-cycle"}}, "schedule one-cycle is laid out over steps"),
-    ({"windows": {"quantity": "vil", "in_steps": 2, "out_steps": 2}, "test": [{"store": "a", "quantity": "intensity"}]},
-     "test is scored in vil"),
-]  # fmt: skip
+    (
+        {
+            "windows": {"quantity": "vil", "in_steps": 2, "out_steps": 2},
+            "test": [{"store": "a", "quantity": "intensity"}],
+        },
+        "test is scored in vil",
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "sentence"), REFUSED, ids=lambda part: part if isinstance(part, str) else "")

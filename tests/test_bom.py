@@ -47,8 +47,10 @@ def test_lies_where_its_axes_say(tmp_path):
 
 
 def test_attributes_hold_for_all_files(tmp_path):
-    first, second = (bom.read(Item(gridded.bom(tmp_path / f"{end[-2:]}.prcp-c10.nc", end=end)))
-                     for end in ("2020-10-31T00:10", "2020-10-31T00:20"))  # fmt: skip
+    first, second = (
+        bom.read(Item(gridded.bom(tmp_path / f"{end[-2:]}.prcp-c10.nc", end=end)))
+        for end in ("2020-10-31T00:10", "2020-10-31T00:20")
+    )
     assert (first.attrs.pop("source"), second.attrs.pop("source")) == ("10.prcp-c10.nc", "20.prcp-c10.nc")
     assert first.attrs == second.attrs
     assert first.attrs["licence"] == "http://www.bom.gov.au/other/copyright.shtml"
@@ -60,15 +62,18 @@ def test_licence_without_the_attribute(tmp_path):
     assert cube.attrs["licence"] == bom.LICENCE
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"minutes": 0}, "over no time"),
-    ({"minutes": -5}, "over no time"),
-    ({"units": "m"}, "holds int16 in m"),
-    ({"epoch": "minutes since 1970-01-01 00:00:00 UTC"}, "does not count start_time in seconds since 1970"),
-    ({"without": ["start_time"]}, "has no start_time"),
-    ({"without": ["precipitation"]}, "has no precipitation"),
-    ({"without": ["proj"]}, "has no proj"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"minutes": 0}, "over no time"),
+        ({"minutes": -5}, "over no time"),
+        ({"units": "m"}, "holds int16 in m"),
+        ({"epoch": "minutes since 1970-01-01 00:00:00 UTC"}, "does not count start_time in seconds since 1970"),
+        ({"without": ["start_time"]}, "has no start_time"),
+        ({"without": ["precipitation"]}, "has no precipitation"),
+        ({"without": ["proj"]}, "has no proj"),
+    ],
+)
 def test_refuses(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
         bom.read(Item(gridded.bom(tmp_path / "a.prcp-c10.nc", **change)))

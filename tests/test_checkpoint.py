@@ -17,9 +17,17 @@ from nowcast.config import ScalingSettings
 from nowcast.cube import BadInput
 
 OPTIONS = {"first_width": 4, "widths": (32, 32, 32), "kernel": 3, "strides": (2, 2, 2)}
-CARD = Card(model="convgru", options=OPTIONS, in_steps=2, out_steps=3, quantity="rainfall_rate",
-            scaling=ScalingSettings(kind="decibel", low=0.1, high=100), cadence_seconds=300,
-            code_version="test", created="now")  # fmt: skip
+CARD = Card(
+    model="convgru",
+    options=OPTIONS,
+    in_steps=2,
+    out_steps=3,
+    quantity="rainfall_rate",
+    scaling=ScalingSettings(kind="decibel", low=0.1, high=100),
+    cadence_seconds=300,
+    code_version="test",
+    created="now",
+)
 
 
 def network() -> torch.nn.Module:
@@ -110,8 +118,9 @@ def prompted(folder: Path, number: int = 0) -> tuple[Path, Path]:
     with torch.no_grad():
         tuned.prompt.up.fill_(number)
     over = {"digest": checkpoint.file_digest(base), "path": str(base)}
-    return base, checkpoint.save(folder / f"prompt{number}.safetensors", tuned,
-                                 PROMPTED.model_copy(update={"base": over}))  # fmt: skip
+    return base, checkpoint.save(
+        folder / f"prompt{number}.safetensors", tuned, PROMPTED.model_copy(update={"base": over})
+    )
 
 
 def test_a_prompt_file_holds_the_prompt_alone_and_loads_over_its_base(tmp_path: Path) -> None:

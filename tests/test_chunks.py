@@ -32,9 +32,16 @@ class Layout:
     def make(self) -> zarr.Array:
         chunks = (self.steps, self.height, self.shape[1])
         shards = (self.steps * self.shard[0], self.height * self.shard[1], self.shape[1]) if self.shard else None
-        return zarr.create_array(zarr.storage.MemoryStore(), name="rain", shape=(self.frames, *self.shape),
-                                 chunks=chunks, shards=shards, dtype=self.dtype, fill_value=FILL[self.dtype],
-                                 compressors=ZstdCodec(level=3))  # fmt: skip
+        return zarr.create_array(
+            zarr.storage.MemoryStore(),
+            name="rain",
+            shape=(self.frames, *self.shape),
+            chunks=chunks,
+            shards=shards,
+            dtype=self.dtype,
+            fill_value=FILL[self.dtype],
+            compressors=ZstdCodec(level=3),
+        )
 
     def empty(self) -> np.ndarray:
         return np.full((self.frames, *self.shape), FILL[self.dtype], self.dtype)
@@ -45,8 +52,14 @@ def layouts(draw: st.DrawFn) -> Layout:
     rows = draw(st.integers(1, 9))
     height = draw(st.integers(1, rows))
     shard = draw(st.none() | st.tuples(st.integers(1, 4), st.integers(1, -(-rows // height))))
-    return Layout(draw(st.integers(1, 14)), (rows, draw(st.integers(1, 5))), draw(st.integers(1, 4)), height, shard,
-                  draw(st.sampled_from(list(FILL))))  # fmt: skip
+    return Layout(
+        draw(st.integers(1, 14)),
+        (rows, draw(st.integers(1, 5))),
+        draw(st.integers(1, 4)),
+        height,
+        shard,
+        draw(st.sampled_from(list(FILL))),
+    )
 
 
 def rain(layout: Layout, count: int, seed: int) -> np.ndarray:
@@ -62,8 +75,11 @@ def parts(data: st.DataObject, layout: Layout, seed: int) -> list[tuple[int, np.
     """Pieces of the array in ascending order, adjacent or apart."""
     borders = sorted(data.draw(st.sets(st.integers(0, layout.frames), min_size=2)))
     kept = data.draw(st.lists(st.booleans(), min_size=len(borders) - 1, max_size=len(borders) - 1))
-    return [(first, rain(layout, last - first, seed + first))
-            for first, last, keep in zip(borders, borders[1:], kept, strict=False) if keep]  # fmt: skip
+    return [
+        (first, rain(layout, last - first, seed + first))
+        for first, last, keep in zip(borders, borders[1:], kept, strict=False)
+        if keep
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,8 +138,11 @@ def test_what_is_compressed_as_the_store_is_goes_there_as_it_is(monkeypatch: pyt
     monkeypatch.setattr(Compressed, "__array__", lambda *_, **__: pytest.fail("decompressed"))
     Frames(array).write([(0, ready)])
     np.testing.assert_array_equal(array[:], codes)
-    stored = [sync(array.store.get(f"rain/c/{frame}/{band}/0", default_buffer_prototype())).to_bytes()
-              for frame in range(4) for band in range(2)]  # fmt: skip
+    stored = [
+        sync(array.store.get(f"rain/c/{frame}/{band}/0", default_buffer_prototype())).to_bytes()
+        for frame in range(4)
+        for band in range(2)
+    ]
     assert stored == [band for frame in ready.frames for band in frame]
     assert ready.nbytes == sum(map(len, stored))
 
@@ -165,16 +184,27 @@ def test_pieces_of_one_object_are_written_once(monkeypatch: pytest.MonkeyPatch) 
     assert array[:, 0, 0].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
-@pytest.mark.parametrize("serializer", [
-    ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), ZstdCodec()], index_location="start"),
-    ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), ZstdCodec()], index_codecs=[BytesCodec()]),
-    ShardingCodec(chunk_shape=(2, 3, 2), codecs=[BytesCodec(), ZstdCodec()]),
-    ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), GzipCodec()]),
-    ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), ZstdCodec(), Crc32cCodec()]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "serializer",
+    [
+        ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), ZstdCodec()], index_location="start"),
+        ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), ZstdCodec()], index_codecs=[BytesCodec()]),
+        ShardingCodec(chunk_shape=(2, 3, 2), codecs=[BytesCodec(), ZstdCodec()]),
+        ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), GzipCodec()]),
+        ShardingCodec(chunk_shape=(2, 3, 4), codecs=[BytesCodec(), ZstdCodec(), Crc32cCodec()]),
+    ],
+)
 def test_another_layout_is_left_to_zarr(serializer: ShardingCodec) -> None:
-    array = zarr.create_array(zarr.storage.MemoryStore(), name="rain", shape=(9, 6, 4), chunks=(4, 6, 4),
-                              dtype="uint8", fill_value=255, serializer=serializer, compressors=None)  # fmt: skip
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(),
+        name="rain",
+        shape=(9, 6, 4),
+        chunks=(4, 6, 4),
+        dtype="uint8",
+        fill_value=255,
+        serializer=serializer,
+        compressors=None,
+    )
     frames, codes = Frames(array), np.arange(6 * 24, dtype=np.uint8).reshape(6, 6, 4)
     assert not frames.plain
     frames.write([(1, codes)])

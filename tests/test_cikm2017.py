@@ -66,8 +66,10 @@ def test_samples_are_sequences_and_files_are_splits(tmp_path):
     cubes = [cikm2017.read(item) for item in cikm2017.find(tmp_path)]
     assert [cube["split"].values[0] for cube in cubes] == ["test", "test", "train"]
     assert [list(dict.fromkeys(cube["sequence"].values)) for cube in cubes] == [
-        ["testA/testA_1", "testA/testA_2"], ["testB/testB_1", "testB/testB_2"], ["train/train_1", "train/train_2"],
-    ]  # fmt: skip
+        ["testA/testA_1", "testA/testA_2"],
+        ["testB/testB_1", "testB/testB_2"],
+        ["train/train_1", "train/train_2"],
+    ]
     assert all((cube["sequence"].values[:15] == cube["sequence"].values[0]).all() for cube in cubes)
     assert cubes[2]["time"].values[15] == cubes[2]["time"].values[0]
 
@@ -139,13 +141,16 @@ def test_clips_count_from_one(tmp_path, dtype):
     np.testing.assert_allclose(cubes[0]["reflectivity"].values[3, 0, :3], [-10, 9, np.nan], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("clip", "fault"), [
-    (np.zeros((15, 128, 128), np.uint8), r"holds /train/sample_1 of \(15, 128, 128\)"),
-    (np.full((15, 101, 101), 0.5), "which is no grey level"),
-    (np.full((15, 101, 101), np.nan), "which is no grey level"),
-    (np.full((15, 101, 101), 256), "which is no grey level"),
-    (np.full((15, 101, 101), -2), "which is no grey level"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("clip", "fault"),
+    [
+        (np.zeros((15, 128, 128), np.uint8), r"holds /train/sample_1 of \(15, 128, 128\)"),
+        (np.full((15, 101, 101), 0.5), "which is no grey level"),
+        (np.full((15, 101, 101), np.nan), "which is no grey level"),
+        (np.full((15, 101, 101), 256), "which is no grey level"),
+        (np.full((15, 101, 101), -2), "which is no grey level"),
+    ],
+)
 def test_refuses_clips(tmp_path, clip, fault):
     with pytest.raises(BadInput, match=rf"cikm\.h5: .*{fault}"):
         only(cikm_clips(tmp_path / "cikm.h5", {"train/sample_1": clip}))
@@ -180,16 +185,19 @@ def test_text_of_something_else_is_not_recognised(tmp_path):
         only(path)
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (lambda line: line[:-3] + "\n", "holds 612059 levels of train_1"),
-    (lambda line: line[: len(line) // 2], r"holds \d+ levels of train_1"),
-    (lambda line: line.replace("\n", " 0\n"), "holds 612061 levels of train_1"),
-    (lambda line: line[:-2] + "x\n", "damaged or not a CIKM 2017 file"),
-    (lambda line: line[:-2] + "256\n", "holds levels 0 to 256 of train_1"),
-    (lambda line: line[:-2] + "-2\n", "holds levels -2 to 0 of train_1"),
-    (lambda line: " " * 2**23 + line, "holds a line longer than any sample"),
-    (lambda line: "\n", "holds no sample"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda line: line[:-3] + "\n", "holds 612059 levels of train_1"),
+        (lambda line: line[: len(line) // 2], r"holds \d+ levels of train_1"),
+        (lambda line: line.replace("\n", " 0\n"), "holds 612061 levels of train_1"),
+        (lambda line: line[:-2] + "x\n", "damaged or not a CIKM 2017 file"),
+        (lambda line: line[:-2] + "256\n", "holds levels 0 to 256 of train_1"),
+        (lambda line: line[:-2] + "-2\n", "holds levels -2 to 0 of train_1"),
+        (lambda line: " " * 2**23 + line, "holds a line longer than any sample"),
+        (lambda line: "\n", "holds no sample"),
+    ],
+)
 def test_refuses_a_line(tmp_path, change, fault):
     path = tmp_path / "train.txt"
     path.write_text(change(sources_benchmarks.cikm_line("train_1", levels())))

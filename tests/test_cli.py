@@ -16,9 +16,32 @@ from nowcast import checkpoint, cli, ingest
 from tests import parity_pack, sources_video, synthetic
 
 SAMPLE = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
-COMMANDS = ("demo", "ingest", "inspect", "show", "train", "tune", "benchmark", "forecast", "verify", "publish", "serve",
-            "cycle", "up", "run", "doctor", "models", "models import", "models export", "models register",
-            "models list", "models compare", "models promote", "models rollback", "models retire")  # fmt: skip
+COMMANDS = (
+    "demo",
+    "ingest",
+    "inspect",
+    "show",
+    "train",
+    "tune",
+    "benchmark",
+    "forecast",
+    "verify",
+    "publish",
+    "serve",
+    "cycle",
+    "up",
+    "run",
+    "doctor",
+    "models",
+    "models import",
+    "models export",
+    "models register",
+    "models list",
+    "models compare",
+    "models promote",
+    "models rollback",
+    "models retire",
+)
 
 
 def run(*arguments: str) -> str:
@@ -29,8 +52,12 @@ def run(*arguments: str) -> str:
 
 def refused(*arguments: str) -> str:
     """stderr of the real command, which must end without a traceback."""
-    result = subprocess.run([sys.executable, "-c", "from nowcast.cli import main; main()", *map(str, arguments)],
-                            capture_output=True, text=True, check=False)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", "from nowcast.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     return " ".join(result.stderr.split())
@@ -38,8 +65,11 @@ def refused(*arguments: str) -> str:
 
 def test_the_commands_are_these() -> None:
     groups = {"": cli.app} | {f"{group.name} ": group.typer_instance for group in cli.app.registered_groups}
-    found = {f"{name}{command.name or command.callback.__name__}" for name, group in groups.items()
-             for command in group.registered_commands}  # fmt: skip
+    found = {
+        f"{name}{command.name or command.callback.__name__}"
+        for name, group in groups.items()
+        for command in group.registered_commands
+    }
     assert found | {name.strip() for name in groups if name} == set(COMMANDS)
 
 
@@ -72,8 +102,18 @@ def test_a_session_from_files_to_page(tmp_path: Path) -> None:
 
 def test_a_tuning_ends_with_its_scores(tmp_path: Path) -> None:
     store, base = synthetic.make_store(tmp_path / "d" / "frames", range(30)), synthetic.tiny(tmp_path / "b.safetensors")
-    words = run("tune", base, "--store", store, "--steps", "1", f"runs={tmp_path}", "trainer.workers=0",
-                "trainer.accelerator=cpu", "trainer.valid_batches=1")  # fmt: skip
+    words = run(
+        "tune",
+        base,
+        "--store",
+        store,
+        "--steps",
+        "1",
+        f"runs={tmp_path}",
+        "trainer.workers=0",
+        "trainer.accelerator=cpu",
+        "trainer.valid_batches=1",
+    )
     assert "| before tuning |" in words
     assert (tmp_path / "gs2pm-d-vp" / "best.safetensors").exists()
 
@@ -118,8 +158,18 @@ def test_the_registries_are_tables() -> None:
 
 def test_official_weights_come_in_and_a_network_goes_out(tmp_path: Path) -> None:
     torch.save(parity_pack.read("sa_convlstm").weights(), tmp_path / "official.pth")
-    run("models", "import", "sa_convlstm", tmp_path / "official.pth", "input_frames=3", "future_frames=2",
-        "--quantity", "rainfall_rate", "--step-seconds", "300")  # fmt: skip
+    run(
+        "models",
+        "import",
+        "sa_convlstm",
+        tmp_path / "official.pth",
+        "input_frames=3",
+        "future_frames=2",
+        "--quantity",
+        "rainfall_rate",
+        "--step-seconds",
+        "300",
+    )
     card = checkpoint.read_card(tmp_path / "official.safetensors")
     assert (card.model, card.in_steps, card.out_steps, card.cadence_seconds) == ("sa-convlstm", 3, 2, 300)
     run("models", "export", tmp_path / "official.safetensors", tmp_path / "network.pt2", "--height", 16, "--width", 20)
@@ -148,8 +198,9 @@ def test_the_doctor_names_what_to_fix(tmp_path: Path) -> None:
         (("inspect", "notes.txt", "--reader", "odim"), "notes.txt: is not an HDF5 file; fetch it again or choose"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence(arguments: tuple[str, ...], sentence: str, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_mistake_ends_in_one_sentence(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.h5").touch()
     Path("notes.txt").write_text("rain")

@@ -28,9 +28,15 @@ def test_values_are_those_of_the_table() -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(frames()))["rainfall_rate"], VALUES)
 
 
-@pytest.mark.parametrize("place", [
-    {"time": 1}, {"y": slice(None, None, -1)}, {"time": [1, 0], "x": [3, 1, 7]}, {"y": 2, "x": slice(1, 9, 3)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"time": 1},
+        {"y": slice(None, None, -1)},
+        {"time": [1, 0], "x": [3, 1, 7]},
+        {"y": 2, "x": slice(1, 9, 3)},
+    ],
+)
 def test_parts_are_those_of_the_values(place: dict) -> None:
     expected = xr.DataArray(VALUES, dims=("time", "y", "x")).isel(place)
     part = frames()["rainfall_rate"].isel(place)

@@ -26,13 +26,23 @@ LEADS = 2
 
 def chain(tmp_path: Path, **more: object) -> Operations:
     """A chain whose page is made by the champion."""
-    return Operations.model_validate({
-        "title": "Test", "feed": {"reader": "knmi", "source": tmp_path / "feed"}, "store": str(tmp_path / "frames"),
-        "forecasts": str(tmp_path / "forecasts"), "scores": str(tmp_path / "scores"), "site": tmp_path / "site",
-        "products": [{"name": "best", "model": "champion"}], "leads": LEADS, "map_leads": (), "replay": True,
-        "registry": tmp_path / "models", "promotion": {"least_runs": 4, "least_blocks": 2, "block_minutes": 10},
-        **more,
-    })  # fmt: skip
+    return Operations.model_validate(
+        {
+            "title": "Test",
+            "feed": {"reader": "knmi", "source": tmp_path / "feed"},
+            "store": str(tmp_path / "frames"),
+            "forecasts": str(tmp_path / "forecasts"),
+            "scores": str(tmp_path / "scores"),
+            "site": tmp_path / "site",
+            "products": [{"name": "best", "model": "champion"}],
+            "leads": LEADS,
+            "map_leads": (),
+            "replay": True,
+            "registry": tmp_path / "models",
+            "promotion": {"least_runs": 4, "least_blocks": 2, "block_minutes": 10},
+            **more,
+        }
+    )
 
 
 def begin(folder: Path) -> Operations:
@@ -68,12 +78,23 @@ def scored(hour: Path, tmp_path: Path) -> Operations:
     return chain(tmp_path)
 
 
-def make(settings: Operations, products: list[Product] | tuple[Product, ...], places: tuple[str, str],
-         indices: range = range(1, FRAMES - 1), fallback: tuple[str, ...] = ()) -> None:  # fmt: skip
+def make(
+    settings: Operations,
+    products: list[Product] | tuple[Product, ...],
+    places: tuple[str, str],
+    indices: range = range(1, FRAMES - 1),
+    fallback: tuple[str, ...] = (),
+) -> None:
     """Forecasts from every frame, and their scores."""
     for index in indices:
-        forecast.issue(settings.store, places[0], products, fallback=fallback, leads=LEADS,
-                       time=synthetic.START + index * synthetic.STEP)  # fmt: skip
+        forecast.issue(
+            settings.store,
+            places[0],
+            products,
+            fallback=fallback,
+            leads=LEADS,
+            time=synthetic.START + index * synthetic.STEP,
+        )
     verify(settings.store, *places)
 
 
@@ -199,8 +220,9 @@ def test_runs_of_a_fallback_count_for_nobody(live: Operations, tmp_path: Path) -
     shelf = contest.registry(live)
     shelf.file(shelf.champion).rename(tmp_path / "away")
     make(live, live.makers, (live.forecasts, live.scores), range(3, 5), fallback=("persistence",))
-    make(live, [Product(name="new", model=str(shelf.file(shelf.find("new"))))], contest.shadow_stores(live),
-         range(3, 5))  # fmt: skip
+    make(
+        live, [Product(name="new", model=str(shelf.file(shelf.find("new"))))], contest.shadow_stores(live), range(3, 5)
+    )
     assert contest.compare(live, "new").runs == 0
 
 

@@ -55,8 +55,13 @@ class Worker:
     """A real process that runs a cycle whenever it is told to."""
 
     def __init__(self, chain: Path) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", WORKER, str(chain)], text=True, bufsize=1,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(chain)],
+            text=True,
+            bufsize=1,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert self.process.stdout.readline() == "ready\n"  # type: ignore[union-attr]
 
     def cycle(self, *, kill_after: float | None = None) -> None:

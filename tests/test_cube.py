@@ -45,21 +45,24 @@ def test_unknown_quantity_lists_the_known():
         make({"rain": np.zeros((1, 3, 4))}, times(0), GRID)
 
 
-@pytest.mark.parametrize(("broken", "fault"), [
-    (lambda c: c.drop_vars("rainfall_rate"), r"data must have dims \(time, y, x\)"),
-    (lambda c: c.transpose("y", "x", "time"), r"data must have dims \(time, y, x\)"),
-    (lambda c: c.isel(time=slice(0, 0)), "no frames"),
-    (lambda c: c.assign(rainfall_rate=c["rainfall_rate"].assign_attrs(units="mm")), "rainfall_rate is in 'mm'"),
-    (lambda c: c.assign_coords(time=[0, 1]), "time is int64"),
-    (lambda c: c.drop_vars("time"), "time is int64"),
-    (lambda c: c.drop_vars("crs"), "no grid mapping"),
-    (lambda c: c.drop_vars("sequence"), r"no sequence\(time\) label"),
-    (lambda c: c.drop_vars("y"), "y is missing"),
-    (lambda c: c.assign_coords(x=[0.0, 2.0, 1.0, 3.0]), "x is missing or does not run one way"),
-    (lambda c: c.isel(time=[1, 0]), "time does not increase"),
-    (lambda c: c.isel(time=[0, 0]), "time does not increase"),
-    (lambda c: c.assign_coords(time=[START, np.datetime64("NaT")]), "a frame has no time"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (lambda c: c.drop_vars("rainfall_rate"), r"data must have dims \(time, y, x\)"),
+        (lambda c: c.transpose("y", "x", "time"), r"data must have dims \(time, y, x\)"),
+        (lambda c: c.isel(time=slice(0, 0)), "no frames"),
+        (lambda c: c.assign(rainfall_rate=c["rainfall_rate"].assign_attrs(units="mm")), "rainfall_rate is in 'mm'"),
+        (lambda c: c.assign_coords(time=[0, 1]), "time is int64"),
+        (lambda c: c.drop_vars("time"), "time is int64"),
+        (lambda c: c.drop_vars("crs"), "no grid mapping"),
+        (lambda c: c.drop_vars("sequence"), r"no sequence\(time\) label"),
+        (lambda c: c.drop_vars("y"), "y is missing"),
+        (lambda c: c.assign_coords(x=[0.0, 2.0, 1.0, 3.0]), "x is missing or does not run one way"),
+        (lambda c: c.isel(time=[1, 0]), "time does not increase"),
+        (lambda c: c.isel(time=[0, 0]), "time does not increase"),
+        (lambda c: c.assign_coords(time=[START, np.datetime64("NaT")]), "a frame has no time"),
+    ],
+)
 def test_check_names_the_broken_promise(broken, fault):
     with pytest.raises(BadInput, match=f"here: {fault}"):
         check(broken(cube()), "here")

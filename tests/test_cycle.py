@@ -18,12 +18,21 @@ FRAMES = sorted((Path(ingest.__file__).parent / "sample").glob("*.h5"))
 @pytest.fixture
 def chain(tmp_path: Path) -> Operations:
     (tmp_path / "feed").mkdir()
-    return Operations.model_validate({
-        "title": "test", "feed": {"reader": "knmi", "source": tmp_path / "feed"}, "store": str(tmp_path / "frames"),
-        "forecasts": str(tmp_path / "forecasts"), "scores": str(tmp_path / "scores"), "site": tmp_path / "site",
-        "products": [{"name": "persistence", "model": "persistence"}], "leads": 2, "map_leads": (), "replay": True,
-        "netcdf": tmp_path / "netcdf",
-    })  # fmt: skip
+    return Operations.model_validate(
+        {
+            "title": "test",
+            "feed": {"reader": "knmi", "source": tmp_path / "feed"},
+            "store": str(tmp_path / "frames"),
+            "forecasts": str(tmp_path / "forecasts"),
+            "scores": str(tmp_path / "scores"),
+            "site": tmp_path / "site",
+            "products": [{"name": "persistence", "model": "persistence"}],
+            "leads": 2,
+            "map_leads": (),
+            "replay": True,
+            "netcdf": tmp_path / "netcdf",
+        }
+    )
 
 
 def land(chain: Operations, *indices: int) -> None:
@@ -109,6 +118,9 @@ def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
 
 
 def test_two_cycles_do_not_overlap(chain: Operations) -> None:
-    with cycle._one_at_a_time(chain), pytest.raises(store.StoreError, match="another cycle is running"), \
-            cycle._one_at_a_time(chain):  # fmt: skip
+    with (
+        cycle._one_at_a_time(chain),
+        pytest.raises(store.StoreError, match="another cycle is running"),
+        cycle._one_at_a_time(chain),
+    ):
         pass

@@ -57,8 +57,9 @@ def again(printed: tuple[str, Path]) -> tuple[demo.Result, bool]:
 
 def _run(*command: object, cwd: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True,
-                            check=False)  # fmt: skip
+    result = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 

@@ -32,8 +32,15 @@ train: [{store: a}]
 valid: [{store: b}]
 windows: {quantity: reflectivity, in_steps: 2, out_steps: 2}
 """
-BUSY = Report(taken=2, newest=datetime(2010, 8, 26, 3, tzinfo=UTC), issued=["convlstm 2010-08-26T03:00Z ok"],
-              scored=4, refused=["a.h5: not HDF5"], published=Path("site/latest.json"), seconds=1.25)  # fmt: skip
+BUSY = Report(
+    taken=2,
+    newest=datetime(2010, 8, 26, 3, tzinfo=UTC),
+    issued=["convlstm 2010-08-26T03:00Z ok"],
+    scored=4,
+    refused=["a.h5: not HDF5"],
+    published=Path("site/latest.json"),
+    seconds=1.25,
+)
 
 
 # --- the short name -------------------------------------------------------------------------------
@@ -209,8 +216,14 @@ def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.M
     seen: list[tuple] = []
     monkeypatch.setattr(train, "fit", lambda settings, **how: seen.append((settings, how)) or "best")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    train.convlstm.fn(str(tmp_path / "recipe.yaml"), name="mine", minutes=2.5, batch_size=3,
-                      overrides=("trainer.wet_weight=8",), score_windows=0)  # fmt: skip
+    train.convlstm.fn(
+        str(tmp_path / "recipe.yaml"),
+        name="mine",
+        minutes=2.5,
+        batch_size=3,
+        overrides=("trainer.wet_weight=8",),
+        score_windows=0,
+    )
     ((settings, how),) = seen
     trainer = settings.trainer
     assert (settings.name, trainer.minutes, trainer.batch_size, trainer.wet_weight) == ("mine", 2.5, 3, 8)
@@ -289,9 +302,12 @@ class TestRuns:
 
     @pytest.mark.parametrize(
         ("parameters", "fault"),
-        [({"recipe": "recipe"}, "pattern"), ({"recipe": "a.yaml", "epochs": 0}, "greater than or equal to 1"),
-         ({"recipe": "a.yaml", "accelerator": "tpu"}, "'auto', 'cpu' or 'gpu'")],
-    )  # fmt: skip
+        [
+            ({"recipe": "recipe"}, "pattern"),
+            ({"recipe": "a.yaml", "epochs": 0}, "greater than or equal to 1"),
+            ({"recipe": "a.yaml", "accelerator": "tpu"}, "'auto', 'cpu' or 'gpu'"),
+        ],
+    )
     def test_a_bad_parameter_is_refused_before_anything_starts(self, parameters: dict, fault: str) -> None:
         from prefect.exceptions import ParameterTypeError
 

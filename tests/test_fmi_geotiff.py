@@ -24,9 +24,13 @@ def test_levels_become_dbz(tmp_path):
     assert cube["reflectivity"].encoding == {"quantum": 0.5, "floor": -32.0}
     assert cube["time"].values[0] == np.datetime64("2016-09-28T14:45")  # of the tag
     assert cube.attrs == {
-        "title": fmi_geotiff.TITLE, "licence": fmi_geotiff.LICENCE, "institution": "FMI", "source": "a_FINUTM.tif",
-        "product": "Corrected reflectivity", "cadence_seconds": 300,
-    }  # fmt: skip
+        "title": fmi_geotiff.TITLE,
+        "licence": fmi_geotiff.LICENCE,
+        "institution": "FMI",
+        "source": "a_FINUTM.tif",
+        "product": "Corrected reflectivity",
+        "cadence_seconds": 300,
+    }
 
 
 def test_lies_where_its_transform_says(tmp_path):
@@ -61,13 +65,16 @@ def test_tags_that_gdal_took_apart(tmp_path):
     np.testing.assert_array_equal(fmi_geotiff.read(Item(path))["reflectivity"].values[0, 0, :3], [-32, 0, np.nan])
 
 
-@pytest.mark.parametrize(("words", "fault"), [
-    ({"quantity": "Radial velocity", "unit": "m/s"}, "holds Radial velocity in m/s; give reflectivity"),
-    ({"quantity": "Accumulated precipitation", "unit": "mm"}, "holds Accumulated precipitation in mm"),
-    ({"codes": {"Gain": "0.5", "Offset": "-32"}}, "has no tags that tell what its uint8 pixels mean"),
-    ({"codes": FMI_TAGS | {"Gain": "half"}}, "is damaged or not a GeoTIFF"),
-    ({"time": "yesterday"}, "does not say when it was measured"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ({"quantity": "Radial velocity", "unit": "m/s"}, "holds Radial velocity in m/s; give reflectivity"),
+        ({"quantity": "Accumulated precipitation", "unit": "mm"}, "holds Accumulated precipitation in mm"),
+        ({"codes": {"Gain": "0.5", "Offset": "-32"}}, "has no tags that tell what its uint8 pixels mean"),
+        ({"codes": FMI_TAGS | {"Gain": "half"}}, "is damaged or not a GeoTIFF"),
+        ({"time": "yesterday"}, "does not say when it was measured"),
+    ],
+)
 def test_refuses(tmp_path, words, fault):
     with pytest.raises(BadInput, match=fault):
         fmi_geotiff.read(Item(fmi_tiff(tmp_path / "a.tif", **words)))
@@ -121,8 +128,10 @@ def test_agrees_with_the_pgm_of_the_same_time():
         x, y = Transformer.from_crs(4326, 3067, always_xy=True).transform(lon, lat)
         grid = Grid.of(fine)
         place = np.rint((y - grid.y[0]) / (grid.y[1] - grid.y[0])), np.rint((x - grid.x[0]) / (grid.x[1] - grid.x[0]))
-        first, second = (fine["reflectivity"].values[0][tuple(axis.astype(int) for axis in place)],
-                         other["reflectivity"].values[0, row, column])  # fmt: skip
+        first, second = (
+            fine["reflectivity"].values[0][tuple(axis.astype(int) for axis in place)],
+            other["reflectivity"].values[0, row, column],
+        )
         assert np.mean(np.isnan(first) == np.isnan(second)) > 0.999
         echo = (first > 0) & (second > 0)
         assert echo.sum() > 5000

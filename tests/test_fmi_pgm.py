@@ -34,13 +34,16 @@ def test_lies_where_its_corners_say(tmp_path):
     assert grid.misfit(lon, lat) < 1e-6
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"magic": "P2"}, "type P5"),
-    ({"kind": "mercator"}, "on a mercator projection"),
-    ({"topright": "30.0 69.005"}, "corners that do not fit"),
-    ({"levels": np.zeros(100)}, "holds 100 of 61x38 pixels"),
-    ({"obstime": "yesterday"}, "damaged or not an FMI"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"magic": "P2"}, "type P5"),
+        ({"kind": "mercator"}, "on a mercator projection"),
+        ({"topright": "30.0 69.005"}, "corners that do not fit"),
+        ({"levels": np.zeros(100)}, "holds 100 of 61x38 pixels"),
+        ({"obstime": "yesterday"}, "damaged or not an FMI"),
+    ],
+)
 def test_refuses(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
         fmi_pgm.read(Item(fixtures.fmi(tmp_path / "a.pgm", **change)))

@@ -47,17 +47,31 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
             options = {"first_width": 4, "widths": (32, 32, 32), "kernel": 3, "strides": (2, 2, 2)}
         from models import build
 
-        card = Card(model=model, options=options, in_steps=in_steps, out_steps=4, quantity="rainfall_rate",
-                    scaling=ScalingSettings(kind="decibel", low=0.1, high=100), cadence_seconds=cadence,
-                    code_version="test", created="now")  # fmt: skip
+        card = Card(
+            model=model,
+            options=options,
+            in_steps=in_steps,
+            out_steps=4,
+            quantity="rainfall_rate",
+            scaling=ScalingSettings(kind="decibel", low=0.1, high=100),
+            cadence_seconds=cadence,
+            code_version="test",
+            created="now",
+        )
         net = build(model, in_steps=in_steps, out_steps=4, **options)
         return str(checkpoint.save(tmp_path / f"{model}-{in_steps}-{cadence}-{len(options)}.safetensors", net, card))
 
     return make
 
 
-def run_of(tmp_path: Path, model: str, *, frames: list[int] | range = range(6), leads: int = 6,
-           fallback: tuple[str, ...] = FALLBACK) -> xr.Dataset:  # fmt: skip
+def run_of(
+    tmp_path: Path,
+    model: str,
+    *,
+    frames: list[int] | range = range(6),
+    leads: int = 6,
+    fallback: tuple[str, ...] = FALLBACK,
+) -> xr.Dataset:
     path = synthetic.make_store(tmp_path / "frames", frames)
     forecast.issue(
         path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads
@@ -126,8 +140,9 @@ def test_a_network_goes_beyond_its_length_but_not_its_coverage(tmp_path: Path, n
         ("convlstm", {"cadence": 360}, range(6), "trained on a step of 360 s, the feed has 300 s"),
     ],
 )
-def test_the_fallback_is_named_with_the_reason(tmp_path: Path, network: Callable[..., str], model: str,
-                                               options: dict, frames: list[int], reason: str) -> None:  # fmt: skip
+def test_the_fallback_is_named_with_the_reason(
+    tmp_path: Path, network: Callable[..., str], model: str, options: dict, frames: list[int], reason: str
+) -> None:
     run = run_of(tmp_path, network(model, **options), frames=frames)
     assert (run["state"], run["model"], run["producer"]) == ("fallback", "wanted", "extrapolation")
     assert reason in str(run["reason"].item())

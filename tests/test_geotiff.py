@@ -31,13 +31,18 @@ def test_floats(tmp_path):
     cube = read(tmp_path, rain(0, 0.25, -9999, np.nan), nodata=-9999)
     np.testing.assert_array_equal(cube["rainfall_rate"].values[0, 0, :5], [0, 0.25, np.nan, np.nan, 7])
     assert cube["rainfall_rate"].encoding == {}
-    assert cube.attrs == {"title": geotiff.TITLE, "source": "rr_202406011200.tif", "licence": geotiff.LICENCE,
-                          "cadence_seconds": 300}  # fmt: skip
+    assert cube.attrs == {
+        "title": geotiff.TITLE,
+        "source": "rr_202406011200.tif",
+        "licence": geotiff.LICENCE,
+        "cadence_seconds": 300,
+    }
 
 
 def test_scale_and_offset_of_the_band(tmp_path):
-    field = read(tmp_path, rain(0, 1, 64, 255, dtype=np.uint8), name="dbz_202406011200.tif", nodata=255, scale=0.5,
-                 offset=-32.0)["reflectivity"]  # fmt: skip
+    field = read(
+        tmp_path, rain(0, 1, 64, 255, dtype=np.uint8), name="dbz_202406011200.tif", nodata=255, scale=0.5, offset=-32.0
+    )["reflectivity"]
     np.testing.assert_array_equal(field.values[0, 0, :4], [-32, -31.5, 0, np.nan])
     assert field.encoding == {"quantum": 0.5, "floor": -32.0}
 
@@ -63,47 +68,71 @@ def test_sixteen_bits(tmp_path):
 # --- what and when --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "options", "quantity"), [
-    ("202406011200_dbz.tif", {}, "reflectivity"),
-    ("rainrate_202406011200.tif", {}, "rainfall_rate"),
-    ("rain_rate_202406011200.tif", {}, "rainfall_rate"),
-    ("2024-06-01-12-00_ROMA_SRI.tif", {}, "rainfall_rate"),
-    ("202406011200.tif", {"units": "dBZ"}, "reflectivity"),
-    ("202406011200.tif", {"description": "Rainfall rate"}, "rainfall_rate"),
-    ("202406011200.tif", {"tags": {"standard_name": "equivalent_reflectivity_factor"}}, "reflectivity"),
-    ("202406011200_rr.tif", {"tags": {"Quantity": "DBZH"}}, "reflectivity"),  # tags come first
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "quantity"),
+    [
+        ("202406011200_dbz.tif", {}, "reflectivity"),
+        ("rainrate_202406011200.tif", {}, "rainfall_rate"),
+        ("rain_rate_202406011200.tif", {}, "rainfall_rate"),
+        ("2024-06-01-12-00_ROMA_SRI.tif", {}, "rainfall_rate"),
+        ("202406011200.tif", {"units": "dBZ"}, "reflectivity"),
+        ("202406011200.tif", {"description": "Rainfall rate"}, "rainfall_rate"),
+        ("202406011200.tif", {"tags": {"standard_name": "equivalent_reflectivity_factor"}}, "reflectivity"),
+        ("202406011200_rr.tif", {"tags": {"Quantity": "DBZH"}}, "reflectivity"),  # tags come first
+    ],
+)
 def test_quantity(tmp_path, name, options, quantity):
     cube = read(tmp_path, name=name, **options)
     assert list(cube.data_vars) == [quantity]
     assert geotiff.recognises(tmp_path / name)
 
 
-@pytest.mark.parametrize(("name", "tags"), [
-    ("rr_202406011200.tif", {}),
-    ("rr_20240601T120000Z.tif", {}),
-    ("rr_2024-06-01_12.00.tif", {}),
-    ("rr_202401010000.tif", {"time": "2024-06-01T12:00:00Z"}),
-    ("rr_202406011200.tif", {"TIFFTAG_DATETIME": "2024:06:03 08:00:00"}),  # when it was written
-    ("rr.tif", {"TIFFTAG_DATETIME": "2024:06:01 12:00:00"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [
+        ("rr_202406011200.tif", {}),
+        ("rr_20240601T120000Z.tif", {}),
+        ("rr_2024-06-01_12.00.tif", {}),
+        ("rr_202401010000.tif", {"time": "2024-06-01T12:00:00Z"}),
+        ("rr_202406011200.tif", {"TIFFTAG_DATETIME": "2024:06:03 08:00:00"}),  # when it was written
+        ("rr.tif", {"TIFFTAG_DATETIME": "2024:06:01 12:00:00"}),
+    ],
+)
 def test_time(tmp_path, name, tags):
     assert read(tmp_path, name=name, tags=tags)["time"].values[0] == np.datetime64("2024-06-01T12:00")
 
 
-@pytest.mark.parametrize(("text", "time"), [
-    ("66_20201031_001000.prcp-c10.nc", "2020-10-31T00:10:00"), ("201609281445_FINUTM.tif", "2016-09-28T14:45:00"),
-    ("a-2024.06.01.23.59.tif", "2024-06-01T23:59:00"), ("202406011200_10min_rr.tif", "2024-06-01T12:00:00"),
-    ("T_PAAH21_C_EUOC_20180824180015.hdf", "2018-08-24T18:00:15"), ("202402300000_202406011200", "2024-06-01T12:00:00"),
-    ("20240601", None), ("1234567890123456", None), ("rr_202406012460", None), ("", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("66_20201031_001000.prcp-c10.nc", "2020-10-31T00:10:00"),
+        ("201609281445_FINUTM.tif", "2016-09-28T14:45:00"),
+        ("a-2024.06.01.23.59.tif", "2024-06-01T23:59:00"),
+        ("202406011200_10min_rr.tif", "2024-06-01T12:00:00"),
+        ("T_PAAH21_C_EUOC_20180824180015.hdf", "2018-08-24T18:00:15"),
+        ("202402300000_202406011200", "2024-06-01T12:00:00"),
+        ("20240601", None),
+        ("1234567890123456", None),
+        ("rr_202406012460", None),
+        ("", None),
+    ],
+)
 def test_stamps(text, time):
     assert rasters.stamp(text) == (time and np.datetime64(time))
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("PT5M", 300), ("PT1H", 3600), ("P1DT30S", 86430), ("PT0.5S", 0), ("5 min", 0), (None, 0), ("P", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("PT5M", 300),
+        ("PT1H", 3600),
+        ("P1DT30S", 86430),
+        ("PT0.5S", 0),
+        ("5 min", 0),
+        (None, 0),
+        ("P", 0),
+    ],
+)
 def test_durations(text, seconds):
     assert rasters.duration(text) == seconds
 
@@ -160,21 +189,24 @@ def test_pixels_are_points(tmp_path):
 # --- refusals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"name": "202406011200.tif"}, "does not say that it holds rain rate or reflectivity; add a tag standard_name"),
-    ({"name": "rr.tif"}, "does not say when it was measured; add yyyymmddHHMM"),
-    ({"units": "K"}, "states the unit 'K' for rr"),
-    ({"units": "mm"}, "holds an amount of rain in mm"),
-    ({"units": "mm/h", "tags": {"Quantity": "DBZH"}}, "calls dbzh a reflectivity in 'mm/h'"),
-    ({"crs": None}, "has no projection or place"),
-    ({"transform": None}, "has no projection or place"),
-    ({"transform": (1000, 10, 0, 10, -1000, 0)}, "is rotated against its projection"),
-    ({"transform": (-1000, 0, 0, 0, -1000, 0)}, "is rotated against its projection"),
-    ({"values": np.zeros((3, 20, 24), np.uint8)}, "has 3 bands of 20x24 pixels"),
-    ({"values": rain().astype(np.complex64)}, "holds numbers of type complex64"),
-    ({"crs": "EPSG:4326", "transform": (1.0, 0, 170.0, 0, -1.0, 60.0)}, "crosses the 180th meridian"),
-    ({"tags": {"Gain": "much"}}, "is damaged or not a GeoTIFF"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"name": "202406011200.tif"}, "does not say that it holds rain rate or reflectivity; add a tag standard_name"),
+        ({"name": "rr.tif"}, "does not say when it was measured; add yyyymmddHHMM"),
+        ({"units": "K"}, "states the unit 'K' for rr"),
+        ({"units": "mm"}, "holds an amount of rain in mm"),
+        ({"units": "mm/h", "tags": {"Quantity": "DBZH"}}, "calls dbzh a reflectivity in 'mm/h'"),
+        ({"crs": None}, "has no projection or place"),
+        ({"transform": None}, "has no projection or place"),
+        ({"transform": (1000, 10, 0, 10, -1000, 0)}, "is rotated against its projection"),
+        ({"transform": (-1000, 0, 0, 0, -1000, 0)}, "is rotated against its projection"),
+        ({"values": np.zeros((3, 20, 24), np.uint8)}, "has 3 bands of 20x24 pixels"),
+        ({"values": rain().astype(np.complex64)}, "holds numbers of type complex64"),
+        ({"crs": "EPSG:4326", "transform": (1.0, 0, 170.0, 0, -1.0, 60.0)}, "crosses the 180th meridian"),
+        ({"tags": {"Gain": "much"}}, "is damaged or not a GeoTIFF"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_refuses(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
@@ -190,9 +222,11 @@ def test_reads_nothing_else_that_gdal_could(tmp_path):
     """A .tif may hold any other format, and one of them names other files."""
     target = gridded.tiff(tmp_path / "rr_202406011200.tif", rain())
     path = tmp_path / "rr_202406011205.tif"
-    path.write_text(f'<VRTDataset rasterXSize="24" rasterYSize="20"><VRTRasterBand dataType="Float32" band="1">'
-                    f"<SimpleSource><SourceFilename>{target}</SourceFilename></SimpleSource>"
-                    f"</VRTRasterBand></VRTDataset>")  # fmt: skip
+    path.write_text(
+        f'<VRTDataset rasterXSize="24" rasterYSize="20"><VRTRasterBand dataType="Float32" band="1">'
+        f"<SimpleSource><SourceFilename>{target}</SourceFilename></SimpleSource>"
+        f"</VRTRasterBand></VRTDataset>"
+    )
     with pytest.raises(BadInput, match="is damaged or not a GeoTIFF"):
         geotiff.read(Item(path))
 
@@ -206,8 +240,13 @@ def test_says_what_to_install(tmp_path, monkeypatch):
 
 def test_finland_is_the_same_with_both_readers(tmp_path):
     """What FMI keeps in its tag is understood here, too, if less exactly named."""
-    cube = read(tmp_path, rain(0, 255, dtype=np.uint8), name="201609281445.tif", tags=fmi_xml("201609281445"),
-                beside="201609281450.tif")  # fmt: skip
+    cube = read(
+        tmp_path,
+        rain(0, 255, dtype=np.uint8),
+        name="201609281445.tif",
+        tags=fmi_xml("201609281445"),
+        beside="201609281450.tif",
+    )
     np.testing.assert_array_equal(cube["reflectivity"].values[0, 0, :3], [-32, np.nan, -28.5])
     assert Grid.of(cube).crs == CRS(3067)
     assert Grid.of(cube).x[0] == FINLAND[2] + FINLAND[0] / 2

@@ -26,13 +26,16 @@ def test_coordinates_are_cf():
     assert (degrees["y"].attrs["standard_name"], degrees["x"].attrs["units"]) == ("latitude", "degrees_east")
 
 
-@pytest.mark.parametrize("projection", [
-    "+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 +R=6371000",
-    "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +units=m +ellps=WGS84",
-    "+proj=aeqd +lat_0=22.4 +lon_0=114.1 +ellps=WGS84",
-    "+proj=somerc +lat_0=46.95 +lon_0=7.44 +k_0=1 +x_0=2600000 +y_0=1200000 +ellps=bessel +towgs84=674,15,405",
-    "EPSG:4326",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "projection",
+    [
+        "+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 +R=6371000",
+        "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +units=m +ellps=WGS84",
+        "+proj=aeqd +lat_0=22.4 +lon_0=114.1 +ellps=WGS84",
+        "+proj=somerc +lat_0=46.95 +lon_0=7.44 +k_0=1 +x_0=2600000 +y_0=1200000 +ellps=bessel +towgs84=674,15,405",
+        "EPSG:4326",
+    ],
+)
 def test_a_dataset_gives_its_grid_back(projection):
     grid = Grid.regular(projection, (2, 3), upper_left=(10, 20), pixel=(2, 3))
     again = Grid.of(xr.Dataset(coords=grid.coordinates()))

@@ -31,16 +31,19 @@ def constant(root: Path, domain: str, picture: np.ndarray) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("domain", "name", "values", "step"), [
-    # levels 0, 1, 84 and 255 of the grey ramp
-    ("hko7", "reflectivity", (-10, -10 + 70 / 255, -10 + 84 * 70 / 255, 60), 360),
-    ("hko", "reflectivity", (-10, -10 + 70 / 255, -10 + 84 * 70 / 255, 60), 360),
-    ("shanghai2020", "reflectivity", (0, 70 / 255, 84 * 70 / 255, 70), 345),
-    ("sevir-vil", "vil", (0, 0, np.exp(0.1 / 38.9), np.nan), 300),
-    ("sevir-vis", "intensity", (0, 1 / 255, 84 / 255, 1), 300),
-    ("kth", "intensity", (0, 1 / 255, 84 / 255, 1), 1),
-    ("moving_mnist", "intensity", (0, 1 / 255, 84 / 255, 1), 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("domain", "name", "values", "step"),
+    [
+        # levels 0, 1, 84 and 255 of the grey ramp
+        ("hko7", "reflectivity", (-10, -10 + 70 / 255, -10 + 84 * 70 / 255, 60), 360),
+        ("hko", "reflectivity", (-10, -10 + 70 / 255, -10 + 84 * 70 / 255, 60), 360),
+        ("shanghai2020", "reflectivity", (0, 70 / 255, 84 * 70 / 255, 70), 345),
+        ("sevir-vil", "vil", (0, 0, np.exp(0.1 / 38.9), np.nan), 300),
+        ("sevir-vis", "intensity", (0, 1 / 255, 84 / 255, 1), 300),
+        ("kth", "intensity", (0, 1 / 255, 84 / 255, 1), 1),
+        ("moving_mnist", "intensity", (0, 1 / 255, 84 / 255, 1), 1),
+    ],
+)
 def test_grey_domains(tmp_path, domain, name, values, step):
     constant(tmp_path, domain, RAMP)
     cube = only(tmp_path)
@@ -83,8 +86,12 @@ def test_labels_and_splits(tmp_path):
     for split, sample in (("test", 1), ("train", 10), ("train", 9), ("train", 100)):
         write(tmp_path / "data" / "pam", "hko", sample, split=split)
     items = list(gs2pm.find(tmp_path))
-    assert [item.key for item in items] == ["train/hko7/sample9", "train/hko7/sample10", "train/hko7/sample100",
-                                            "test/hko7/sample1"]  # fmt: skip
+    assert [item.key for item in items] == [
+        "train/hko7/sample9",
+        "train/hko7/sample10",
+        "train/hko7/sample100",
+        "test/hko7/sample1",
+    ]
     assert str(items[0]) == "input1.png[train/hko7/sample9]"  # of all samples a different one
     cube = gs2pm.read(items[-1])
     assert set(cube["sequence"].values) == {"test/hko7/sample1"} and set(cube["split"].values) == {"test"}
@@ -97,8 +104,16 @@ def test_sources(tmp_path):
     write(tmp_path / "data" / "pam", "kth", 2)
     write(tmp_path / "data" / "pam", "kth", 1, split="test")
     pam = tmp_path / "data" / "pam"
-    for source, count in ((tmp_path, 3), (tmp_path / "data", 3), (pam, 3), (pam / "train", 2), (pam / "train/kth", 2),
-                          (first, 1), (first / "input1.png", 1), (first / "ground_truth7.png", 1)):  # fmt: skip
+    for source, count in (
+        (tmp_path, 3),
+        (tmp_path / "data", 3),
+        (pam, 3),
+        (pam / "train", 2),
+        (pam / "train/kth", 2),
+        (first, 1),
+        (first / "input1.png", 1),
+        (first / "ground_truth7.png", 1),
+    ):
         assert len(list(gs2pm.find(source))) == count, source
         assert all(gs2pm.read(item).sizes["time"] == 20 for item in gs2pm.find(source))
 
@@ -114,8 +129,11 @@ def test_a_source_may_be_relative(tmp_path, monkeypatch):
 def test_one_domain_at_a_time(tmp_path):
     for domain in ("kth", "bair", "hko"):
         write(tmp_path, domain, mode="RGB")
-    with pytest.raises(BadInput, match=r"holds 3 domains \(bair, hko7, kth\), a store one; name one, such as "
-                                       r"'data/\*/bair'"):  # fmt: skip
+    with pytest.raises(
+        BadInput,
+        match=r"holds 3 domains \(bair, hko7, kth\), a store one; name one, such as "
+        r"'data/\*/bair'",
+    ):
         list(gs2pm.find(tmp_path))
     assert len(list(gs2pm.find(tmp_path / "train" / "hko"))) == 1
 
@@ -136,12 +154,15 @@ def test_a_missing_picture_is_named(tmp_path, name):
         gs2pm.read(item)
 
 
-@pytest.mark.parametrize(("domain", "picture", "fault"), [
-    ("hko7", np.zeros((9, 16)), "has 9x16 pixels, input1.png 16x16"),
-    ("hko7", np.zeros((16, 16, 4)), "is a PNG of mode RGBA, not L or P or RGB"),
-    ("hko7", np.arange(768).reshape(16, 16, 3) % 256, "is a coloured picture"),
-    ("bair", np.zeros((16, 16)), "is a PNG of mode L, not RGB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("domain", "picture", "fault"),
+    [
+        ("hko7", np.zeros((9, 16)), "has 9x16 pixels, input1.png 16x16"),
+        ("hko7", np.zeros((16, 16, 4)), "is a PNG of mode RGBA, not L or P or RGB"),
+        ("hko7", np.arange(768).reshape(16, 16, 3) % 256, "is a coloured picture"),
+        ("bair", np.zeros((16, 16)), "is a PNG of mode L, not RGB"),
+    ],
+)
 def test_refuses_another_picture(tmp_path, domain, picture, fault):
     folder = write(tmp_path, domain, mode="RGB")
     Image.fromarray(picture.astype(np.uint8)).save(folder / "input4.png")

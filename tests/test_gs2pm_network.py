@@ -116,8 +116,9 @@ def test_full_tuning_trains_all_on_the_forecast_alone():
     tuned.tune("prompt")
     tuned.tune("full")
     assert all(weight.requires_grad for weight in tuned.parameters())
-    torch.testing.assert_close(tuned.eval().training_loss(past, future, 0.0),
-                               alone.eval().training_loss(past, future, 0.0))  # fmt: skip
+    torch.testing.assert_close(
+        tuned.eval().training_loss(past, future, 0.0), alone.eval().training_loss(past, future, 0.0)
+    )
 
 
 def test_more_frames_at_once_differ_from_the_plain_network_in_the_last_layer_alone():

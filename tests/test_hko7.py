@@ -160,9 +160,14 @@ def test_frame_indices_pickled_by_an_old_pandas_are_left_alone(tmp_path):
     assert "split" not in hko7.read(*hko7.find(tmp_path)).coords
 
 
-@pytest.mark.parametrize(("text", "fault"), [
-    ("hello\n", "not a list of days"), ("", "not a list of days"), ("20100101, 1\n", "lists no day"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("hello\n", "not a list of days"),
+        ("", "not a list of days"),
+        ("20100101, 1\n", "lists no day"),
+    ],
+)
 def test_refuses_a_list(tmp_path, text, fault):
     fixtures.hko7(tmp_path, "1505100300")
     (tmp_path / "days.txt").write_text(text)

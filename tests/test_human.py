@@ -46,14 +46,19 @@ def test_overlapping_clips_share_their_pictures(tmp_path):
     write(tmp_path, {"train": clips, "test": [(TALK, 6, 41)]})
     found = sequences(tmp_path)
     assert found == {
-        f"train/{WALK}/1": list(range(1, 47, 5)), f"train/{WALK}/61": [61, 66, 71],
-        f"train/{WALK}/3": list(range(3, 29, 5)), f"test/{TALK}/6": list(range(6, 42, 5)),
-    }  # fmt: skip
+        f"train/{WALK}/1": list(range(1, 47, 5)),
+        f"train/{WALK}/61": [61, 66, 71],
+        f"train/{WALK}/3": list(range(3, 29, 5)),
+        f"test/{TALK}/6": list(range(6, 42, 5)),
+    }
     for split, listed in (("train", clips), ("test", [(TALK, 6, 41)])):
         for video, first, last in listed:  # every clip is a window of one sequence
             wanted = list(range(first, last + 1, 5))
-            assert any(label.startswith(f"{split}/{video}/") and wanted == run[run.index(first) :][: len(wanted)]
-                       for label, run in found.items() if first in run)  # fmt: skip
+            assert any(
+                label.startswith(f"{split}/{video}/") and wanted == run[run.index(first) :][: len(wanted)]
+                for label, run in found.items()
+                if first in run
+            )
 
 
 def test_the_last_frame_ends_a_clip_even_if_no_fifth_one(tmp_path):
@@ -112,10 +117,13 @@ def test_a_picture_of_both_lists_is_named(tmp_path):
         list(human.find(tmp_path))
 
 
-@pytest.mark.parametrize(("picture", "fault"), [
-    (np.zeros((10, 10, 3)), r"_000006\.jpg: has 10x10 pixels, .*_000001\.jpg 24x32"),
-    (np.zeros((24, 32)), r"_000006\.jpg: is a JPEG of mode L, not RGB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("picture", "fault"),
+    [
+        (np.zeros((10, 10, 3)), r"_000006\.jpg: has 10x10 pixels, .*_000001\.jpg 24x32"),
+        (np.zeros((24, 32)), r"_000006\.jpg: is a JPEG of mode L, not RGB"),
+    ],
+)
 def test_refuses_a_picture_that_differs(tmp_path, picture, fault):
     root = write(tmp_path, {"train": [(WALK, 1, 11)]})
     jpeg(root / "images" / f"{WALK}_000006.jpg", picture)
@@ -135,13 +143,18 @@ def test_refuses_pictures_that_are_larger_than_the_first_of_all(tmp_path):
         human.read(item)
 
 
-@pytest.mark.parametrize(("text", "fault"), [
-    ("", "lists no clips"), ("images/S1_Walking.54138969_,226", "has no clip in line 1"),
-    ("\nimages/S1_Walking.54138969_,30,20", "has no clip in line 2"),
-    ("images/S1_Walking.54138969_,1,99999", "has no clip in line 1"),
-    ("../../S1_Walking.54138969_,1,9", "has no clip in line 1"), ("/S1_Walking.54138969_,1,9", "has no clip in line 1"),
-    ("\xff", "has no clip in line 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "lists no clips"),
+        ("images/S1_Walking.54138969_,226", "has no clip in line 1"),
+        ("\nimages/S1_Walking.54138969_,30,20", "has no clip in line 2"),
+        ("images/S1_Walking.54138969_,1,99999", "has no clip in line 1"),
+        ("../../S1_Walking.54138969_,1,9", "has no clip in line 1"),
+        ("/S1_Walking.54138969_,1,9", "has no clip in line 1"),
+        ("\xff", "has no clip in line 1"),
+    ],
+)
 def test_refuses_other_lists(tmp_path, text, fault):
     (tmp_path / "train.txt").write_text(text)
     with pytest.raises(BadInput, match=rf"train\.txt: {fault}"):

@@ -306,20 +306,23 @@ def test_events_share_objects(source: Source) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 2, 5])
-def test_batches_of_one_process_do_not_show(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            together: int) -> None:  # fmt: skip
+def test_batches_of_one_process_do_not_show(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
     monkeypatch.setattr(ingest, "BATCH_ITEMS", together)
     ingest.ingest(source[0], [source[1]], tmp_path / "store")
     same(tmp_path / "store", source[2])
 
 
 @pytest.mark.parametrize("together", [1, 2, 16])
-def test_workers_do_not_show(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str,
-                             together: int) -> None:  # fmt: skip
+def test_workers_do_not_show(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, together: int
+) -> None:
     monkeypatch.setattr(prepared, "TASK_ITEMS", together)
     names: list[tuple[int, int, str]] = []
-    found = ingest.ingest(source[0], [source[1]], tmp_path / "store", scheduler=cluster,
-                          progress=lambda *step: names.append(step))  # fmt: skip
+    found = ingest.ingest(
+        source[0], [source[1]], tmp_path / "store", scheduler=cluster, progress=lambda *step: names.append(step)
+    )
     same(tmp_path / "store", source[2])
     assert [done for done, _, _ in names] == list(range(1, names[0][1] + 1))
     assert len({name for _, _, name in names}) == len(names)
@@ -331,8 +334,9 @@ class Cut(Exception):
 
 
 @pytest.mark.parametrize("items", [1, 4, 7])
-def test_what_was_cut_off_goes_on(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict,
-                                  items: int) -> None:  # fmt: skip
+def test_what_was_cut_off_goes_on(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict, items: int
+) -> None:
     monkeypatch.setattr(ingest, "BATCH_ITEMS", 3)
     monkeypatch.setattr(prepared, "TASK_ITEMS", 2)
 
@@ -373,18 +377,28 @@ def test_items_of_other_labels_are_refused(tmp_path: Path, how: dict) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12), st.integers(0, 20),
-       st.integers(1, 7))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12),
+    st.integers(0, 20),
+    st.integers(1, 7),
+)
 def test_every_object_has_one_writer(items: list[tuple[int, int]], start: int, steps: int) -> None:
     pieces = [(group, number, list(range(count))) for number, (group, count) in enumerate(sorted(items))]
     spans = parallel._spans(pieces, start, steps)
-    written = [(at + offset, number, frame) for span in spans for cuts in span.values()
-               for number, frames, at in cuts for offset, frame in enumerate(frames)]  # fmt: skip
+    written = [
+        (at + offset, number, frame)
+        for span in spans
+        for cuts in span.values()
+        for number, frames, at in cuts
+        for offset, frame in enumerate(frames)
+    ]
     wanted = [(number, frame) for _, number, frames in pieces for frame in frames]
     assert [place for place, _, _ in written] == list(range(start, start + len(wanted)))
     assert [frame for _, *frame in written] == [list(frame) for frame in wanted]
-    objects = [{(at + offset) // steps for cuts in span.values() for _, frames, at in cuts
-                for offset in range(len(frames))} for span in spans]  # fmt: skip
+    objects = [
+        {(at + offset) // steps for cuts in span.values() for _, frames, at in cuts for offset in range(len(frames))}
+        for span in spans
+    ]
     assert sum(map(len, objects)) == len(set.union(*objects))
     assert len(spans) <= len({group for group, _ in items})
 
@@ -420,8 +434,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "workers", "kills"), [("feed", 0, 2), ("clips", 0, 1), ("events", 2, 2)],
-                         indirect=["source"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "workers", "kills"), [("feed", 0, 2), ("clips", 0, 1), ("events", 2, 2)], indirect=["source"]
+)
 def test_what_was_killed_goes_on(source: Source, tmp_path: Path, workers: int, kills: int) -> None:
     """kill -9 at random moments, then the same command to its end."""
     (tmp_path / "convert.py").write_text(CONVERT)
@@ -472,8 +487,12 @@ def test_memory_does_not_grow_with_the_count(tmp_path: Path) -> None:
             with h5py.File(copy, "r+") as file:
                 for edge, time_ in (("start", moment), ("end", moment + np.timedelta64(300, "s"))):
                     file["overview"].attrs[f"product_datetime_{edge}"] = np.array([fixtures._knmi_time(time_)])
-        done = subprocess.run([sys.executable, "-c", PEAK, str(folder), str(tmp_path / f"store{count}")],
-                              check=True, capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(folder), str(tmp_path / f"store{count}")],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         taken, peak = done.stdout.split()
         assert int(taken) == count
         peaks.append(float(peak))

@@ -51,12 +51,15 @@ def test_a_recording_that_comes_back_is_another_sequence(tmp_path):
     assert (cube["split"] == "valid").all()
 
 
-@pytest.mark.parametrize("sources", [
-    ["city-2011_09_26_drive_0001_sync"] * 3 + ["road-2011_09_26_drive_0015_sync"] * 2,
-    [f"recording {number}" for number in range(12)],
-    ["a", "b", "a"],
-    ["ü", "ü"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ["city-2011_09_26_drive_0001_sync"] * 3 + ["road-2011_09_26_drive_0015_sync"] * 2,
+        [f"recording {number}" for number in range(12)],
+        ["a", "b", "a"],
+        ["ü", "ü"],
+    ],
+)
 @pytest.mark.parametrize("kind", [list, tuple, np.array])
 def test_what_hickle_writes_is_read(tmp_path, sources, kind):
     hickle = pytest.importorskip("hickle")  # the reader does without
@@ -98,12 +101,15 @@ def test_test_part_of_kitti_has_labels_of_its_own(tmp_path):
     assert cube["sequence"].values[0] == "kitti-test/city-a" and (cube["split"] == "test").all()
 
 
-@pytest.mark.parametrize(("make", "fault"), [
-    (lambda path: hickled(path / "X_train.hkl"), r"sources_train\.hkl: does not exist"),
-    (lambda path: kitti(path, sources=["a"]), r"sources_train\.hkl: names 1 recordings for 6 frames"),
-    (lambda path: kitti(path, frames=np.zeros((6, 128, 160), np.uint8)), r"holds \(6, 128, 160\) of uint8"),
-    (lambda path: kitti(path, frames=np.zeros((6, 128, 160, 3))), "of float64; give uint8 frames"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: hickled(path / "X_train.hkl"), r"sources_train\.hkl: does not exist"),
+        (lambda path: kitti(path, sources=["a"]), r"sources_train\.hkl: names 1 recordings for 6 frames"),
+        (lambda path: kitti(path, frames=np.zeros((6, 128, 160), np.uint8)), r"holds \(6, 128, 160\) of uint8"),
+        (lambda path: kitti(path, frames=np.zeros((6, 128, 160, 3))), "of float64; give uint8 frames"),
+    ],
+)
 def test_refuses_hickles(tmp_path, make, fault):
     path = make(tmp_path)
     (item,) = kitticaltech.find(path)
@@ -117,14 +123,17 @@ def _lists(path, **datasets: object):
             file[name] = data
 
 
-@pytest.mark.parametrize(("contents", "fault"), [
-    ({"other": [1]}, "has neither data_0 nor data"),
-    ({"data": np.zeros(6)}, "holds float64 where a text should be"),
-    ({"data": np.zeros(2**20 + 1, "S1")}, "list or a text of 1048577 bytes"),
-    ({"data/data0": np.array([list("y" * 5000)], "S1")}, "list or a text of 5000 bytes"),
-    ({"data/data0": "z" * 5000}, "list or a text of 5000 bytes"),
-    ({"data/data0/deeper": [1]}, "damaged or not a list of recordings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("contents", "fault"),
+    [
+        ({"other": [1]}, "has neither data_0 nor data"),
+        ({"data": np.zeros(6)}, "holds float64 where a text should be"),
+        ({"data": np.zeros(2**20 + 1, "S1")}, "list or a text of 1048577 bytes"),
+        ({"data/data0": np.array([list("y" * 5000)], "S1")}, "list or a text of 5000 bytes"),
+        ({"data/data0": "z" * 5000}, "list or a text of 5000 bytes"),
+        ({"data/data0/deeper": [1]}, "damaged or not a list of recordings"),
+    ],
+)
 def test_refuses_lists(tmp_path, contents, fault):
     path = hickled(tmp_path / "X_train.hkl")
     _lists(tmp_path / "sources_train.hkl", **contents)
@@ -198,16 +207,22 @@ def test_a_large_cache_is_read_in_parts(tmp_path):
     assert cube["sequence"].values[0] == "test/264"
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (lambda path: (path / "indices_cache.npy").unlink(), "indices_cache.npy: does not exist"),
-    (lambda path: np.save(path / "indices_cache.npy", [20]), "lists clips beyond 22 frames"),
-    (lambda path: np.save(path / "indices_cache.npy", [-1, 0]), "lists clips beyond 22 frames"),
-    (lambda path: np.save(path / "indices_cache.npy", np.zeros(0, int)), "lists clips beyond 22 frames"),
-    (lambda path: np.save(path / "indices_cache.npy", [0.5]), "of float64, not where clips begin"),
-    (lambda path: np.save(path / "data_cache.npy", np.zeros((22, 64, 64, 3), np.uint8)), r"holds \(22, 64, 64, 3\)"),
-    (lambda path: np.save(path / "data_cache.npy", np.full((22, 128, 160, 3), 1.5)), "holds values from 0 to 1.5"),
-    (lambda path: np.save(path / "data_cache.npy", np.zeros((22, 128, 160, 3), int)), "of int64; give frames of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda path: (path / "indices_cache.npy").unlink(), "indices_cache.npy: does not exist"),
+        (lambda path: np.save(path / "indices_cache.npy", [20]), "lists clips beyond 22 frames"),
+        (lambda path: np.save(path / "indices_cache.npy", [-1, 0]), "lists clips beyond 22 frames"),
+        (lambda path: np.save(path / "indices_cache.npy", np.zeros(0, int)), "lists clips beyond 22 frames"),
+        (lambda path: np.save(path / "indices_cache.npy", [0.5]), "of float64, not where clips begin"),
+        (
+            lambda path: np.save(path / "data_cache.npy", np.zeros((22, 64, 64, 3), np.uint8)),
+            r"holds \(22, 64, 64, 3\)",
+        ),
+        (lambda path: np.save(path / "data_cache.npy", np.full((22, 128, 160, 3), 1.5)), "holds values from 0 to 1.5"),
+        (lambda path: np.save(path / "data_cache.npy", np.zeros((22, 128, 160, 3), int)), "of int64; give frames of"),
+    ],
+)
 def test_refuses_caches(tmp_path, change, fault):
     path = cached(tmp_path / "data_cache.npy")
     change(tmp_path)
@@ -274,14 +289,17 @@ def test_a_film_of_unknown_length_is_read_to_its_end(tmp_path):
     assert everything(path)[0].sizes["time"] == 2
 
 
-@pytest.mark.parametrize(("changes", "fault"), [
-    ({"magic": 0xBEEF}, "not a film of Norpix"),
-    ({"form": 100}, "in format 100, not JPEG"),
-    ({"size": (64, 100)}, "a picture of 64x80 pixels, not 64x100"),
-    ({"size": (5000, 80)}, "holds 5000x80 pixels"),
-    ({"stated": 4}, "holds 3 of 4 pictures"),
-    ({"frames": smooth(3, (64, 40))}, "damaged or not a file of KITTI or Caltech"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"magic": 0xBEEF}, "not a film of Norpix"),
+        ({"form": 100}, "in format 100, not JPEG"),
+        ({"size": (64, 100)}, "a picture of 64x80 pixels, not 64x100"),
+        ({"size": (5000, 80)}, "holds 5000x80 pixels"),
+        ({"stated": 4}, "holds 3 of 4 pictures"),
+        ({"frames": smooth(3, (64, 40))}, "damaged or not a file of KITTI or Caltech"),
+    ],
+)
 def test_refuses_films(tmp_path, changes, fault):
     path = film(tmp_path / "set06" / "V000.seq", **{"frames": smooth(3, (64, 80))} | changes)
     with pytest.raises(BadInput, match=rf"V000\.seq.*: .*{fault}"):

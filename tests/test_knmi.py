@@ -43,8 +43,15 @@ def test_both_codes_are_no_data(tmp_path):
 )
 def test_reflectivity(tmp_path, formula, floor):
     levels = raw(none=0, one=1, strong=160, outside=255).astype(np.uint8)
-    path = fixtures.knmi(tmp_path / "a.h5", raw=levels, formula=formula, geo_parameter="REFLECTIVITY_[DBZ]",
-                         missing=0, outside=255, minutes=4)  # fmt: skip
+    path = fixtures.knmi(
+        tmp_path / "a.h5",
+        raw=levels,
+        formula=formula,
+        geo_parameter="REFLECTIVITY_[DBZ]",
+        missing=0,
+        outside=255,
+        minutes=4,
+    )
     cube = knmi.read(Item(path))
     # level 0, "missing" to KNMI, is a scanned pixel without echo
     np.testing.assert_array_equal(cube["reflectivity"].values[0, 3, :4], [floor, floor + 0.5, floor + 80, np.nan])
@@ -59,13 +66,21 @@ def test_lies_where_its_corners_say(tmp_path):
     assert grid.misfit(*CORNERS) < 0.02
 
 
-@pytest.mark.parametrize("wrong", [
-    "+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.388 +b=6356.906 +x_0=0 +y_0=0",  # seen in files
-    "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=637.8 +b=635.6", "+proj=merc +lon_0=3", "+proj=nonsense", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.388 +b=6356.906 +x_0=0 +y_0=0",  # seen in files
+        "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=637.8 +b=635.6",
+        "+proj=merc +lon_0=3",
+        "+proj=nonsense",
+        "",
+    ],
+)
 def test_a_wrong_projection_is_replaced(tmp_path, wrong):
-    right, patched = (Grid.of(knmi.read(Item(fixtures.knmi(tmp_path / "a.h5", projection=projection))))
-                      for projection in (fixtures.KNMI_PROJECTION, wrong))  # fmt: skip
+    right, patched = (
+        Grid.of(knmi.read(Item(fixtures.knmi(tmp_path / "a.h5", projection=projection))))
+        for projection in (fixtures.KNMI_PROJECTION, wrong)
+    )
     assert patched.digest == right.digest
 
 
@@ -75,14 +90,17 @@ def test_another_sphere_is_kept_where_nothing_contradicts_it(tmp_path):
     assert Grid.of(cube).crs.ellipsoid.semi_major_metre == 6_378_140
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"geo_parameter": "HEIGHT_[KM]"}, "holds HEIGHT_"),
-    ({"formula": "GEO=log(PV)"}, "has the formula 'GEO=log"),
-    ({"minutes": 0}, "over no time"),
-    ({"images": 25}, "holds a forecast"),
-    ({"raw": np.zeros((9, 9), np.uint16)}, "on a grid of"),
-    ({"corners": np.array(fixtures.KNMI_CORNERS) + 1}, "corners"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"geo_parameter": "HEIGHT_[KM]"}, "holds HEIGHT_"),
+        ({"formula": "GEO=log(PV)"}, "has the formula 'GEO=log"),
+        ({"minutes": 0}, "over no time"),
+        ({"images": 25}, "holds a forecast"),
+        ({"raw": np.zeros((9, 9), np.uint16)}, "on a grid of"),
+        ({"corners": np.array(fixtures.KNMI_CORNERS) + 1}, "corners"),
+    ],
+)
 def test_refuses(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
         knmi.read(Item(fixtures.knmi(tmp_path / "a.h5", **change)))

@@ -97,9 +97,13 @@ def test_a_missing_picture_is_named(tmp_path):
         kth.read(item)
 
 
-@pytest.mark.parametrize(("mode", "size", "fault"), [
-    ("RGB", (80, 60), "has 60x80 pixels, image_0001.jpg 120x160"), ("CMYK", (160, 120), "is a JPEG of mode CMYK"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "size", "fault"),
+    [
+        ("RGB", (80, 60), "has 60x80 pixels, image_0001.jpg 120x160"),
+        ("CMYK", (160, 120), "is a JPEG of mode CMYK"),
+    ],
+)
 def test_refuses_a_picture_that_differs(tmp_path, mode, size, fault):
     Image.new(mode, size).save(kth_folder(tmp_path, [1, 2]) / "image_0002.jpg")
     with pytest.raises(BadInput, match=rf"image_0002\.jpg: {fault}"):
@@ -145,8 +149,10 @@ def test_levels_are_those_that_opencv_sees(tmp_path):
 def test_listed_ranges_are_sequences(tmp_path, folder):
     clip(tmp_path, 20)
     clip(tmp_path, 4, "person02_boxing_d1")  # which the list does not name
-    kth_list(tmp_path / folder / "00sequences.txt",
-             {"person01_boxing_d1": "1-4, 15-18, 9-11, 11-13", "person13_handclapping_d3": " "})  # fmt: skip
+    kth_list(
+        tmp_path / folder / "00sequences.txt",
+        {"person01_boxing_d1": "1-4, 15-18, 9-11, 11-13", "person13_handclapping_d3": " "},
+    )
     first, second = map(kth.read, kth.find(tmp_path))
     # as in the published list, ranges may share a frame and are in no order
     assert numbers(first) == [1, 2, 3, 4, 9, 10, 11, 11, 12, 13, 15, 16, 17, 18]

@@ -282,8 +282,11 @@ while True:
 def test_kill_9_at_any_moment(registry: Registry, files: list[Path]) -> None:
     digests = [registry.register(path) for path in files[:2]]
     for attempt in range(6):
-        with subprocess.Popen([sys.executable, "-c", BUSY, str(registry.folder), *digests],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:  # fmt: skip
+        with subprocess.Popen(
+            [sys.executable, "-c", BUSY, str(registry.folder), *digests],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as child:
             assert child.stdout
             child.stdout.readline()
             time.sleep(0.05 + 0.013 * attempt)

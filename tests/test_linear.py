@@ -19,14 +19,25 @@ def recipe(tmp_path: Path, model: str, **options: object) -> Recipe:
     store = tmp_path / "frames"
     if not store.exists():
         synthetic.make_store(store, range(24))
-    return Recipe.model_validate({
-        "name": model.partition(":")[0], "model": model, "options": options, "runs": tmp_path / "runs",
-        "train": [{"store": str(store), "end": "2010-08-26T01:00Z"}],
-        "valid": [{"store": str(store), "start": "2010-08-26T01:00Z"}],
-        "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32},
-        "trainer": {"epochs": 1, "batches_per_epoch": 2, "batch_size": 2, "valid_batches": 1, "workers": 0,
-                    "accelerator": "cpu"},
-    })  # fmt: skip
+    return Recipe.model_validate(
+        {
+            "name": model.partition(":")[0],
+            "model": model,
+            "options": options,
+            "runs": tmp_path / "runs",
+            "train": [{"store": str(store), "end": "2010-08-26T01:00Z"}],
+            "valid": [{"store": str(store), "start": "2010-08-26T01:00Z"}],
+            "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32},
+            "trainer": {
+                "epochs": 1,
+                "batches_per_epoch": 2,
+                "batch_size": 2,
+                "valid_batches": 1,
+                "workers": 0,
+                "accelerator": "cpu",
+            },
+        }
+    )
 
 
 def test_a_regression_finds_the_weights_that_made_the_events() -> None:

@@ -105,8 +105,9 @@ def test_long_clips_lie_anywhere_in_the_sequence(monkeypatch):
     past += torch.arange(3).view(1, 3, 1, 1, 1)
     future += torch.arange(3, 5).view(1, 2, 1, 1, 1)
     both = model.memory.both
-    monkeypatch.setattr(model.memory, "both", lambda short, long: seen.add((long.shape[1], int(long[0, 0].mean())))
-                        or both(short, long))  # fmt: skip
+    monkeypatch.setattr(
+        model.memory, "both", lambda short, long: seen.add((long.shape[1], int(long[0, 0].mean()))) or both(short, long)
+    )
     for _ in range(30):
         model.training_loss(past, future, 0.5)
     assert seen == {(3, 0), (3, 1), (3, 2)}
@@ -131,9 +132,13 @@ def test_frames_stay_between_zero_and_one_where_asked():
 
 @pytest.mark.parametrize(
     ("options", "fault"),
-    [({"width": 12}, "multiple of 8"), ({"slots": 0}, "slots >= 1"), ({"long_steps": 1}, "long_steps must be >= 2"),
-     ({"warm_up": 1.0}, r"warm_up in \[0, 1\)")],
-)  # fmt: skip
+    [
+        ({"width": 12}, "multiple of 8"),
+        ({"slots": 0}, "slots >= 1"),
+        ({"long_steps": 1}, "long_steps must be >= 2"),
+        ({"warm_up": 1.0}, r"warm_up in \[0, 1\)"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(options, fault):
     with pytest.raises(ValueError, match=fault):
         tiny(**options)

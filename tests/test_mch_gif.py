@@ -34,8 +34,9 @@ def test_time_is_a_day_of_the_year(tmp_path):
     names = (NAME, "AQC160602355V_00005.801.gif", "AQC163660000F_00005.801.gif", "CPC1717900059_00005.801.gif")
     times = [mch_gif.read(Item(sources_composites.mch_gif(tmp_path / name)))["time"].values[0] for name in names]
     # 2016 has 366 days, of which the 60th is 29 February
-    assert times == [np.datetime64(time) for time in
-                     ("2015-05-15T15:45", "2016-02-29T23:55", "2016-12-31T00:00", "2017-06-28T00:05")]  # fmt: skip
+    assert times == [
+        np.datetime64(time) for time in ("2015-05-15T15:45", "2016-02-29T23:55", "2016-12-31T00:00", "2017-06-28T00:05")
+    ]
 
 
 def test_lies_on_the_swiss_grid(tmp_path):
@@ -56,26 +57,32 @@ def test_every_level_is_kept(tmp_path):
     np.testing.assert_array_equal(packing.unpack(packing.pack(variable.values)), variable.values)
 
 
-@pytest.mark.parametrize(("name", "fault"), [
-    ("RZC151351545F_00005.801.gif", "a table of RZC that it does not hold"),
-    ("AZC151351545F_00005.801.gif", "a table of AZC that it does not hold"),
-    ("CPC181790000F_00005.801.gif", "later than 28 June 2018"),
-    ("AQC151351545F_00060.801.gif", "an accumulation over 60 minutes"),
-    ("AQC153661545F_00005.801.gif", "names day 366 of the year 2015"),
-    ("AQC150001545F_00005.801.gif", "names day 000 of the year 2015"),
-    ("AQC151352545F_00005.801.gif", "is damaged"),
-    ("picture.gif", "is not named like AQC151351545F"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("RZC151351545F_00005.801.gif", "a table of RZC that it does not hold"),
+        ("AZC151351545F_00005.801.gif", "a table of AZC that it does not hold"),
+        ("CPC181790000F_00005.801.gif", "later than 28 June 2018"),
+        ("AQC151351545F_00060.801.gif", "an accumulation over 60 minutes"),
+        ("AQC153661545F_00005.801.gif", "names day 366 of the year 2015"),
+        ("AQC150001545F_00005.801.gif", "names day 000 of the year 2015"),
+        ("AQC151352545F_00005.801.gif", "is damaged"),
+        ("picture.gif", "is not named like AQC151351545F"),
+    ],
+)
 def test_refuses_by_name(tmp_path, name, fault):
     with pytest.raises(BadInput, match=fault):
         mch_gif.read(Item(sources_composites.mch_gif(tmp_path / name)))
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"index": np.zeros((64, 71))}, "has 64x71 pixels, not 640x710"),
-    ({"colours": range(256)}, "another palette"),
-    ({"colours": [level for level in range(256) for _ in range(3)]}, "another palette"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"index": np.zeros((64, 71))}, "has 64x71 pixels, not 640x710"),
+        ({"colours": range(256)}, "another palette"),
+        ({"colours": [level for level in range(256) for _ in range(3)]}, "another palette"),
+    ],
+)
 def test_refuses_by_content(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
         mch_gif.read(Item(sources_composites.mch_gif(tmp_path / NAME, **change)))

@@ -75,10 +75,13 @@ def test_lies_where_its_coordinates_say_and_row_0_is_north(tmp_path):
     np.testing.assert_allclose(grid.x, [2.005, 2.015, 2.025, 2.035, 2.045])
 
 
-@pytest.mark.parametrize(("zone", "shape", "corners"), [
-    ("NW", (565, 784), (51.891, 46.251, -5.837, 1.993)),
-    ("SE", (515, 784), (46.245, 41.105, 2.005, 9.835)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("zone", "shape", "corners"),
+    [
+        ("NW", (565, 784), (51.891, 46.251, -5.837, 1.993)),
+        ("SE", (515, 784), (46.245, 41.105, 2.005, 9.835)),
+    ],
+)
 def test_documented_grid_where_there_are_no_coordinates(tmp_path, zone, shape, corners):
     path = tmp_path / f"rainfall_{zone}_2016_08.3.npz"
     cube = only(sources_benchmarks.meteonet(path, np.zeros((1, *shape), np.int16), dates(0)))
@@ -149,8 +152,11 @@ def test_finds_in_order_of_time_and_leaves_quality_codes_out(tmp_path):
 def test_zones_and_products_need_a_store_each(tmp_path):
     for name in (RAIN, OLD, NEW, RAIN.replace("NW", "SE")):
         one(tmp_path, name, 1)
-    with pytest.raises(BadInput, match="holds rainfall NW, rainfall SE, reflectivity_new NW, reflectivity_old NW, "
-                                       "which need a store each; name the files of one"):  # fmt: skip
+    with pytest.raises(
+        BadInput,
+        match="holds rainfall NW, rainfall SE, reflectivity_new NW, reflectivity_old NW, "
+        "which need a store each; name the files of one",
+    ):
         list(meteonet.find(tmp_path))
     assert len(list(meteonet.find(tmp_path / NEW))) == 1
 
@@ -206,14 +212,17 @@ def test_a_pickle_that_would_run_something_is_refused_unrun(tmp_path, protocol):
     assert trap.exists()
 
 
-@pytest.mark.parametrize(("name", "program"), [
-    ("builtins.eval", pickle.GLOBAL + b"builtins\neval\n" + b"."),
-    ("numpy.load", pickle.GLOBAL + b"numpy\nload\n" + b"."),
-    ("numpy.testing.rundocs", pickle.GLOBAL + b"numpy.testing\nrundocs\n" + b"."),
-    ("datetime.timedelta", pickle.GLOBAL + b"datetime\ntimedelta\n" + b"."),
-    ("copyreg._reconstructor", pickle.GLOBAL + b"copyreg\n_reconstructor\n" + b"."),
-    ("datetime.datetime.__mro__", b"\x80\x04\x8c\x08datetime\x8c\x10datetime.__mro__\x93."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("builtins.eval", pickle.GLOBAL + b"builtins\neval\n" + b"."),
+        ("numpy.load", pickle.GLOBAL + b"numpy\nload\n" + b"."),
+        ("numpy.testing.rundocs", pickle.GLOBAL + b"numpy.testing\nrundocs\n" + b"."),
+        ("datetime.timedelta", pickle.GLOBAL + b"datetime\ntimedelta\n" + b"."),
+        ("copyreg._reconstructor", pickle.GLOBAL + b"copyreg\n_reconstructor\n" + b"."),
+        ("datetime.datetime.__mro__", b"\x80\x04\x8c\x08datetime\x8c\x10datetime.__mro__\x93."),
+    ],
+)
 def test_only_arrays_of_dates_may_be_named(tmp_path, name, program):
     assert list(pickletools.genops(program))
     sources_benchmarks.meteonet_coordinates(tmp_path, "NW", (4, 5))
@@ -221,13 +230,24 @@ def test_only_arrays_of_dates_may_be_named(tmp_path, name, program):
         only(sources_benchmarks.meteonet_pickled(tmp_path / RAIN, program))
 
 
-@pytest.mark.parametrize("program", [
-    b"]r\xff\xff\xff\x7f.",  # a memo of 2 thousand million places
-    b"\x80\x05\x96\x00\x00\x00\x00\xff\x00\x00\x00.",  # a byte array of 1 TB
-    b"\x80\x04\x8e\x00\x00\x00\x00\xff\x00\x00\x00.", b"\x8b\xff\xff\xff\x7f.", b"N" * 3, b"", b".", b"(" * 1000,
-    pickle.dumps([1]), pickle.dumps(np.arange(3)), pickle.dumps(np.array(["2016-08-21"], object)),
-    pickle.dumps(np.array([None], object)), pickle.dumps({}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"]r\xff\xff\xff\x7f.",  # a memo of 2 thousand million places
+        b"\x80\x05\x96\x00\x00\x00\x00\xff\x00\x00\x00.",  # a byte array of 1 TB
+        b"\x80\x04\x8e\x00\x00\x00\x00\xff\x00\x00\x00.",
+        b"\x8b\xff\xff\xff\x7f.",
+        b"N" * 3,
+        b"",
+        b".",
+        b"(" * 1000,
+        pickle.dumps([1]),
+        pickle.dumps(np.arange(3)),
+        pickle.dumps(np.array(["2016-08-21"], object)),
+        pickle.dumps(np.array([None], object)),
+        pickle.dumps({}),
+    ],
+)
 def test_a_pickle_of_anything_else_is_refused(tmp_path, program):
     sources_benchmarks.meteonet_coordinates(tmp_path, "NW", (4, 5))
     tracemalloc.start()
@@ -247,13 +267,16 @@ def test_dates_with_a_zone_are_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("data", "fault"), [
-    (np.zeros((2, 4, 5), np.int16), "holds 2 frames and 1 dates"),
-    (np.zeros((1, 4, 5)), "holds float64 of"),
-    (np.zeros((4, 5), np.int16), r"holds int16 of \(4, 5\) as data"),
-    (np.zeros((1, 4, 6), np.int16), "has 4x6 pixels, not the 4x5 of zone NW"),
-    (np.zeros((1, 1, 5), np.int16), r"holds int16 of \(1, 1, 5\) as data"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (np.zeros((2, 4, 5), np.int16), "holds 2 frames and 1 dates"),
+        (np.zeros((1, 4, 5)), "holds float64 of"),
+        (np.zeros((4, 5), np.int16), r"holds int16 of \(4, 5\) as data"),
+        (np.zeros((1, 4, 6), np.int16), "has 4x6 pixels, not the 4x5 of zone NW"),
+        (np.zeros((1, 1, 5), np.int16), r"holds int16 of \(1, 1, 5\) as data"),
+    ],
+)
 def test_refuses_data(tmp_path, data, fault):
     sources_benchmarks.meteonet_coordinates(tmp_path, "NW", (4, 5))
     with pytest.raises(BadInput, match=fault):
@@ -276,11 +299,14 @@ def test_refuses_names_keys_and_arrays(tmp_path):
         only(path)
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"step": 0.02}, "is no grid of 0.01 degrees"),
-    ({"step": -0.01}, "is no grid of 0.01 degrees"),
-    ({"lat": np.nan}, "is no grid of 0.01 degrees"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"step": 0.02}, "is no grid of 0.01 degrees"),
+        ({"step": -0.01}, "is no grid of 0.01 degrees"),
+        ({"lat": np.nan}, "is no grid of 0.01 degrees"),
+    ],
+)
 def test_refuses_coordinates(tmp_path, change, fault):
     path = one(tmp_path, RAIN, 1)
     sources_benchmarks.meteonet_coordinates(tmp_path, "NW", (4, 5), **change)
@@ -313,11 +339,14 @@ def test_clips_are_sequences_with_a_split(tmp_path):
     assert cube["reflectivity"].nbytes <= ITEM_BYTES
 
 
-@pytest.mark.parametrize(("clip", "fault"), [
-    (np.zeros((25, 128, 128), np.uint8), "has frames of 128x128 pixels, which is no zone"),
-    (np.zeros((25, 565), np.uint8), r"holds train/0 as uint8 of \(25, 565\)"),
-    (np.zeros((65, 2, 2), np.uint8), r"holds train/0 as uint8 of \(65, 2, 2\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("clip", "fault"),
+    [
+        (np.zeros((25, 128, 128), np.uint8), "has frames of 128x128 pixels, which is no zone"),
+        (np.zeros((25, 565), np.uint8), r"holds train/0 as uint8 of \(25, 565\)"),
+        (np.zeros((65, 2, 2), np.uint8), r"holds train/0 as uint8 of \(65, 2, 2\)"),
+    ],
+)
 def test_refuses_clips(tmp_path, clip, fault):
     path = sources_benchmarks.meteonet_clips(tmp_path / "meteo_radar.h5", {"train/0": clip})
     with pytest.raises(BadInput, match=fault):
@@ -341,11 +370,14 @@ def test_refuses_hdf5_without_clips(tmp_path):
 
 
 @real
-@pytest.mark.parametrize(("name", "kind", "count", "step", "missing"), [
-    ("rainfall_NW_2016_08.3.npz", "rainfall_rate", 45, 0.12, -1),
-    ("rainfall_SE_2016_08.3.npz", "rainfall_rate", 45, 0.12, -1),
-    ("reflectivity_old_NW_2016_08.3.npz", "reflectivity", 29, 1, 255),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "count", "step", "missing"),
+    [
+        ("rainfall_NW_2016_08.3.npz", "rainfall_rate", 45, 0.12, -1),
+        ("rainfall_SE_2016_08.3.npz", "rainfall_rate", 45, 0.12, -1),
+        ("reflectivity_old_NW_2016_08.3.npz", "reflectivity", 29, 1, 255),
+    ],
+)
 def test_real_files(name, kind, count, step, missing):
     cubes = [meteonet.read(item) for item in meteonet.find(SHARED / name)]
     with np.load(SHARED / name, allow_pickle=True) as archive:

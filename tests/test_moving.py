@@ -66,9 +66,11 @@ def test_a_clip_follows_from_its_number_alone():
 
 
 def test_another_process_makes_the_same_clips():
-    code = ("import numpy as np; from nowcast.moving import MovingImages;"
-            "images = np.arange(5 * 784).reshape(5, 28, 28).astype(np.uint8);"
-            "print(MovingImages(images, seed=-7).clips([10**12, 1]).tobytes().hex()[:4000])")  # fmt: skip
+    code = (
+        "import numpy as np; from nowcast.moving import MovingImages;"
+        "images = np.arange(5 * 784).reshape(5, 28, 28).astype(np.uint8);"
+        "print(MovingImages(images, seed=-7).clips([10**12, 1]).tobytes().hex()[:4000])"
+    )
     command = [sys.executable, "-c", code]
     first = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": "1"}).stdout
     images = np.arange(5 * 784).reshape(5, 28, 28).astype(np.uint8)
@@ -90,11 +92,19 @@ def test_is_painted_as_by_hand(count, elastic):
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 12), columns=st.integers(1, 12), canvas=st.integers(12, 20), frames=st.integers(1, 8),
-       step=st.floats(0, 1), seed=st.integers(-(2**40), 2**40), elastic=st.booleans())  # fmt: skip
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    canvas=st.integers(12, 20),
+    frames=st.integers(1, 8),
+    step=st.floats(0, 1),
+    seed=st.integers(-(2**40), 2**40),
+    elastic=st.booleans(),
+)
 def test_any_picture_on_any_canvas(rows, columns, canvas, frames, step, seed, elastic):
-    made = MovingImages(pictures(3, (rows, columns)), canvas=canvas, frames=frames, step=step, seed=seed,
-                        elastic=elastic)  # fmt: skip
+    made = MovingImages(
+        pictures(3, (rows, columns)), canvas=canvas, frames=frames, step=step, seed=seed, elastic=elastic
+    )
     paths = made.paths(range(4))
     assert paths.min() >= 0 and paths.max() <= 1
     for index, clip in enumerate(made.clips(range(4))):
@@ -183,15 +193,18 @@ def test_random_numbers_are_those_of_splitmix64():
     assert first == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
-@pytest.mark.parametrize(("images", "settings", "fault"), [
-    (np.zeros((3, 28, 28)), {}, "of float64"),
-    (np.zeros((28, 28), np.uint8), {}, "give .image, row, column. of uint8"),
-    (np.zeros((0, 28, 28), np.uint8), {}, r"\(0, 28, 28\)"),
-    (np.zeros((1, 65, 28), np.uint8), {}, "65x28 pixels do not fit a canvas of 64"),
-    (np.zeros((1, 28, 28), np.uint8), {"count": 4}, "1 to 3 objects"),
-    (np.zeros((1, 28, 28), np.uint8), {"frames": 0}, "1 to 3 objects"),
-    (np.zeros((1, 28, 28), np.uint8), {"step": 1.5}, "1 to 3 objects"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "settings", "fault"),
+    [
+        (np.zeros((3, 28, 28)), {}, "of float64"),
+        (np.zeros((28, 28), np.uint8), {}, "give .image, row, column. of uint8"),
+        (np.zeros((0, 28, 28), np.uint8), {}, r"\(0, 28, 28\)"),
+        (np.zeros((1, 65, 28), np.uint8), {}, "65x28 pixels do not fit a canvas of 64"),
+        (np.zeros((1, 28, 28), np.uint8), {"count": 4}, "1 to 3 objects"),
+        (np.zeros((1, 28, 28), np.uint8), {"frames": 0}, "1 to 3 objects"),
+        (np.zeros((1, 28, 28), np.uint8), {"step": 1.5}, "1 to 3 objects"),
+    ],
+)
 def test_refuses(images, settings, fault):
     with pytest.raises(ValueError, match=fault):
         MovingImages(images, seed=0, **settings)
@@ -237,20 +250,23 @@ def _sizes(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-@pytest.mark.parametrize(("make", "fault"), [
-    (lambda path: path / "nowhere.npy", "does not exist"),
-    (lambda path: path, "holds no file named"),
-    (lambda path: _idx(path, magic=0x801), "begins with 0x801"),
-    (lambda path: _idx(path, declared=6), "does not hold 6 pictures of 28x28"),
-    (lambda path: _idx(path, declared=4), "does not hold 4 pictures of 28x28"),
-    (lambda path: _idx(path, declared=2**31), "holds 2147483648 x 28 x 28 pixels; give 1 to 268,435,456"),
-    (lambda path: _idx(path, declared=0), "holds 0 x 28 x 28"),
-    (lambda path: _gzipped(path, b"no gzip"), "damaged or not a set of pictures"),
-    (lambda path: _gzipped(path, gzip.compress(bytes(16))[:-4]), "begins with 0x0"),
-    (lambda path: _saved(path, np.zeros((2, 3))), "of float64"),
-    (lambda path: _saved(path, np.array([{}, {}], object)), "as objects"),
-    (_sizes, "4.png: has 4x4 pixels, not 3x3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: path / "nowhere.npy", "does not exist"),
+        (lambda path: path, "holds no file named"),
+        (lambda path: _idx(path, magic=0x801), "begins with 0x801"),
+        (lambda path: _idx(path, declared=6), "does not hold 6 pictures of 28x28"),
+        (lambda path: _idx(path, declared=4), "does not hold 4 pictures of 28x28"),
+        (lambda path: _idx(path, declared=2**31), "holds 2147483648 x 28 x 28 pixels; give 1 to 268,435,456"),
+        (lambda path: _idx(path, declared=0), "holds 0 x 28 x 28"),
+        (lambda path: _gzipped(path, b"no gzip"), "damaged or not a set of pictures"),
+        (lambda path: _gzipped(path, gzip.compress(bytes(16))[:-4]), "begins with 0x0"),
+        (lambda path: _saved(path, np.zeros((2, 3))), "of float64"),
+        (lambda path: _saved(path, np.array([{}, {}], object)), "as objects"),
+        (_sizes, "4.png: has 4x4 pixels, not 3x3"),
+    ],
+)
 def test_refuses_pictures(tmp_path, make, fault):
     with pytest.raises(BadInput, match=fault):
         load_images(make(tmp_path))

@@ -84,15 +84,18 @@ def test_a_large_file_is_read_in_parts(tmp_path):
     assert cube["sequence"].values[0] == "test/204"
 
 
-@pytest.mark.parametrize(("values", "fault"), [
-    (np.zeros((20, 2, 64, 64)), "of float64; give .frame, clip, row, column. of uint8"),
-    (np.zeros((20, 64, 64), np.uint8), r"holds \(20, 64, 64\)"),
-    (np.zeros((20, 2, 64, 64, 2), np.uint8), r"holds \(20, 2, 64, 64, 2\)"),
-    (np.zeros((20, 0, 64, 64), np.uint8), r"holds \(20, 0, 64, 64\)"),
-    (np.zeros((20, 2, 64, 64), np.uint8, order="F"), "by columns"),
-    (np.array([None, {}]), "as objects"),
-    (np.zeros((5000, 1, 64, 64), np.uint8), "clips of 5000 frames"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        (np.zeros((20, 2, 64, 64)), "of float64; give .frame, clip, row, column. of uint8"),
+        (np.zeros((20, 64, 64), np.uint8), r"holds \(20, 64, 64\)"),
+        (np.zeros((20, 2, 64, 64, 2), np.uint8), r"holds \(20, 2, 64, 64, 2\)"),
+        (np.zeros((20, 0, 64, 64), np.uint8), r"holds \(20, 0, 64, 64\)"),
+        (np.zeros((20, 2, 64, 64), np.uint8, order="F"), "by columns"),
+        (np.array([None, {}]), "as objects"),
+        (np.zeros((5000, 1, 64, 64), np.uint8), "clips of 5000 frames"),
+    ],
+)
 def test_refuses_a_test_set(tmp_path, values, fault):
     path = tmp_path / "mnist_test_seq.npy"
     np.save(path, values, allow_pickle=True)
@@ -143,8 +146,9 @@ def test_archive_with_outputs_of_its_own(tmp_path):
     outputs = (foreseen / 255).astype(np.float32).reshape(8, 1, 64, 64)
     lists = np.array([[(0, 4), (4, 4)], [(0, 4), (4, 4)]])
     dims = np.array([[1, 64, 64], [1, 64, 64]], np.int32)
-    path = sources_video.archive(tmp_path / "moving-mnist-train.npz", seen, lists=lists, dims=dims,
-                                 output_raw_data=outputs)  # fmt: skip
+    path = sources_video.archive(
+        tmp_path / "moving-mnist-train.npz", seen, lists=lists, dims=dims, output_raw_data=outputs
+    )
     (cube,) = everything(path)
     clips = np.concatenate([seen, foreseen], axis=1)
     np.testing.assert_array_equal(cube["intensity"].values.reshape(clips.shape), (clips / 255).astype(np.float32))
@@ -158,22 +162,28 @@ def test_floats_between_the_levels_stay(tmp_path):
     assert not {"levels", "quantum"} & set(cube["intensity"].encoding)
 
 
-@pytest.mark.parametrize(("changes", "fault"), [
-    ({"clips": np.zeros((2, 3), np.int32)}, r"clips of shape \(2, 3\)"),
-    ({"clips": np.zeros((2, 3, 2))}, "lists clips as float64"),
-    ({"clips": np.array([[(0, 10)], [(31, 10)]])}, "beyond its 40 frames"),
-    ({"clips": np.array([[(-1, 10)], [(10, 10)]])}, "beyond its 40 frames"),
-    ({"clips": np.array([[(2**62, 2**62)], [(2**63 - 1, 2**63 - 1)]])}, "beyond its 40 frames"),
-    ({"input_raw_data": np.zeros((40, 2, 8, 8), np.float32)}, r"frames of shape \(40, 2, 8, 8\)"),
-    ({"input_raw_data": np.full((40, 1, 8, 8), 2, np.float32)}, "values from 0 to 2"),
-    ({"input_raw_data": np.full((40, 1, 8, 8), np.nan, np.float32)}, "values from nan to nan"),
-    ({"input_raw_data": np.zeros((40, 1, 8, 8), np.int64)}, "frames as int64"),
-    ({"dims": np.zeros((2, 3), np.int32)}, "has no array output_raw_data"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"clips": np.zeros((2, 3), np.int32)}, r"clips of shape \(2, 3\)"),
+        ({"clips": np.zeros((2, 3, 2))}, "lists clips as float64"),
+        ({"clips": np.array([[(0, 10)], [(31, 10)]])}, "beyond its 40 frames"),
+        ({"clips": np.array([[(-1, 10)], [(10, 10)]])}, "beyond its 40 frames"),
+        ({"clips": np.array([[(2**62, 2**62)], [(2**63 - 1, 2**63 - 1)]])}, "beyond its 40 frames"),
+        ({"input_raw_data": np.zeros((40, 2, 8, 8), np.float32)}, r"frames of shape \(40, 2, 8, 8\)"),
+        ({"input_raw_data": np.full((40, 1, 8, 8), 2, np.float32)}, "values from 0 to 2"),
+        ({"input_raw_data": np.full((40, 1, 8, 8), np.nan, np.float32)}, "values from nan to nan"),
+        ({"input_raw_data": np.zeros((40, 1, 8, 8), np.int64)}, "frames as int64"),
+        ({"dims": np.zeros((2, 3), np.int32)}, "has no array output_raw_data"),
+    ],
+)
 def test_refuses_an_archive(tmp_path, changes, fault):
     path = tmp_path / "moving-mnist-train.npz"
-    contents = {"clips": np.array([[(0, 10)], [(10, 10)]]), "dims": np.array([[1, 8, 8]]),
-                "input_raw_data": np.zeros((40, 1, 8, 8), np.float32)}  # fmt: skip
+    contents = {
+        "clips": np.array([[(0, 10)], [(10, 10)]]),
+        "dims": np.array([[1, 8, 8]]),
+        "input_raw_data": np.zeros((40, 1, 8, 8), np.float32),
+    }
     np.savez(path, **contents | changes)
     with pytest.raises(BadInput, match=f"moving-mnist-train.npz.*: .*{fault}"):
         moving_mnist.read(Item(path, "0:1"))
@@ -265,11 +275,14 @@ def test_digits_become_the_nominal_clips(tmp_path):
     assert cube.identical(moving_mnist.read(items[-1]))
 
 
-@pytest.mark.parametrize(("place", "label", "split"), [
-    ("moving_mnist/train-images-idx3-ubyte", "train-images/0", "train"),
-    ("moving_fmnist/train-images-idx3-ubyte.gz", "fashion-train-images/0", "train"),
-    ("MNIST/raw/t10k-images.idx3-ubyte", "t10k-images/0", "test"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "label", "split"),
+    [
+        ("moving_mnist/train-images-idx3-ubyte", "train-images/0", "train"),
+        ("moving_fmnist/train-images-idx3-ubyte.gz", "fashion-train-images/0", "train"),
+        ("MNIST/raw/t10k-images.idx3-ubyte", "t10k-images/0", "test"),
+    ],
+)
 def test_every_file_has_labels_of_its_own(tmp_path, place, label, split):
     path = sources_video.idx(tmp_path / place)
     assert moving_mnist.recognises(path)

@@ -51,11 +51,17 @@ def test_southern_latitudes_have_a_sign(tmp_path):
     assert Grid.of(mrms.read(Item(tmp_path / "a.grib2"))).y[-1] == -31.5
 
 
-@pytest.mark.parametrize(("product", "name", "rate", "cadence"), [
-    ((6, 2), "RadarOnly_QPE_01H", 12.0, 120), ((6, 45), "RadarOnly_QPE_15M", 48.0, 900),
-    ((6, 4), "RadarOnly_QPE_06H", 2.0, 3600), ((6, 13), "GaugeCorr_QPE_24H", 0.5, 3600),
-    ((6, 37), "MultiSensor_QPE_Pass2_01H", 12.0, 3600), ((6, 33), "MultiSensor_QPE_Pass1_12H", 1.0, 3600),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("product", "name", "rate", "cadence"),
+    [
+        ((6, 2), "RadarOnly_QPE_01H", 12.0, 120),
+        ((6, 45), "RadarOnly_QPE_15M", 48.0, 900),
+        ((6, 4), "RadarOnly_QPE_06H", 2.0, 3600),
+        ((6, 13), "GaugeCorr_QPE_24H", 0.5, 3600),
+        ((6, 37), "MultiSensor_QPE_Pass2_01H", 12.0, 3600),
+        ((6, 33), "MultiSensor_QPE_Pass1_12H", 1.0, 3600),
+    ],
+)
 def test_accumulations_become_rates(tmp_path, product, name, rate, cadence):
     cube = mrms.read(Item(sources_composites.mrms(tmp_path / "a.grib2", codes=codes(0, 150), product=product)))
     np.testing.assert_allclose(cube["rainfall_rate"].values[0, 0, :2], [np.nan, rate], rtol=1e-6)  # 12 mm
@@ -78,12 +84,17 @@ def test_vil(tmp_path):
     np.testing.assert_allclose(cube["vil"].values[0, 0, :3], [np.nan, 0, 25.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("what", "value", "quantum"), [
-    ({"reference": -3.0, "decimal": 0, "bits": 8}, 47.0, 1.0),
-    ({"decimal": 2}, 0.2, None),  # 16 bits of 0.01 mm/h would end at 327
-    ({"binary": 1}, 7.0, None), ({"binary": -1}, -0.5, None), ({"reference": -30.5}, 1.95, None),
-    ({"reference": 3.0, "decimal": -1, "bits": 8}, 530.0, 10.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "value", "quantum"),
+    [
+        ({"reference": -3.0, "decimal": 0, "bits": 8}, 47.0, 1.0),
+        ({"decimal": 2}, 0.2, None),  # 16 bits of 0.01 mm/h would end at 327
+        ({"binary": 1}, 7.0, None),
+        ({"binary": -1}, -0.5, None),
+        ({"reference": -30.5}, 1.95, None),
+        ({"reference": 3.0, "decimal": -1, "bits": 8}, 530.0, 10.0),
+    ],
+)
 def test_packing_is_taken_from_the_message(tmp_path, what, value, quantum):
     cube = mrms.read(Item(sources_composites.mrms(tmp_path / "a.grib2", codes=codes(), **what)))
     np.testing.assert_allclose(cube["rainfall_rate"].values[0, 5, 5], value if value > 0 else np.nan, rtol=1e-6)
@@ -106,37 +117,43 @@ def test_another_grib_is_not_recognised(tmp_path):
     assert not mrms.recognises(sources_composites.mrms(tmp_path / "a.grib2", discipline=0))
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"discipline": 0}, "is of discipline 0, not MRMS's 209"),
-    ({"product": (6, 0)}, "holds the product 209-6-0; give a precipitation rate"),
-    ({"ahead": 60}, "no analysis of one time"),
-    ({"scanning": 64}, "not on a regular grid of degrees from north to south"),
-    ({"last": (20.5, 298.5)}, "corners that do not fit"),
-    ({"first": (91.5, 230.5), "last": (20.5, 299.5)}, "corners that do not fit"),
-    ({"template": 40}, "packs its field by template 40"),
-    ({"bitmap": 0}, "with a bitmap"),
-    ({"bits": 12}, "packs its field in 12 bits"),
-    ({"binary": 31}, "packs its field in 16 bits"),
-    ({"time": "2019-13-10T00:02:40"}, "damaged or not an MRMS field"),
-    ({"time": "9019-01-10T00:02:40"}, "is of the year 9019"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"discipline": 0}, "is of discipline 0, not MRMS's 209"),
+        ({"product": (6, 0)}, "holds the product 209-6-0; give a precipitation rate"),
+        ({"ahead": 60}, "no analysis of one time"),
+        ({"scanning": 64}, "not on a regular grid of degrees from north to south"),
+        ({"last": (20.5, 298.5)}, "corners that do not fit"),
+        ({"first": (91.5, 230.5), "last": (20.5, 299.5)}, "corners that do not fit"),
+        ({"template": 40}, "packs its field by template 40"),
+        ({"bitmap": 0}, "with a bitmap"),
+        ({"bits": 12}, "packs its field in 12 bits"),
+        ({"binary": 31}, "packs its field in 16 bits"),
+        ({"time": "2019-13-10T00:02:40"}, "damaged or not an MRMS field"),
+        ({"time": "9019-01-10T00:02:40"}, "is of the year 9019"),
+    ],
+)
 def test_refuses(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
         mrms.read(Item(sources_composites.mrms(tmp_path / "a.grib2", **change)))
 
 
-@pytest.mark.parametrize(("old", "new", "fault"), [
-    (b"7777", b"7778", "does not hold one message of"),
-    (b"\x02\x00\x00\x00\x00\x00", b"\x02\xff\x00\x00\x00\x00", "states a message of 1"),
-    (b"\x00\x00\x00\x15\x01", b"\x00\x00\x00\x15\x02", "has no section 1"),
-    (b"\x00\x00\x00\x15\x01", b"\x00\x00\x00\x01\x01", "damaged section 1"),
-    (b"\x00\x00\x00\x22\x04", b"\x7f\xff\xff\xff\x04", "damaged section 4"),
-    (b"\x00\x00\x00\x22\x04", b"\x00\x00\x00\x22\x03", "damaged section 3"),
-    (b"\x00\x00\x00\x46\x00\x00\x00\x23", b"\xff\xff\xff\xff\xff\xff\xff\xff", "states 4294967295x4294967295 pix"),
-    (b"\x00\x00\x00\x46\x00\x00\x00\x23", b"\x00\x00\x00\x46\x00\x00\x00\x01", "states 1x70 pixels"),
-    (b"IHDR\x00\x00\x00\x46", b"IHDR\x00\x00\x40\x46", "damaged or not an MRMS field"),
-    (b"IDATx", b"IDAT\x00", "damaged or not an MRMS field"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (b"7777", b"7778", "does not hold one message of"),
+        (b"\x02\x00\x00\x00\x00\x00", b"\x02\xff\x00\x00\x00\x00", "states a message of 1"),
+        (b"\x00\x00\x00\x15\x01", b"\x00\x00\x00\x15\x02", "has no section 1"),
+        (b"\x00\x00\x00\x15\x01", b"\x00\x00\x00\x01\x01", "damaged section 1"),
+        (b"\x00\x00\x00\x22\x04", b"\x7f\xff\xff\xff\x04", "damaged section 4"),
+        (b"\x00\x00\x00\x22\x04", b"\x00\x00\x00\x22\x03", "damaged section 3"),
+        (b"\x00\x00\x00\x46\x00\x00\x00\x23", b"\xff\xff\xff\xff\xff\xff\xff\xff", "states 4294967295x4294967295 pix"),
+        (b"\x00\x00\x00\x46\x00\x00\x00\x23", b"\x00\x00\x00\x46\x00\x00\x00\x01", "states 1x70 pixels"),
+        (b"IHDR\x00\x00\x00\x46", b"IHDR\x00\x00\x40\x46", "damaged or not an MRMS field"),
+        (b"IDATx", b"IDAT\x00", "damaged or not an MRMS field"),
+    ],
+)
 def test_refuses_damage_without_taking_memory(tmp_path, old, new, fault):
     data = sources_composites.mrms_bytes()
     assert old in data
@@ -177,7 +194,12 @@ def test_real_files(numbers):
         assert cube["rainfall_rate"].encoding == {"quantum": 0.1}
         grid = Grid.of(cube)
         assert (grid.shape, grid.x[0], grid.x[-1], grid.y[0], grid.y[-1]) == (
-            (3500, 7000), -129.995, -60.005, 54.995, 20.005)  # fmt: skip
+            (3500, 7000),
+            -129.995,
+            -60.005,
+            54.995,
+            20.005,
+        )
         day, clock = item.path.stem.split("_")[-1].split("-")
         stamp = f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}"
         assert cube["time"].values[0] == np.datetime64(stamp)
@@ -188,8 +210,11 @@ def compare_with_eccodes(path: Path, rate: np.ndarray, time: np.datetime64) -> N
     handle = eccodes.codes_new_from_message(path.read_bytes())
     expected = eccodes.codes_get_values(handle).reshape(rate.shape)
     stated = eccodes.codes_get_string(handle, "dataDate"), eccodes.codes_get_string(handle, "dataTime")
-    corners = [eccodes.codes_get(handle, f"{axis}Of{end}GridPointInDegrees")
-               for end in ("First", "Last") for axis in ("latitude", "longitude")]  # fmt: skip
+    corners = [
+        eccodes.codes_get(handle, f"{axis}Of{end}GridPointInDegrees")
+        for end in ("First", "Last")
+        for axis in ("latitude", "longitude")
+    ]
     eccodes.codes_release(handle)
     np.testing.assert_array_equal(np.isnan(rate), expected < 0)
     wet = expected > 0

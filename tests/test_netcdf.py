@@ -57,24 +57,52 @@ def test_all_formats_are_the_same(tmp_path, form):
     assert cube.attrs["cadence_seconds"] == 300
     assert cube["rainfall_rate"].encoding == {"quantum": 0.01}
     assert {key: cube.attrs[key] for key in ("source", "licence", "institution", "product")} == {
-        "source": "a.nc", "licence": "CC-BY-4.0", "institution": "Institute of Examples", "product": "rain rate",
-    }  # fmt: skip
+        "source": "a.nc",
+        "licence": "CC-BY-4.0",
+        "institution": "Institute of Examples",
+        "product": "rain rate",
+    }
 
 
-@pytest.mark.parametrize(("units", "factor"), [
-    ("mm h-1", 1), ("mm/h", 1), ("mm/hr", 1), ("mm hr-1", 1), ("mm hour^-1", 1), ("mm.h**-1", 1), ("kg m-2 h-1", 1),
-    ("kg m-2 s-1", 3600), ("kg/m^2/s", 3600), ("kg/(m2 s)", 3600), ("kg m**-2 s**-1", 3600), ("mm s-1", 3600),
-    ("m s-1", 3.6e6), ("m/s", 3.6e6), ("mm day-1", 1 / 24), ("in/h", 25.4), ("millimeters per hour", 1),
-    ("0.1 mm h-1", 0.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("units", "factor"),
+    [
+        ("mm h-1", 1),
+        ("mm/h", 1),
+        ("mm/hr", 1),
+        ("mm hr-1", 1),
+        ("mm hour^-1", 1),
+        ("mm.h**-1", 1),
+        ("kg m-2 h-1", 1),
+        ("kg m-2 s-1", 3600),
+        ("kg/m^2/s", 3600),
+        ("kg/(m2 s)", 3600),
+        ("kg m**-2 s**-1", 3600),
+        ("mm s-1", 3600),
+        ("m s-1", 3.6e6),
+        ("m/s", 3.6e6),
+        ("mm day-1", 1 / 24),
+        ("in/h", 25.4),
+        ("millimeters per hour", 1),
+        ("0.1 mm h-1", 0.1),
+    ],
+)
 def test_units_of_rates(units, factor):
     assert rasters.unit(units) == ("rate", pytest.approx(factor))
 
 
-@pytest.mark.parametrize(("units", "kind", "factor"), [
-    ("mm", "amount", 1), ("m", "amount", 1000), ("kg m-2", "amount", 1), ("kg/m2", "amount", 1), ("cm", "amount", 10),
-    ("dBZ", "dBZ", 1), ("dbz", "dBZ", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("units", "kind", "factor"),
+    [
+        ("mm", "amount", 1),
+        ("m", "amount", 1000),
+        ("kg m-2", "amount", 1),
+        ("kg/m2", "amount", 1),
+        ("cm", "amount", 10),
+        ("dBZ", "dBZ", 1),
+        ("dbz", "dBZ", 1),
+    ],
+)
 def test_other_units(units, kind, factor):
     assert rasters.unit(units) == (kind, pytest.approx(factor))
 
@@ -86,16 +114,23 @@ def test_unknown_units(units):
 
 def test_flux_in_si_units(tmp_path):
     variables = filled(mosaic(frames=1), frame(0, 1 / 3600, np.nan, dtype=np.float32))
-    variables = changed(variables, drop=("scale_factor", "_FillValue"), standard_name="precipitation_flux",
-                        units="kg m-2 s-1")  # fmt: skip
+    variables = changed(
+        variables, drop=("scale_factor", "_FillValue"), standard_name="precipitation_flux", units="kg m-2 s-1"
+    )
     values = read(tmp_path, variables, STEP)["rainfall_rate"].values[0, 0, :3]
     np.testing.assert_allclose(values, [0, 1, np.nan], rtol=1e-6)
 
 
 def test_reflectivity_in_8_bits(tmp_path):
     variables = filled(mosaic(frames=1), frame(0, 1, 64, 254, 255, dtype=np.uint8))
-    variables = changed(variables, standard_name="equivalent_reflectivity_factor", units="dBZ", scale_factor=0.5,
-                        add_offset=-32.0, fill=np.uint8(255))  # fmt: skip
+    variables = changed(
+        variables,
+        standard_name="equivalent_reflectivity_factor",
+        units="dBZ",
+        scale_factor=0.5,
+        add_offset=-32.0,
+        fill=np.uint8(255),
+    )
     field = read(tmp_path, variables, STEP)["reflectivity"]
     np.testing.assert_array_equal(field.values[0, 0, :5], [-32, -31.5, 0, 95, np.nan])
     assert field.encoding == {"quantum": 0.5, "floor": -32.0}
@@ -103,18 +138,22 @@ def test_reflectivity_in_8_bits(tmp_path):
 
 def test_no_echo_as_minus_infinity(tmp_path):
     variables = filled(mosaic(frames=1), frame(-np.inf, 20, np.nan, dtype=np.float32))
-    variables = changed(variables, drop=("scale_factor", "_FillValue"), standard_name="equivalent_reflectivity_factor",
-                        units="dBZ")  # fmt: skip
+    variables = changed(
+        variables, drop=("scale_factor", "_FillValue"), standard_name="equivalent_reflectivity_factor", units="dBZ"
+    )
     np.testing.assert_array_equal(read(tmp_path, variables, STEP)["reflectivity"].values[0, 0, :3], [-32, 20, np.nan])
 
 
-@pytest.mark.parametrize(("attrs", "missing"), [
-    ({"missing_value": np.int16(3)}, [3]),
-    ({"missing_value": np.array([3, 5], np.int16)}, [3, 5]),
-    ({"valid_range": np.array([0, 400], np.int16)}, [401, 500]),
-    ({"valid_min": np.int16(0), "valid_max": np.int16(400)}, [401, 500]),
-    ({"valid_range": np.array([0.0, 4.0])}, [401, 500]),  # of another type: of the values
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("attrs", "missing"),
+    [
+        ({"missing_value": np.int16(3)}, [3]),
+        ({"missing_value": np.array([3, 5], np.int16)}, [3, 5]),
+        ({"valid_range": np.array([0, 400], np.int16)}, [401, 500]),
+        ({"valid_min": np.int16(0), "valid_max": np.int16(400)}, [401, 500]),
+        ({"valid_range": np.array([0.0, 4.0])}, [401, 500]),  # of another type: of the values
+    ],
+)
 def test_other_ways_to_be_missing(tmp_path, attrs, missing):
     codes = [0, 3, 5, 400, 401, 500, -1]
     variables = changed(filled(mosaic(frames=1), frame(*codes)), **attrs)
@@ -142,29 +181,35 @@ def test_unsigned_numbers_of_classic_files(tmp_path):
     np.testing.assert_array_equal(values, [0, 50, 100, np.nan])
 
 
-@pytest.mark.parametrize(("scale", "packed"), [
-    (np.float32(0.01), True),  # written in single precision, still a hundredth
-    (0.0021384712, False),  # fits the range of this file's values; the next file has another
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scale", "packed"),
+    [
+        (np.float32(0.01), True),  # written in single precision, still a hundredth
+        (0.0021384712, False),  # fits the range of this file's values; the next file has another
+    ],
+)
 def test_only_chosen_steps_are_packed(tmp_path, scale, packed):
     field = read(tmp_path, changed(mosaic(), scale_factor=scale))["rainfall_rate"]
     assert field.encoding == ({"quantum": 0.01} if packed else {})
 
 
-@pytest.mark.parametrize(("dtype", "fill", "scale", "offset", "packing"), [
-    (np.uint8, 255, 0.5, -32.0, {"quantum": 0.5, "floor": -32.0}),
-    (np.uint8, 0, 0.5, -32.0, {"quantum": 0.5, "floor": -31.5}),
-    (np.int8, -128, 1.0, 0.0, {"quantum": 1.0, "floor": -127.0}),
-    (np.uint8, 100, 0.5, -32.0, {"quantum": 0.5}),  # 256 places in 8 bits, one of which must stay free
-    (np.uint8, 100, 0.5, -32.2, {}),  # nor are they whole steps
-    (np.int16, -32768, 0.01, 0.0, {"quantum": 0.01}),
-    (np.int16, -32768, 0.001, 0.0, {"quantum": 0.001}),
-    (np.int16, -32768, 0.001, 5.0, {}),  # reaches beyond 16 bits without its offset
-    (np.uint16, 65535, 0.01, 0.0, {"quantum": 0.01}),  # 327 dBZ are enough
-    (np.uint16, 65535, 0.001, 0.0, {}),  # 32 dBZ are not
-    (np.int32, -1, 0.01, 0.0, {"quantum": 0.01}),
-    (np.float32, -999, 1.0, 0.0, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "fill", "scale", "offset", "packing"),
+    [
+        (np.uint8, 255, 0.5, -32.0, {"quantum": 0.5, "floor": -32.0}),
+        (np.uint8, 0, 0.5, -32.0, {"quantum": 0.5, "floor": -31.5}),
+        (np.int8, -128, 1.0, 0.0, {"quantum": 1.0, "floor": -127.0}),
+        (np.uint8, 100, 0.5, -32.0, {"quantum": 0.5}),  # 256 places in 8 bits, one of which must stay free
+        (np.uint8, 100, 0.5, -32.2, {}),  # nor are they whole steps
+        (np.int16, -32768, 0.01, 0.0, {"quantum": 0.01}),
+        (np.int16, -32768, 0.001, 0.0, {"quantum": 0.001}),
+        (np.int16, -32768, 0.001, 5.0, {}),  # reaches beyond 16 bits without its offset
+        (np.uint16, 65535, 0.01, 0.0, {"quantum": 0.01}),  # 327 dBZ are enough
+        (np.uint16, 65535, 0.001, 0.0, {}),  # 32 dBZ are not
+        (np.int32, -1, 0.01, 0.0, {"quantum": 0.01}),
+        (np.float32, -999, 1.0, 0.0, {}),
+    ],
+)
 def test_packing(dtype, fill, scale, offset, packing):
     attrs = {"_FillValue": dtype(fill), "scale_factor": scale, "add_offset": offset}
     codes = rasters.codes(attrs, np.dtype(dtype), "reflectivity", 1.0)
@@ -174,10 +219,17 @@ def test_packing(dtype, fill, scale, offset, packing):
 # --- names ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "units", "quantity"), [
-    ("RR", "mm/h", "rainfall_rate"), ("rainrate", "mm/h", "rainfall_rate"), ("precip_rate", "mm/h", "rainfall_rate"),
-    ("DBZH", "dBZ", "reflectivity"), ("reflectivity", "dBZ", "reflectivity"), ("dbz", "dBZ", "reflectivity"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "units", "quantity"),
+    [
+        ("RR", "mm/h", "rainfall_rate"),
+        ("rainrate", "mm/h", "rainfall_rate"),
+        ("precip_rate", "mm/h", "rainfall_rate"),
+        ("DBZH", "dBZ", "reflectivity"),
+        ("reflectivity", "dBZ", "reflectivity"),
+        ("dbz", "dBZ", "reflectivity"),
+    ],
+)
 def test_names_instead_of_standard_names(tmp_path, name, units, quantity):
     variables = changed(mosaic(), drop=("standard_name",), units=units)
     variables[name] = variables.pop("rain")
@@ -231,8 +283,14 @@ def test_stated_period(tmp_path):
     assert (cube["rainfall_rate"].encoding, cube.attrs["cadence_seconds"]) == ({"quantum": 0.04}, 900)
 
 
-@pytest.mark.parametrize("units", ["seconds since 2024-06-01 12:00:00 UTC", "seconds since 2024-06-01T12:00:00Z",
-                                   "seconds since 2024-06-01 14:00:00 +02:00"])  # fmt: skip
+@pytest.mark.parametrize(
+    "units",
+    [
+        "seconds since 2024-06-01 12:00:00 UTC",
+        "seconds since 2024-06-01T12:00:00Z",
+        "seconds since 2024-06-01 14:00:00 +02:00",
+    ],
+)
 def test_reference_times(tmp_path, units):
     variables = filled(changed(mosaic(), "time", units=units), np.array([0, 300, 600]), "time")
     assert str(read(tmp_path, variables)["time"].values[0])[:19] == "2024-06-01T12:00:00"
@@ -314,20 +372,35 @@ def test_kilometres(tmp_path):
     assert Grid.of(read(tmp_path, variables)).digest == Grid.of(read(tmp_path, mosaic())).digest
 
 
-RADOLAN = {"grid_mapping_name": "polar_stereographic", "straight_vertical_longitude_from_pole": 10.0,
-           "latitude_of_projection_origin": 90.0, "standard_parallel": 60.0, "false_easting": 0.0,
-           "false_northing": 0.0, "earth_radius": 6370040.0}  # fmt: skip
+RADOLAN = {
+    "grid_mapping_name": "polar_stereographic",
+    "straight_vertical_longitude_from_pole": 10.0,
+    "latitude_of_projection_origin": 90.0,
+    "standard_parallel": 60.0,
+    "false_easting": 0.0,
+    "false_northing": 0.0,
+    "earth_radius": 6370040.0,
+}
 
 
-@pytest.mark.parametrize("mapping", [
-    {"spatial_ref": LAEA.to_wkt()},
-    {"crs_wkt": "no WKT", "spatial_ref": LAEA.to_wkt()},
-    {"proj4": "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +ellps=WGS84 +units=m"},
-    {"proj4": "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +ellps=WGS84 +units=km"},
-    {"grid_mapping_name": "lambert_azimuthal_equal_area", "latitude_of_projection_origin": 55.0,
-     "longitude_of_projection_origin": 10.0, "false_easting": 1950000.0, "false_northing": -2100000.0,
-     "semi_major_axis": 6378137.0, "inverse_flattening": 298.257223563},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"spatial_ref": LAEA.to_wkt()},
+        {"crs_wkt": "no WKT", "spatial_ref": LAEA.to_wkt()},
+        {"proj4": "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +ellps=WGS84 +units=m"},
+        {"proj4": "+proj=laea +lat_0=55 +lon_0=10 +x_0=1950000 +y_0=-2100000 +ellps=WGS84 +units=km"},
+        {
+            "grid_mapping_name": "lambert_azimuthal_equal_area",
+            "latitude_of_projection_origin": 55.0,
+            "longitude_of_projection_origin": 10.0,
+            "false_easting": 1950000.0,
+            "false_northing": -2100000.0,
+            "semi_major_axis": 6378137.0,
+            "inverse_flattening": 298.257223563,
+        },
+    ],
+)
 def test_ways_to_state_a_projection(tmp_path, mapping):
     variables = mosaic() | {"crs": ((), np.int32(0), mapping)}
     grid = Grid.of(read(tmp_path, variables))
@@ -440,8 +513,10 @@ def curved() -> Variables:
     variables = mosaic()
     lat, lon = np.meshgrid(np.linspace(50, 51, 12), np.linspace(5, 6, 10), indexing="ij")
     rest = {name: entry for name, entry in variables.items() if name not in ("x", "y", "crs")}
-    return rest | {"lat": (("y", "x"), lat, {"standard_name": "latitude", "units": "degrees_north"}),
-                   "lon": (("y", "x"), lon, {"standard_name": "longitude", "units": "degrees_east"})}  # fmt: skip
+    return rest | {
+        "lat": (("y", "x"), lat, {"standard_name": "latitude", "units": "degrees_north"}),
+        "lon": (("y", "x"), lon, {"standard_name": "longitude", "units": "degrees_east"}),
+    }
 
 
 def layered() -> Variables:
@@ -453,36 +528,51 @@ def without(*names: str) -> Variables:
     return {name: entry for name, entry in mosaic().items() if name not in names}
 
 
-ROTATED = {"grid_mapping_name": "rotated_latitude_longitude", "grid_north_pole_latitude": 39.25,
-           "grid_north_pole_longitude": -162.0}  # fmt: skip
+ROTATED = {
+    "grid_mapping_name": "rotated_latitude_longitude",
+    "grid_north_pole_latitude": 39.25,
+    "grid_north_pole_longitude": -162.0,
+}
 
 
-@pytest.mark.parametrize(("variables", "fault"), [
-    (changed(mosaic(), units="K"), "states the unit 'K' for rain; give it one of mm h-1, mm/h, .* or dBZ"),
-    (changed(mosaic(), drop=("units",)), "states no unit for rain"),
-    (changed(mosaic(), units="dBZ"), "calls rain a rainfall_rate in 'dBZ'"),
-    (changed(mosaic(), standard_name="air_temperature"), "holds no rain or reflectivity on a grid .time, y, x, crs"),
-    (changed(mosaic(), "time", calendar="360_day"), "counts time in the calendar '360_day'; convert it to 'standard'"),
-    (changed(mosaic(), "time", units="fortnights since 2000-01-01"), "damaged or not a CF NetCDF"),
-    (changed(amounts(1)), "does not say how long rain fell; add time bounds"),
-    (filled(amounts(), np.array([0, 5, 12]), "time"), "does not say how long rain fell"),
-    (filled(mosaic(), np.array([0, 0, 0]), "time"), "times that do not increase"),
-    (filled(mosaic(), np.array([0, 10, 5]), "time"), "time does not increase"),
-    (plane(mosaic(frames=1)), "does not say when it was measured"),
-    (mosaic(frames=1), "does not say how far apart frames are"),
-    (without("time"), "has 3 time of rain; give one of them only"),
-    (layered(), "has 2 height of rain; give one of them only"),
-    (curved(), "places its pixels by the 2-D lat only; regrid it, or add the 1-D x and y"),
-    (without("x"), "has no coordinates of rain along time and y and x"),
-    (without("crs"), "names no projection; add a grid_mapping"),
-    (mosaic() | {"crs": ((), np.int32(0), {"grid_mapping_name": "flat"})}, "a grid mapping, crs, that cannot be used"),
-    (mosaic() | {"crs": ((), np.int32(0), ROTATED)}, "a grid mapping, crs, that cannot be used"),
-    (mosaic() | {"crs": ((), np.int32(0), {"crs_wkt": CRS(4326).to_wkt()})}, "gives y in 'm'; give it in degrees"),
-    (changed(mosaic(), "x", units="rad"), "gives x in 'rad'; give it in m or km"),
-    (filled(mosaic(), mosaic()["x"][1][::-1], "x"), "has columns that run westward"),
-    (filled(mosaic(), np.geomspace(1, 2, 10), "x"), "has x that are not evenly spaced"),
-    (degrees(179.955), "crosses the 180th meridian"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        (changed(mosaic(), units="K"), "states the unit 'K' for rain; give it one of mm h-1, mm/h, .* or dBZ"),
+        (changed(mosaic(), drop=("units",)), "states no unit for rain"),
+        (changed(mosaic(), units="dBZ"), "calls rain a rainfall_rate in 'dBZ'"),
+        (
+            changed(mosaic(), standard_name="air_temperature"),
+            "holds no rain or reflectivity on a grid .time, y, x, crs",
+        ),
+        (
+            changed(mosaic(), "time", calendar="360_day"),
+            "counts time in the calendar '360_day'; convert it to 'standard'",
+        ),
+        (changed(mosaic(), "time", units="fortnights since 2000-01-01"), "damaged or not a CF NetCDF"),
+        (changed(amounts(1)), "does not say how long rain fell; add time bounds"),
+        (filled(amounts(), np.array([0, 5, 12]), "time"), "does not say how long rain fell"),
+        (filled(mosaic(), np.array([0, 0, 0]), "time"), "times that do not increase"),
+        (filled(mosaic(), np.array([0, 10, 5]), "time"), "time does not increase"),
+        (plane(mosaic(frames=1)), "does not say when it was measured"),
+        (mosaic(frames=1), "does not say how far apart frames are"),
+        (without("time"), "has 3 time of rain; give one of them only"),
+        (layered(), "has 2 height of rain; give one of them only"),
+        (curved(), "places its pixels by the 2-D lat only; regrid it, or add the 1-D x and y"),
+        (without("x"), "has no coordinates of rain along time and y and x"),
+        (without("crs"), "names no projection; add a grid_mapping"),
+        (
+            mosaic() | {"crs": ((), np.int32(0), {"grid_mapping_name": "flat"})},
+            "a grid mapping, crs, that cannot be used",
+        ),
+        (mosaic() | {"crs": ((), np.int32(0), ROTATED)}, "a grid mapping, crs, that cannot be used"),
+        (mosaic() | {"crs": ((), np.int32(0), {"crs_wkt": CRS(4326).to_wkt()})}, "gives y in 'm'; give it in degrees"),
+        (changed(mosaic(), "x", units="rad"), "gives x in 'rad'; give it in m or km"),
+        (filled(mosaic(), mosaic()["x"][1][::-1], "x"), "has columns that run westward"),
+        (filled(mosaic(), np.geomspace(1, 2, 10), "x"), "has x that are not evenly spaced"),
+        (degrees(179.955), "crosses the 180th meridian"),
+    ],
+)
 def test_refuses(tmp_path, variables, fault):
     path = gridded.netcdf(tmp_path / "a.nc", variables)
     with pytest.raises(BadInput, match=fault):

@@ -208,8 +208,9 @@ def stepped(pack, model, count: int) -> list:
     return states
 
 
-def stlstm_shapes(*, layers: int, width: int, kernel: int, folded: int, field: tuple[int, int] | None = None,
-                  cells: str = "cell_list") -> parity_pack.Shapes:  # fmt: skip
+def stlstm_shapes(
+    *, layers: int, width: int, kernel: int, folded: int, field: tuple[int, int] | None = None, cells: str = "cell_list"
+) -> parity_pack.Shapes:
     """Tensors of the official PredRNN at any scale; with a field, the norms of its elements."""
     shapes: parity_pack.Shapes = {"conv_last.weight": (folded, width, 1, 1)}
     for layer in range(layers):
@@ -325,9 +326,16 @@ def openstl_shapes(source: str, field: tuple[int, int] | None) -> parity_pack.Sh
     n, shapes = 6, {"conv_last.weight": (8, 6, 1, 1)}
     convs = {
         "convlstm_openstl": {"conv_x": (4, 1), "conv_h": (4, 1), "conv_o": (1, 2)},
-        "predrnn_pp": {"conv_x": (7, 1), "conv_h": (4, 1), "conv_c": (3, 1), "conv_m": (3, 1), "conv_o": (1, 2),
-                       "conv_c2m": (4, 1), "conv_om": (1, 1)},
-    }  # fmt: skip
+        "predrnn_pp": {
+            "conv_x": (7, 1),
+            "conv_h": (4, 1),
+            "conv_c": (3, 1),
+            "conv_m": (3, 1),
+            "conv_o": (1, 2),
+            "conv_c2m": (4, 1),
+            "conv_om": (1, 1),
+        },
+    }
     for layer in range(3):
         for conv, (gates, inputs) in convs[source].items():
             below = 8 if conv == "conv_x" and not layer else inputs * n
@@ -556,12 +564,19 @@ def inception_shapes(stacked: int, hidden: int, blocks: int, kernels: tuple[int,
 def large_kernel_shapes(n: int, h: int, outputs: int) -> dict:
     gate = "attn.spatial_gating_unit."
     return {
-        **batch_norm("norm1", n), **batch_norm("norm2", n), "layer_scale_1": (n,), "layer_scale_2": (n,),
-        **layer("attn.proj_1", n, n, 1, 1), **layer("attn.proj_2", n, n, 1, 1),
-        **layer(gate + "conv0", n, 1, 5, 5), **layer(gate + "conv_spatial", n, 1, 7, 7),
-        **layer(gate + "conv1", outputs, n, 1, 1), **layer("mlp.fc1", h, n, 1, 1),
-        **layer("mlp.dwconv.dwconv", h, 1, 3, 3), **layer("mlp.fc2", n, h, 1, 1),
-    }  # fmt: skip
+        **batch_norm("norm1", n),
+        **batch_norm("norm2", n),
+        "layer_scale_1": (n,),
+        "layer_scale_2": (n,),
+        **layer("attn.proj_1", n, n, 1, 1),
+        **layer("attn.proj_2", n, n, 1, 1),
+        **layer(gate + "conv0", n, 1, 5, 5),
+        **layer(gate + "conv_spatial", n, 1, 7, 7),
+        **layer(gate + "conv1", outputs, n, 1, 1),
+        **layer("mlp.fc1", h, n, 1, 1),
+        **layer("mlp.dwconv.dwconv", h, 1, 3, 3),
+        **layer("mlp.fc2", n, h, 1, 1),
+    }
 
 
 def mlp_shapes(name: str, n: int, h: int, *kernel: int) -> dict:
@@ -631,8 +646,20 @@ def translator_shapes(middle: str, stacked: int, hidden: int, blocks: int, ratio
     return shapes
 
 
-MIDDLES = ["gSTA", "tau", "VAN", "ConvMixer", "ConvNeXt", "Poolformer", "HorNet", "Moga", "MLP", "Swin", "ViT",
-           "Uniformer"]  # fmt: skip
+MIDDLES = [
+    "gSTA",
+    "tau",
+    "VAN",
+    "ConvMixer",
+    "ConvNeXt",
+    "Poolformer",
+    "HorNet",
+    "Moga",
+    "MLP",
+    "Swin",
+    "ViT",
+    "Uniformer",
+]
 
 
 @pytest.mark.parametrize("middle", MIDDLES)
@@ -689,8 +716,10 @@ def unet_shapes(
     widths = [width * 2**level for level in range(5)]
     widths[-1] //= 2 if bilinear else 1
     shapes = layer("outc.conv", outputs, width, 1, 1)
-    units = {("inc" if i == 0 else f"down{i}.maxpool_conv.1"): (inputs if i == 0 else widths[i - 1], wide, wide)
-             for i, wide in enumerate(widths)}  # fmt: skip
+    units = {
+        ("inc" if i == 0 else f"down{i}.maxpool_conv.1"): (inputs if i == 0 else widths[i - 1], wide, wide)
+        for i, wide in enumerate(widths)
+    }
     for i, wide in enumerate(reversed(widths[:4]), start=1):
         units[f"up{i}.conv"] = (2 * wide, wide, max(wide // 2, width) if bilinear else wide)
         if not bilinear:
@@ -742,8 +771,13 @@ def test_sa_convlstm_scale_is_read_from_the_tensors():
     """Layers of unlike widths, other kernels and keys."""
     shapes, below = {}, 1
     for layer, width in enumerate((6, 10, 4)):
-        sizes = {"conv": (4 * width, below + width, 5), "sa.conv_h": (9, width, 1), "sa.conv_m": (6, width, 1),
-                 "sa.conv_z": (3, 6, 1), "sa.conv_output": (3 * width, width + 3, 5)}  # fmt: skip
+        sizes = {
+            "conv": (4 * width, below + width, 5),
+            "sa.conv_h": (9, width, 1),
+            "sa.conv_m": (6, width, 1),
+            "sa.conv_z": (3, 6, 1),
+            "sa.conv_output": (3 * width, width + 3, 5),
+        }
         for name, (outputs, inputs, kernel) in sizes.items():
             shapes[f"layers.{layer}.{name}.weight"] = (outputs, inputs, kernel, kernel)
             shapes[f"layers.{layer}.{name}.bias"] = (outputs,)
@@ -759,9 +793,17 @@ def test_sa_convlstm_seq_scale_is_read_from_the_tensors(whole):
     steps, n, attention, grid, shapes = 3, 6, 2, (5, 8), {}
     for layer in (1, 2, 3):
         cell = f"sequential.sam-convlstm{layer}.sam_convlstm_cell."
-        convs = {"query_h": (attention, n), "key_h": (attention, n), "value_h": (n, n), "z_h": (n, n),
-                 "key_m": (attention, n), "value_m": (n, n), "z_m": (n, n), "w_z": (2 * n, 2 * n),
-                 "w": (3 * n, 3 * n)}  # fmt: skip
+        convs = {
+            "query_h": (attention, n),
+            "key_h": (attention, n),
+            "value_h": (n, n),
+            "z_h": (n, n),
+            "key_m": (attention, n),
+            "value_m": (n, n),
+            "z_m": (n, n),
+            "w_z": (2 * n, 2 * n),
+            "w": (3 * n, 3 * n),
+        }
         kernels = {f"{cell}attention_memory.{name}": (*sizes, 1, 1) for name, sizes in convs.items()}
         kernels[f"{cell}convlstm_cell.conv"] = (4 * n, n + (n if layer > 1 else 2), 5, 5)
         shapes |= {f"{name}.weight": shape for name, shape in kernels.items()}
@@ -840,8 +882,13 @@ def swin_cell_shapes(name: str, width: int, depth: int, heads: int, window: int)
     for block in range(depth):
         part = f"{name}.Swin.layers.{block}"
         shapes[f"{part}.attn.relative_position_bias_table"] = ((2 * window - 1) ** 2, heads)
-        for layer, outputs, inputs in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4),
-                                       ("red", 1, 2)):  # fmt: skip
+        for layer, outputs, inputs in (
+            ("attn.qkv", 3, 1),
+            ("attn.proj", 1, 1),
+            ("mlp.fc1", 4, 1),
+            ("mlp.fc2", 1, 4),
+            ("red", 1, 2),
+        ):
             shapes[f"{part}.{layer}.weight"] = (outputs * width, inputs * width)
             shapes[f"{part}.{layer}.bias"] = (outputs * width,)
         for norm in ("norm1", "norm2"):
@@ -850,8 +897,10 @@ def swin_cell_shapes(name: str, width: int, depth: int, heads: int, window: int)
 
 
 def swin_patch_shapes(part: str, width: int, channels: int, patch: int) -> parity_pack.Shapes:
-    return {f"{part}.patch_embed.proj.weight": (width, channels, patch, patch), **{
-        f"{part}.patch_embed.{leaf}": (width,) for leaf in ("proj.bias", "norm.weight", "norm.bias")}}  # fmt: skip
+    return {
+        f"{part}.patch_embed.proj.weight": (width, channels, patch, patch),
+        **{f"{part}.patch_embed.{leaf}": (width,) for leaf in ("proj.bias", "norm.weight", "norm.bias")},
+    }
 
 
 def test_swin_lstm_b_of_another_scale_is_read_from_the_tensors():
@@ -863,8 +912,10 @@ def test_swin_lstm_b_of_another_scale_is_read_from_the_tensors():
     assert (model.in_steps, model.out_steps, model.channels, model.multiple) == (3, 4, 2, 10)
     assert model.cells[1].blocks[1].drop_path == 0.2
     assert model(torch.rand(1, 3, 2, 20, 37)).shape == (1, 4, 2, 20, 37)
-    buffers = {"ST.layers.0.Swin.layers.1.attn_mask": torch.zeros(16, 25, 25),
-               "ST.layers.0.Swin.layers.0.attn.relative_position_index": torch.zeros(25, 25)}  # fmt: skip
+    buffers = {
+        "ST.layers.0.Swin.layers.1.attn_mask": torch.zeros(16, 25, 25),
+        "ST.layers.0.Swin.layers.0.attn.relative_position_index": torch.zeros(25, 25),
+    }
     again = load("swin_lstm_b", {f"module.{name}": value for name, value in (weights | buffers).items()})
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 

@@ -229,8 +229,14 @@ def test_refuses_forecasts_on_another_grid(tmp_path: Path) -> None:
 def scores() -> xr.Dataset:
     """Two runs, one threshold, two leads: 8 hits and 2 misses; then a dry frame with 10 false alarms."""
     counts = {"hits": [8, 0], "misses": [2, 0], "false_alarms": [0, 10], "correct_negatives": [90, 90]}
-    sums = {"n": [100, 100], "squared_error": [50.0, 150.0], "absolute_error": [10.0, 30.0], "error": [0.0, 0.0],
-            "frames": [1, 1], "ssim": [0.5, 0.7]}  # fmt: skip
+    sums = {
+        "n": [100, 100],
+        "squared_error": [50.0, 150.0],
+        "absolute_error": [10.0, 30.0],
+        "error": [0.0, 0.0],
+        "frames": [1, 1],
+        "ssim": [0.5, 0.7],
+    }
     verified = np.array([1, 0])  # nothing is known of the second lead yet
     by_threshold, by_lead = ("run", "lead_time", "threshold"), ("run", "lead_time")
     table = {key: (by_threshold, np.outer(values, verified)[..., None]) for key, values in counts.items()}

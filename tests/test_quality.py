@@ -44,21 +44,24 @@ def status(cube: xr.Dataset, settings: QualitySettings = SETTINGS) -> set[str]:
 CHECKERS = {(row, column): 5.0 for row in range(0, 40, 4) for column in range(0, 50, 5)}
 
 
-@pytest.mark.parametrize(("cube", "flags"), [
-    (frame(2.0), set()),
-    (frame(0.0), {"dry"}),
-    (frame(0.05), {"dry"}),
-    (frame(2.0, missing=0.5), set()),
-    (frame(2.0, missing=0.975), {"mostly_missing"}),
-    (frame(0.0, missing=0.975), {"mostly_missing", "dry"}),
-    (frame(2.0, cells={(20, 20): 8646.0}), {"out_of_range"}),
-    (frame(2.0, cells={(20, 20): -1.0}), {"out_of_range"}),
-    (frame(0.0, cells=CHECKERS), {"speckle"}),
-    (frame(0.0, cells={(5, 5): 3.0, (20, 20): 3.0}), set()),  # two lone pixels are no speckle
-    (frame(-32.0, name="reflectivity"), {"dry"}),
-    (frame(90.0, name="reflectivity"), {"out_of_range"}),
-    (frame(0.0, name="intensity"), set()),  # a black picture is not dry
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cube", "flags"),
+    [
+        (frame(2.0), set()),
+        (frame(0.0), {"dry"}),
+        (frame(0.05), {"dry"}),
+        (frame(2.0, missing=0.5), set()),
+        (frame(2.0, missing=0.975), {"mostly_missing"}),
+        (frame(0.0, missing=0.975), {"mostly_missing", "dry"}),
+        (frame(2.0, cells={(20, 20): 8646.0}), {"out_of_range"}),
+        (frame(2.0, cells={(20, 20): -1.0}), {"out_of_range"}),
+        (frame(0.0, cells=CHECKERS), {"speckle"}),
+        (frame(0.0, cells={(5, 5): 3.0, (20, 20): 3.0}), set()),  # two lone pixels are no speckle
+        (frame(-32.0, name="reflectivity"), {"dry"}),
+        (frame(90.0, name="reflectivity"), {"out_of_range"}),
+        (frame(0.0, name="intensity"), set()),  # a black picture is not dry
+    ],
+)
 def test_flags(cube: xr.Dataset, flags: set[str]):
     assert status(cube) == flags
 
@@ -170,9 +173,14 @@ def test_any_values_give_shares(values: np.ndarray):
             assert wild == bool((known < 0).any() or (known > 500).any())
 
 
-@pytest.mark.parametrize("packing", [
-    {"quantum": 0.01}, {"quantum": 0.05, "floor": 0.0}, {"levels": np.array([0, 0.1, 0.5, 7, 600], np.float32)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "packing",
+    [
+        {"quantum": 0.01},
+        {"quantum": 0.05, "floor": 0.0},
+        {"levels": np.array([0, 0.1, 0.5, 7, 600], np.float32)},
+    ],
+)
 def test_codes_are_measured_as_the_values_they_stand_for(packing: dict):
     values = np.resize(np.array([0, 0.1, 7, 0.5, 0, np.nan], np.float32), (3, *GRID.shape))
     values[1] = np.nan

@@ -61,14 +61,17 @@ def test_the_south_is_stored_first(tmp_path):
     np.testing.assert_allclose([rate[-1, 0], rate[0, 0]], [120, 0.84], rtol=1e-6)  # 1000 is 0x03e8
 
 
-@pytest.mark.parametrize(("what", "rate", "cadence"), [
-    ({"product": "RW", "precision": -1, "interval": 60}, 10.0, 3600),
-    ({"product": "RQ", "precision": -1, "interval": 60, "version": 5, "lead": 0}, 10.0, 900),
-    ({"product": "SF", "precision": -1, "interval": 1440}, 10 / 24, 3600),
-    ({"product": "W1", "precision": 0, "interval": 7, "days": True}, 100 / 168, 86400),
-    ({"product": "YW", "shape": (1100, 900)}, 12.0, 300),
-    ({"product": "EY", "shape": (1500, 1400)}, 12.0, 300),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "rate", "cadence"),
+    [
+        ({"product": "RW", "precision": -1, "interval": 60}, 10.0, 3600),
+        ({"product": "RQ", "precision": -1, "interval": 60, "version": 5, "lead": 0}, 10.0, 900),
+        ({"product": "SF", "precision": -1, "interval": 1440}, 10 / 24, 3600),
+        ({"product": "W1", "precision": 0, "interval": 7, "days": True}, 100 / 168, 86400),
+        ({"product": "YW", "shape": (1100, 900)}, 12.0, 300),
+        ({"product": "EY", "shape": (1500, 1400)}, 12.0, 300),
+    ],
+)
 def test_precision_and_interval_are_taken_from_the_header(tmp_path, what, rate, cadence):
     field = levels(100, 0x29C4, shape=what.get("shape", (900, 900)))
     cube = read(tmp_path / NAME, levels=field, **what)
@@ -91,8 +94,9 @@ def test_reflectivity_of_one_byte(tmp_path, product, shape):
 
 def test_reflectivity_of_twelve_bits(tmp_path):
     field = levels(0, 650, 1771, 0x29C4, 0x8000 + 700, 0x8000 + 2490, shape=(1200, 1100))
-    cube = read(tmp_path / "WN2609161355_000", product="WN", levels=field, shape=(1200, 1100), version=5, precision=-1,
-                lead=0)  # fmt: skip
+    cube = read(
+        tmp_path / "WN2609161355_000", product="WN", levels=field, shape=(1200, 1100), version=5, precision=-1, lead=0
+    )
     expected = [-32.5, 0, 56.05, np.nan, np.nan, np.nan]  # tenths of half a dB; clutter, with or without a value
     np.testing.assert_allclose(cube["reflectivity"].values[0, 0, :6], expected, atol=1e-5)
     assert cube["reflectivity"].encoding == {"quantum": 0.05}
@@ -111,14 +115,15 @@ CORNERS = {  # lower left, then clockwise, as DWD's descriptions of the format s
         (3.5669946350078914, 1.463301510256666, 18.73161645466747, 16.580869348598274),
         (45.696425377390064, 55.862087108249824, 55.845438563255755, 45.68460578137082),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("version", "rows", "columns"), CORNERS)
 def test_lies_where_dwd_states_its_corners(tmp_path, version, rows, columns):
     product = {1100: "YW", 1500: "EY", 1200: "RV"}.get(rows, "RY")
-    cube = read(tmp_path / NAME, product=product, levels=levels(shape=(rows, columns)), shape=(rows, columns),
-                version=version)  # fmt: skip
+    cube = read(
+        tmp_path / NAME, product=product, levels=levels(shape=(rows, columns)), shape=(rows, columns), version=version
+    )
     grid = Grid.of(cube)
     assert (grid.shape, grid.orientation) == ((rows, columns), NORTH_UP)
     digits = 1e-6 if rows == 1200 else 0.1 if version == 5 else 0.02  # pixels that the decimals leave open
@@ -225,8 +230,9 @@ def test_a_damaged_archive_does_not_hide_the_others(tmp_path):
         radolan.read(bad)
 
 
-def bomb(path: Path, *, name: str = "DE1200_RV2609161355_000", size: int = 2**40,
-         kind: bytes = tarfile.REGTYPE) -> Path:  # fmt: skip
+def bomb(
+    path: Path, *, name: str = "DE1200_RV2609161355_000", size: int = 2**40, kind: bytes = tarfile.REGTYPE
+) -> Path:
     """An archive of a few KB whose first member is said to be a TB, and which unpacks to a GB of zeros."""
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
@@ -234,9 +240,16 @@ def bomb(path: Path, *, name: str = "DE1200_RV2609161355_000", size: int = 2**40
     return path
 
 
-@pytest.mark.parametrize("what", [
-    {}, {"name": "README"}, {"kind": tarfile.XHDTYPE}, {"kind": tarfile.GNUTYPE_LONGNAME}, {"size": 2**28, "name": "x"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what",
+    [
+        {},
+        {"name": "README"},
+        {"kind": tarfile.XHDTYPE},
+        {"kind": tarfile.GNUTYPE_LONGNAME},
+        {"size": 2**28, "name": "x"},
+    ],
+)
 def test_an_archive_that_explodes_is_refused(tmp_path, what):
     path = bomb(tmp_path / ARCHIVE, **what)
     started = time.perf_counter()
@@ -268,15 +281,18 @@ def test_a_broken_checksum_is_refused(tmp_path):
         radolan.read(Item(path))
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    ({"product": "HG"}, "is the product HG; give one of"),
-    ({"product": "RE"}, "is the product RE"),
-    ({"shape": (460, 460), "levels": np.zeros((460, 460))}, "has 460x460 pixels; give a composite of 900x900"),
-    ({"interval": 0}, "is a sum over no time"),
-    ({"levels": np.zeros((899, 900))}, "ends after 809100 of 900x900 pixels"),
-    ({"time": "2020-13-01T15:05"}, "damaged or not a RADOLAN composite"),
-    ({"site": 10132}, "does not begin like a RADOLAN composite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"product": "HG"}, "is the product HG; give one of"),
+        ({"product": "RE"}, "is the product RE"),
+        ({"shape": (460, 460), "levels": np.zeros((460, 460))}, "has 460x460 pixels; give a composite of 900x900"),
+        ({"interval": 0}, "is a sum over no time"),
+        ({"levels": np.zeros((899, 900))}, "ends after 809100 of 900x900 pixels"),
+        ({"time": "2020-13-01T15:05"}, "damaged or not a RADOLAN composite"),
+        ({"site": 10132}, "does not begin like a RADOLAN composite"),
+    ],
+)
 def test_refuses(tmp_path, change, fault):
     with pytest.raises(BadInput, match=fault):
         read(tmp_path / NAME, **change)

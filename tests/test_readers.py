@@ -226,13 +226,19 @@ def test_hdf5_pieces_name_what_is_missing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">i2", "<f4", ">f8"])
-@pytest.mark.parametrize("layout", [
-    {}, {"chunks": (1, 8, 9)}, {"chunks": (1, 8, 9), "compression": "lzf"},
-    {"chunks": (1, 4, 9), "compression": "gzip"}, {"chunks": (3, 8, 9), "compression": "gzip"},
-    {"chunks": (1, 8, 9), "compression": "gzip"},
-    {"chunks": (1, 8, 9), "compression": "gzip", "shuffle": True},
-    {"chunks": (1, 8, 9), "compression": "gzip", "fletcher32": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"chunks": (1, 8, 9)},
+        {"chunks": (1, 8, 9), "compression": "lzf"},
+        {"chunks": (1, 4, 9), "compression": "gzip"},
+        {"chunks": (3, 8, 9), "compression": "gzip"},
+        {"chunks": (1, 8, 9), "compression": "gzip"},
+        {"chunks": (1, 8, 9), "compression": "gzip", "shuffle": True},
+        {"chunks": (1, 8, 9), "compression": "gzip", "fletcher32": True},
+    ],
+)
 def test_numbers_are_those_of_the_file(tmp_path: Path, layout: dict, dtype: str):
     """Whatever filters made its chunks; row 2 was never written."""
     with h5py.File(tmp_path / "a.h5", "w") as file:

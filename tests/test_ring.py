@@ -185,8 +185,11 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(windows: Windows, workers: i
     left.draws.set_epoch(4)
     assert len(list(islice(left, seen))) == seen
     found.load_state_dict(left.state_dict())
-    assert found.state_dict() == left.state_dict() == ({"epoch": 5, "batches": 0} if seen == 7 else
-                                                       {"epoch": 4, "batches": seen})  # fmt: skip
+    assert (
+        found.state_dict()
+        == left.state_dict()
+        == ({"epoch": 5, "batches": 0} if seen == 7 else {"epoch": 4, "batches": seen})
+    )
     assert same(next_one if seen == 7 else first[seen:], list(found))
     assert len(found) == 7
     assert same(next_one, epoch(found, 5)), "the epochs after it are whole"

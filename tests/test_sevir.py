@@ -84,11 +84,14 @@ def test_all_levels_survive_reading_packing_and_thresholding(tmp_path):
         np.testing.assert_array_equal(values >= threshold, level >= limit)
 
 
-@pytest.mark.parametrize(("kind", "name", "raw", "value"), [
-    ("vis", "visible_reflectance", 4321, 0.4321),
-    ("ir069", "brightness_temperature_069", -3683, -36.83),
-    ("ir107", "brightness_temperature_107", 2550, 25.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "name", "raw", "value"),
+    [
+        ("vis", "visible_reflectance", 4321, 0.4321),
+        ("ir069", "brightness_temperature_069", -3683, -36.83),
+        ("ir107", "brightness_temperature_107", 2550, 25.5),
+    ],
+)
 def test_satellite_kinds(tmp_path, kind, name, raw, value):
     stack = images(fill=raw)
     stack[0, 0, 1, 2] = -32768
@@ -98,17 +101,19 @@ def test_satellite_kinds(tmp_path, kind, name, raw, value):
 
 
 def test_lightning_is_binned_to_the_frame_that_ends_after_it(tmp_path):
-    flashes = np.array([
-        # seconds, lat, lon, x, y (cells of 8 km)
-        [0.0, 0, 0, 3.7, 5.2],
-        [-1.0, 0, 0, 3.0, 5.9],
-        [1.0, 0, 0, 3.7, 5.2],
-        [-7200.0, 0, 0, 47.9, 0.0],
-        [7200.0, 0, 0, 0.0, 47.9],
-        [7201.0, 0, 0, 0.0, 0.0],  # after the event
-        [0.0, 0, 0, 48.0, 0.0],  # outside the square
-        [0.0, 0, 0, -0.1, 0.0],
-    ])  # fmt: skip
+    flashes = np.array(
+        [
+            # seconds, lat, lon, x, y (cells of 8 km)
+            [0.0, 0, 0, 3.7, 5.2],
+            [-1.0, 0, 0, 3.0, 5.9],
+            [1.0, 0, 0, 3.7, 5.2],
+            [-7200.0, 0, 0, 47.9, 0.0],
+            [7200.0, 0, 0, 0.0, 47.9],
+            [7201.0, 0, 0, 0.0, 0.0],  # after the event
+            [0.0, 0, 0, 48.0, 0.0],  # outside the square
+            [0.0, 0, 0, -0.1, 0.0],
+        ]
+    )
     name = "lght/2019/SEVIR_LGHT_ALLEVENTS_2019_0601_0701.h5"
     (tmp_path / "data" / name).parent.mkdir(parents=True)
     with h5py.File(tmp_path / "data" / name, "w") as file:
@@ -129,8 +134,9 @@ def test_lower_resolution_release_has_no_ids_and_every_second_frame(tmp_path):
     name = "vil/2018/SEVIR_VIL_STORMEVENTS_2018_0101_0630.h5"
     offsets = ":".join(str(minute) for minute in range(-118, 123, 5))
     days = ("2018-05-01 12:00:00", "2018-05-02 12:00:00")
-    sevir_catalog(root, [sevir_row(f"S{row}", name, row, time_utc=day, minute_offsets=offsets)
-                         for row, day in enumerate(days)])  # fmt: skip
+    sevir_catalog(
+        root, [sevir_row(f"S{row}", name, row, time_utc=day, minute_offsets=offsets) for row, day in enumerate(days)]
+    )
     stack = np.zeros((2, 128, 128, 25), np.uint8)
     stack[1, 26, 66, :] = np.arange(20, 45)  # a third of Duluth's pixel
     (root / "data" / name).parent.mkdir(parents=True)
@@ -148,10 +154,17 @@ def test_lower_resolution_release_has_no_ids_and_every_second_frame(tmp_path):
     assert not first["vil"].values.any()
 
 
-@pytest.mark.parametrize(("time_utc", "split"), [
-    ("2017-06-15 08:00:00", "train"), ("2019-01-01 00:00:00", "train"), ("2019-01-01 00:00:01", "valid"),
-    ("2019-06-01 00:00:00", "valid"), ("2019-06-01 00:01:00", "test"), ("2019-11-30 12:00:00", "test"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("time_utc", "split"),
+    [
+        ("2017-06-15 08:00:00", "train"),
+        ("2019-01-01 00:00:00", "train"),
+        ("2019-01-01 00:00:01", "valid"),
+        ("2019-06-01 00:00:00", "valid"),
+        ("2019-06-01 00:01:00", "test"),
+        ("2019-11-30 12:00:00", "test"),
+    ],
+)
 def test_events_carry_the_split_of_the_benchmark(tmp_path, time_utc, split):
     """Training ends with 2018, validation with May 2019: the first moment belongs to the one before."""
     cube = only(root_with(tmp_path, "vil", images(), time_utc=time_utc))
@@ -162,8 +175,11 @@ def test_events_carry_the_split_of_the_benchmark(tmp_path, time_utc, split):
 
 
 def test_finds_by_root_catalogue_kind_year_and_file(tmp_path):
-    names = [f"{kind}/{year}/SEVIR_{kind.upper()}_STORMEVENTS_{year}_0101_0630.h5"
-             for kind in ("vil", "vis") for year in (2018, 2019)]  # fmt: skip
+    names = [
+        f"{kind}/{year}/SEVIR_{kind.upper()}_STORMEVENTS_{year}_0101_0630.h5"
+        for kind in ("vil", "vis")
+        for year in (2018, 2019)
+    ]
     rows = []
     for name in names:
         kind, year = name[:3], name[4:8]
@@ -209,10 +225,16 @@ def test_gaps_of_the_catalogue_do_no_harm(tmp_path):
     assert cube["time"].values[0] == np.datetime64("2019-06-01T10:00")
 
 
-@pytest.mark.parametrize("change", [
-    {"file_index": "x"}, {"time_utc": "yesterday"}, {"minute_offsets": "0:x"}, {"height_m": ""},
-    {"proj": "+proj=atlantis"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file_index": "x"},
+        {"time_utc": "yesterday"},
+        {"minute_offsets": "0:x"},
+        {"height_m": ""},
+        {"proj": "+proj=atlantis"},
+    ],
+)
 def test_refuses_a_row_that_is_none(tmp_path, change):
     with pytest.raises(BadInput, match=r"SEVIR_VIL_STORMEVENTS_2019_0101_0630\.h5: is damaged or not"):
         only(root_with(tmp_path, "vil", images(), **change))
@@ -235,8 +257,10 @@ def banded(tmp_path, chunks: tuple[int, ...] | None, count: int = 7):
     stack = np.broadcast_to(np.arange(20, 20 + count)[:, None, None, None], (count, 16, 16, 49))
     ids = [f"R{row}" for row in range(count)]
     sevir_file(tmp_path / "data" / name, "vil", stack, ids, chunks=chunks, compression="gzip" if chunks else None)
-    sevir_catalog(tmp_path, [sevir_row(event, name, row, time_utc=f"2018-01-{28 - row * 5 % 7} 00:00:00")
-                             for row, event in enumerate(ids)])  # fmt: skip
+    sevir_catalog(
+        tmp_path,
+        [sevir_row(event, name, row, time_utc=f"2018-01-{28 - row * 5 % 7} 00:00:00") for row, event in enumerate(ids)],
+    )
     return tmp_path
 
 
@@ -349,13 +373,16 @@ def test_clips_are_found_in_their_folder_and_events_in_the_root(tmp_path):
     assert {item.path.name for item in sevir.find(root)} == {"SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"}
 
 
-@pytest.mark.parametrize(("past", "future", "fault"), [
-    (np.zeros((2, 16, 16), np.uint8), None, r"has no event in row 0 of \(2, 16, 16\)"),
-    (np.zeros((2, 16, 16, 13), np.uint8), np.zeros((1, 16, 16, 12), np.uint8), "has IN of .* and OUT of"),
-    (np.full((1, 16, 16, 13), 0.5), None, "holds vil that is no level"),
-    (np.full((1, 16, 16, 13), -7.0), None, "holds vil that is no level"),
-    (np.full((1, 16, 16, 13), np.nan), None, "holds vil that is no level"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("past", "future", "fault"),
+    [
+        (np.zeros((2, 16, 16), np.uint8), None, r"has no event in row 0 of \(2, 16, 16\)"),
+        (np.zeros((2, 16, 16, 13), np.uint8), np.zeros((1, 16, 16, 12), np.uint8), "has IN of .* and OUT of"),
+        (np.full((1, 16, 16, 13), 0.5), None, "holds vil that is no level"),
+        (np.full((1, 16, 16, 13), -7.0), None, "holds vil that is no level"),
+        (np.full((1, 16, 16, 13), np.nan), None, "holds vil that is no level"),
+    ],
+)
 def test_refuses_clips(tmp_path, past, future, fault):
     with pytest.raises(BadInput, match=rf"nowcast_testing\.h5.*{fault}"):
         only(sevir_clips(tmp_path / "nowcast_testing.h5", past, future))

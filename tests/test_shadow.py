@@ -147,9 +147,13 @@ def test_automatic_promotion_looks_once_a_day(settings: Operations, monkeypatch:
 @pytest.mark.slow
 def test_the_whole_life_of_a_model_on_real_radar(tmp_path: Path) -> None:
     """Registered, shadowed by the real process, compared, promoted, in use at the next cycle, rolled back."""
-    settings = chain(tmp_path, products=[{"name": "page", "model": "champion"}, {"name": "p", "model": "persistence"}],
-                     promotion={"least_runs": 3, "least_blocks": 2, "block_minutes": 5},
-                     shadow={"budget_seconds": 600}, every_minutes=60)  # fmt: skip
+    settings = chain(
+        tmp_path,
+        products=[{"name": "page", "model": "champion"}, {"name": "p", "model": "persistence"}],
+        promotion={"least_runs": 3, "least_blocks": 2, "block_minutes": 5},
+        shadow={"budget_seconds": 600},
+        every_minutes=60,
+    )
     settings.feed.source.mkdir()
     shelf = contest.registry(settings)
     contest.register(settings, checkpoints.save(tmp_path / "old.safetensors"), name="old")

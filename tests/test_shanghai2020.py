@@ -92,10 +92,14 @@ def test_without_lists_the_folder_is_the_split(tmp_path):
     assert "split" not in shanghai2020.read(Item(picture)).coords
 
 
-@pytest.mark.parametrize(("text", "fault"), [
-    ("hello\n", "not a list of examples"), ("", "not a list of examples"),
-    ("test\\examples\\1\n", "no folder test/examples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("hello\n", "not a list of examples"),
+        ("", "not a list of examples"),
+        ("test\\examples\\1\n", "no folder test/examples"),
+    ],
+)
 def test_refuses_a_list(tmp_path, text, fault):
     fixtures.shanghai(tmp_path)
     (tmp_path / "list.txt").write_text(text)

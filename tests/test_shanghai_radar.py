@@ -60,12 +60,15 @@ def test_a_gap_begins_a_new_sequence_wherever_items_end(tmp_path):
     assert [labels.count(label) for label in dict.fromkeys(labels)] == [20, 19, 38]
 
 
-@pytest.mark.parametrize("names", [
-    ["frame10", "frame2", "frame1"],  # numbers
-    ["20160527_220000", "20160527_220600", "extra"],  # one that is not dated
-    ["20160527220000", "20169927220600", "20160527221200"],  # no date
-    ["20160527220000a", "20160527220000b", "20160527221200"],  # one time twice
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["frame10", "frame2", "frame1"],  # numbers
+        ["20160527_220000", "20160527_220600", "extra"],  # one that is not dated
+        ["20160527220000", "20169927220600", "20160527221200"],  # no date
+        ["20160527220000a", "20160527220000b", "20160527221200"],  # one time twice
+    ],
+)
 def test_frames_without_times_count_from_1970(tmp_path, names):
     shanghai_event(tmp_path, "e", names)
     numbers, labels, times = joined(tmp_path)
@@ -127,13 +130,16 @@ def test_clips_are_sequences_with_a_split(tmp_path):
     assert (np.diff(cube["time"].values) == np.timedelta64(6, "m")).all()
 
 
-@pytest.mark.parametrize(("clip", "fault"), [
-    (np.zeros((25, 40)), r"as float64 of \(25, 40\)"),
-    (np.zeros((25, 40, 50)), r"as float64 of \(25, 40, 50\)"),
-    (np.zeros((65, 4, 4), np.uint8), r"as uint8 of \(65, 4, 4\)"),
-    (np.zeros((2, 1, 4), np.uint8), r"as uint8 of \(2, 1, 4\)"),
-    (np.zeros((1, 2048, 1024), np.uint8), r"as uint8 of \(1, 2048, 1024\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("clip", "fault"),
+    [
+        (np.zeros((25, 40)), r"as float64 of \(25, 40\)"),
+        (np.zeros((25, 40, 50)), r"as float64 of \(25, 40, 50\)"),
+        (np.zeros((65, 4, 4), np.uint8), r"as uint8 of \(65, 4, 4\)"),
+        (np.zeros((2, 1, 4), np.uint8), r"as uint8 of \(2, 1, 4\)"),
+        (np.zeros((1, 2048, 1024), np.uint8), r"as uint8 of \(1, 2048, 1024\)"),
+    ],
+)
 def test_refuses_clips(tmp_path, clip, fault):
     path = shanghai_clips(tmp_path / "shanghai.h5", {"train/0": clip})
     with pytest.raises(BadInput, match=rf"shanghai\.h5: holds train/0 {fault}"):

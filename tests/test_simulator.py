@@ -223,34 +223,39 @@ def test_the_shipped_example_is_pleasant():
     assert (np.nanmax(rain, axis=(1, 2)) > 20).all()
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({"rows": None}, "rows: Field required"),
-    ({"rows": 1}, "rows: Input should be greater than or equal to 2"),
-    ({"rows": 8000, "columns": 9000}, "columns: 8000 x 9000 pixels are too many; have 16777216 at most"),
-    ({"columns": 10**12}, "columns: 32 x 1000000000000 pixels are too many"),
-    ({"frames": 10_000_001}, "frames: Input should be less than or equal to 10000000"),
-    ({"frames": 10_000_000}, None),
-    ({"frames": 10_000_000, "cadence_seconds": 3600}, "the frames do not lie in 1900 to 2200"),
-    ({"start": "2020-06-01T12:00"}, "start: Input should have timezone info"),
-    ({"cadence": 300}, "cadence: unknown key; known here: rows, columns, pixel_m, crs"),
-    ({"motion": {"u": 1}}, "motion.v: Field required"),
-    ({"motion": {"u": 1, "v": 1, "w": 1}}, "motion.w: unknown key; known here: u, v, rotation, shear"),
-    ({"motion": {"u": float("nan"), "v": 0}}, "motion.u: Input should be"),
-    ({"motion": {"u": float("inf"), "v": 0}}, "motion.u: Input should be"),
-    ({"motion": {"u": 1, "v": 1, "shear": 0.1}}, "motion.shear draws the rain out"),
-    ({"crs": "EPSG:4326"}, "crs: 'EPSG:4326' is no projection in metres"),
-    ({"crs": "moon"}, "crs: 'moon' is no projection in metres"),
-    ({"gaps": [2, 4]}, "gaps names frame 4; the last one is 3"),
-    ({"cells": RADAR["cells"] | {"size_km": [9, 3]}}, "cells.size_km: 9 is more than 3; give the smaller first"),
-    ({"cells": RADAR["cells"] | {"rain": [1, 500]}}, "cells.rain.1: Input should be less than or equal to 200"),
-    ({"cells": RADAR["cells"] | {"size_km": [9, 9000]}}, "cells are too many"),
-    ({"cells": {"per_100_km": 1000, "size_km": [1, 2], "rain": [1, 2]}, "pixel_m": 50_000}, "cells are too many"),
-    ({"layer": RADAR["layer"] | {"coverage": 1}}, "layer.coverage: Input should be less than 1"),
-    ({"noise": {"probability": 2, "rain": 1}}, "noise.probability: Input should be less than or equal to 0.1"),
-    ({"dropouts": {"probability": 0.1, "degrees": 200}}, "dropouts.degrees: Input should be less than 180"),
-    ({"rows": "many", "seed": -1}, "rows: Input should be a valid integer, unable to parse string as an integer "
-                                   "(and 1 more)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rows": None}, "rows: Field required"),
+        ({"rows": 1}, "rows: Input should be greater than or equal to 2"),
+        ({"rows": 8000, "columns": 9000}, "columns: 8000 x 9000 pixels are too many; have 16777216 at most"),
+        ({"columns": 10**12}, "columns: 32 x 1000000000000 pixels are too many"),
+        ({"frames": 10_000_001}, "frames: Input should be less than or equal to 10000000"),
+        ({"frames": 10_000_000}, None),
+        ({"frames": 10_000_000, "cadence_seconds": 3600}, "the frames do not lie in 1900 to 2200"),
+        ({"start": "2020-06-01T12:00"}, "start: Input should have timezone info"),
+        ({"cadence": 300}, "cadence: unknown key; known here: rows, columns, pixel_m, crs"),
+        ({"motion": {"u": 1}}, "motion.v: Field required"),
+        ({"motion": {"u": 1, "v": 1, "w": 1}}, "motion.w: unknown key; known here: u, v, rotation, shear"),
+        ({"motion": {"u": float("nan"), "v": 0}}, "motion.u: Input should be"),
+        ({"motion": {"u": float("inf"), "v": 0}}, "motion.u: Input should be"),
+        ({"motion": {"u": 1, "v": 1, "shear": 0.1}}, "motion.shear draws the rain out"),
+        ({"crs": "EPSG:4326"}, "crs: 'EPSG:4326' is no projection in metres"),
+        ({"crs": "moon"}, "crs: 'moon' is no projection in metres"),
+        ({"gaps": [2, 4]}, "gaps names frame 4; the last one is 3"),
+        ({"cells": RADAR["cells"] | {"size_km": [9, 3]}}, "cells.size_km: 9 is more than 3; give the smaller first"),
+        ({"cells": RADAR["cells"] | {"rain": [1, 500]}}, "cells.rain.1: Input should be less than or equal to 200"),
+        ({"cells": RADAR["cells"] | {"size_km": [9, 9000]}}, "cells are too many"),
+        ({"cells": {"per_100_km": 1000, "size_km": [1, 2], "rain": [1, 2]}, "pixel_m": 50_000}, "cells are too many"),
+        ({"layer": RADAR["layer"] | {"coverage": 1}}, "layer.coverage: Input should be less than 1"),
+        ({"noise": {"probability": 2, "rain": 1}}, "noise.probability: Input should be less than or equal to 0.1"),
+        ({"dropouts": {"probability": 0.1, "degrees": 200}}, "dropouts.degrees: Input should be less than 180"),
+        (
+            {"rows": "many", "seed": -1},
+            "rows: Input should be a valid integer, unable to parse string as an integer (and 1 more)",
+        ),
+    ],
+)
 def test_a_mistake_is_one_sentence(tmp_path, changes, sentence):
     path = write(tmp_path / "a.simulator.yaml", **changes)
     if sentence is None:
@@ -264,10 +269,16 @@ def test_a_mistake_is_one_sentence(tmp_path, changes, sentence):
         assert "radar.simulator.yaml is an example" in refusal.value.remedy
 
 
-@pytest.mark.parametrize(("content", "sentence"), [
-    (b"rows: [", "not YAML"), (b"- 1", "expected keys and values"), (b"\xff\xfe", "damaged or not a file of settings"),
-    (b"#" * 70_000, "has 70000 bytes"), (b"[" * 20_000, "damaged or not a file of settings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"rows: [", "not YAML"),
+        (b"- 1", "expected keys and values"),
+        (b"\xff\xfe", "damaged or not a file of settings"),
+        (b"#" * 70_000, "has 70000 bytes"),
+        (b"[" * 20_000, "damaged or not a file of settings"),
+    ],
+)
 def test_other_content_is_refused(tmp_path, content, sentence):
     path = tmp_path / "a.simulator.yaml"
     path.write_bytes(content)

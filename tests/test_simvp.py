@@ -120,8 +120,9 @@ def test_dilated_kernels_are_those_of_torch(height, width, kernel, dilation):
     x = channels_last(fields(2, 6, height, width)).requires_grad_()
     plain = functional.conv2d(x, conv.weight, conv.bias, 1, conv.padding, dilation, 6)
     torch.testing.assert_close(conv(x), plain)
-    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), (x, conv.weight)) for y in (conv(x), plain)),
-                            strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        *(torch.autograd.grad(y.square().sum(), (x, conv.weight)) for y in (conv(x), plain)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

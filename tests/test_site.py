@@ -160,8 +160,9 @@ FALLBACK = [*OK[:2], (0, "net", "flow", "fallback", "the GPU is lost"), (0, "flo
 WITHHELD = [*OK[:2], (0, "net", "", "withheld", "only 2 of 4 frames arrived"), (0, "flow", "flow", "ok", "")]
 
 
-def build(folder: Path, rows: list[tuple], *, frames: int = FRAMES, checkpoint: Sequence[str] = (),
-          **settings: object) -> Path:  # fmt: skip
+def build(
+    folder: Path, rows: list[tuple], *, frames: int = FRAMES, checkpoint: Sequence[str] = (), **settings: object
+) -> Path:
     fields = np.stack([band(step) for step in range(frames)])
     observed = cube.make({"rainfall_rate": fields}, START + STEP * np.arange(frames), GRID, cadence=300)
     forecasts = forecast(rows)

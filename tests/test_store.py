@@ -24,12 +24,26 @@ START = np.datetime64("2010-08-26T00:00")
 GRID = Grid.regular("EPSG:28992", (4, 5), upper_left=(0, 400_000), pixel=(1000, 1000))
 
 
-def frame(index: int, value: float = 1.2, *, grid: Grid = GRID, sequence: str = "", cadence: int | None = 300,
-          quantum: float | None = 0.12) -> xr.Dataset:  # fmt: skip
+def frame(
+    index: int,
+    value: float = 1.2,
+    *,
+    grid: Grid = GRID,
+    sequence: str = "",
+    cadence: int | None = 300,
+    quantum: float | None = 0.12,
+) -> xr.Dataset:
     field = np.full((1, *grid.shape), value, np.float32)
     field[0, 0, 0] = np.nan
-    cube = cubes.make({"rainfall_rate": field}, [START + np.timedelta64(index * 300, "s")], grid, sequence=sequence,
-                      cadence=cadence, quantum=quantum, attrs={"title": "test"})  # fmt: skip
+    cube = cubes.make(
+        {"rainfall_rate": field},
+        [START + np.timedelta64(index * 300, "s")],
+        grid,
+        sequence=sequence,
+        cadence=cadence,
+        quantum=quantum,
+        attrs={"title": "test"},
+    )
     return cube.assign_coords(digest=("time", np.asarray([cubes.digest(field)], object)))
 
 
@@ -134,8 +148,9 @@ def test_describe_names_the_gap(tmp_path: Path) -> None:
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(5)), quantum=st.sampled_from([0.12, 0.01, None]))
-def test_any_order_of_arrival_gives_the_same_cube(tmp_path_factory: pytest.TempPathFactory, order: list[int],
-                                                  quantum: float | None) -> None:  # fmt: skip
+def test_any_order_of_arrival_gives_the_same_cube(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], quantum: float | None
+) -> None:
     path = tmp_path_factory.mktemp("any") / "s"
     for index in order:
         store.append(path, frame(index, 0.12 * index, quantum=quantum), message="m")
@@ -153,8 +168,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
-    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "us-east-1",
-                        "AWS_ENDPOINT_URL": endpoint}.items():  # fmt: skip
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }.items():
         monkeypatch.setenv(name, value)
     with urlopen(Request(f"{endpoint}/radar", method="PUT")):
         yield f"s3://radar/{tmp_path.name}"

@@ -64,14 +64,17 @@ def test_other_archives_are_not_taken(tmp_path):
         taxibj.read(item)
 
 
-@pytest.mark.parametrize(("changes", "fault"), [
-    ({"Y_train": np.zeros((4, 4, 2, 32, 32), np.float32)}, r"holds \(3, 4, 2, 32, 32\) and \(4, 4, 2, 32, 32\)"),
-    ({"Y_train": np.zeros((3, 4, 2, 32, 16), np.float32)}, r"holds \(3, 4, 2, 32, 32\) and \(3, 4, 2, 32, 16\)"),
-    ({"X_train": np.zeros((3, 4, 32, 32), np.float32)}, r"holds \(3, 4, 32, 32\)"),
-    ({"X_train": np.zeros((3, 4, 2, 32, 32), np.int16)}, "holds no floats"),
-    ({"X_train": np.full((3, 4, 2, 32, 32), np.inf, np.float32)}, "infinite flows"),
-    ({"X_train": np.array([{}])}, "as objects"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"Y_train": np.zeros((4, 4, 2, 32, 32), np.float32)}, r"holds \(3, 4, 2, 32, 32\) and \(4, 4, 2, 32, 32\)"),
+        ({"Y_train": np.zeros((3, 4, 2, 32, 16), np.float32)}, r"holds \(3, 4, 2, 32, 32\) and \(3, 4, 2, 32, 16\)"),
+        ({"X_train": np.zeros((3, 4, 32, 32), np.float32)}, r"holds \(3, 4, 32, 32\)"),
+        ({"X_train": np.zeros((3, 4, 2, 32, 32), np.int16)}, "holds no floats"),
+        ({"X_train": np.full((3, 4, 2, 32, 32), np.inf, np.float32)}, "infinite flows"),
+        ({"X_train": np.array([{}])}, "as objects"),
+    ],
+)
 def test_refuses(tmp_path, changes, fault):
     path = sources_video.taxibj(tmp_path / "dataset.npz", **changes)
     with pytest.raises(BadInput, match=rf"dataset\.npz.*: .*{fault}"):

@@ -38,14 +38,27 @@ def recipe(tmp_path: Path, model: str = "convgru", **trainer: object) -> Recipe:
     path = str(tmp_path / "frames")
     if not Path(path).exists():
         synthetic.make_store(tmp_path / "frames", range(24))
-    return Recipe.model_validate({
-        "name": "debug", "model": f"{model}:debug", "runs": tmp_path / "runs",
-        "train": [{"store": path, "end": "2010-08-26T01:00Z"}],
-        "valid": [{"store": path, "start": "2010-08-26T01:00Z"}],
-        "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32, "crops_per_window": 2},
-        "trainer": {"epochs": 1, "batch_size": 2, "batches_per_epoch": 3, "valid_batches": 2, "workers": 0,
-                    "accelerator": "cpu", "learning_rate": 1e-3, "clip_norm": 1.0, **trainer},
-    })  # fmt: skip
+    return Recipe.model_validate(
+        {
+            "name": "debug",
+            "model": f"{model}:debug",
+            "runs": tmp_path / "runs",
+            "train": [{"store": path, "end": "2010-08-26T01:00Z"}],
+            "valid": [{"store": path, "start": "2010-08-26T01:00Z"}],
+            "windows": {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "crop": 32, "crops_per_window": 2},
+            "trainer": {
+                "epochs": 1,
+                "batch_size": 2,
+                "batches_per_epoch": 3,
+                "valid_batches": 2,
+                "workers": 0,
+                "accelerator": "cpu",
+                "learning_rate": 1e-3,
+                "clip_norm": 1.0,
+                **trainer,
+            },
+        }
+    )
 
 
 def losses(tmp_path: Path, column: str = "valid_loss", *, name: str = "debug") -> list[float]:
@@ -202,8 +215,10 @@ def test_event_stores_train_too(tmp_path: Path) -> None:
     for label, first in (("a", 0), ("b", 40)):
         synthetic.make_store(tmp_path / "frames", range(first, first + 12), sequence=label, cadence=None)
     settings = recipe(tmp_path)
-    spans = {"train": [{"store": settings.train[0].store, "end": "2010-08-26T02:00Z"}],
-             "valid": [{"store": settings.train[0].store, "start": "2010-08-26T02:00Z"}]}  # fmt: skip
+    spans = {
+        "train": [{"store": settings.train[0].store, "end": "2010-08-26T02:00Z"}],
+        "valid": [{"store": settings.train[0].store, "start": "2010-08-26T02:00Z"}],
+    }
     path = train.train(Recipe.model_validate(settings.model_dump() | spans))
     assert checkpoint.read_card(path).cadence_seconds == 300
 
@@ -301,8 +316,9 @@ class Cut(Exception):
     [{"clip_norm": None}, {"schedule": "one-cycle", "workers": 2}, {"schedule": "cosine", "ema_decay": 0.9}],
     ids=str,
 )
-def test_a_run_that_was_cut_off_ends_as_if_it_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      options: dict) -> None:  # fmt: skip
+def test_a_run_that_was_cut_off_ends_as_if_it_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
+) -> None:
     settings = recipe(tmp_path, epochs=2, batches_per_epoch=5, checkpoint_minutes=1e-6, **options)
     train.train(settings.model_copy(update={"name": "whole"}))
     step, done = train.Learner.training_step, []
@@ -325,8 +341,11 @@ def test_a_run_that_was_cut_off_ends_as_if_it_was_not(tmp_path: Path, monkeypatc
 
 def curve(folder: Path) -> dict[int, float]:
     """Loss of every step; a step that was made again counts as it was the last time."""
-    rows = [row for file in sorted((folder / "csv").glob("version_*/metrics.csv"))
-            for row in csv.DictReader(file.read_text().splitlines())]  # fmt: skip
+    rows = [
+        row
+        for file in sorted((folder / "csv").glob("version_*/metrics.csv"))
+        for row in csv.DictReader(file.read_text().splitlines())
+    ]
     return {int(row["step"]): float(row["train_loss"]) for row in rows if row.get("train_loss")}
 
 
@@ -396,22 +415,32 @@ def test_a_loss_that_is_no_number_stops_and_leaves_its_batch(tmp_path: Path, mon
 
 def test_a_gradient_that_is_no_number_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The root of 0 is 0, but its slope is not finite."""
-    monkeypatch.setattr(train.Learner, "training_step",
-                        lambda self, batch, index: (next(self.network.parameters()).sum() * 0).sqrt())  # fmt: skip
+    monkeypatch.setattr(
+        train.Learner, "training_step", lambda self, batch, index: (next(self.network.parameters()).sum() * 0).sqrt()
+    )
     with pytest.raises(TrainingError, match="In step 1 a gradient became infinite"):
         train.train(recipe(tmp_path))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
-                         ids=["gpu", "python", "cpu"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["gpu", "python", "cpu"],
+)
 def test_short_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*_: object) -> torch.Tensor:
         raise error
 
     monkeypatch.setattr(train.Learner, "training_step", full)
-    with pytest.raises(TrainingError, match=r"batches of 12 .*: set trainer.batch_size=6 trainer.accumulate=2, "
-                                            r"which takes the same steps, or trainer.checkpointing=true"):  # fmt: skip
+    with pytest.raises(
+        TrainingError,
+        match=r"batches of 12 .*: set trainer.batch_size=6 trainer.accumulate=2, "
+        r"which takes the same steps, or trainer.checkpointing=true",
+    ):
         train.train(recipe(tmp_path, batch_size=12))
 
 
@@ -504,9 +533,26 @@ def server(tmp_path: Path) -> Iterator[str]:
     home = tmp_path / "server"
     home.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{home}/mlflow.db",
+            "--artifacts-destination",
+            str(home / "artifacts"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
@@ -534,7 +580,10 @@ def test_mlflow_is_told_and_a_resumed_run_goes_on_in_its_own(tmp_path: Path, ser
     assert run.data.params["trainer/learning_rate"] == "0.001"
     assert {point.step for point in client.get_metric_history(run.info.run_id, "train_loss")} == set(range(6))
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
-        "card.json", "best.safetensors", "last.safetensors"}  # fmt: skip
+        "card.json",
+        "best.safetensors",
+        "last.safetensors",
+    }
 
 
 class Witness(lightning.LightningModule):
@@ -556,10 +605,18 @@ class Witness(lightning.LightningModule):
 
 def witnessed(windows: Windows, folder: Path, workers: int, *, stop: int = -1, resume: Path | None = None) -> list:
     """Three epochs of 7 batches."""
-    every = train.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1,
-                                             enable_version_counter=False)  # fmt: skip
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=3, callbacks=[every], logger=False, log_every_n_steps=1,
-                                default_root_dir=folder, enable_progress_bar=False)  # fmt: skip
+    every = train.callbacks.ModelCheckpoint(
+        folder, "{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=[every],
+        logger=False,
+        log_every_n_steps=1,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+    )
     witness = Witness(stop)
     batches = loader(windows, batch_size=4, workers=workers, seed=3, shuffle=True, packed=True)
     with suppress(Cut):
@@ -594,8 +651,11 @@ def test_clips_made_on_the_fly_train(tmp_path: Path) -> None:
         digits = idx(tmp_path / "digits-idx3-ubyte.gz", pictures)
     settings = recipe(tmp_path, batches_per_epoch=2, valid_batches=1)
     clips = {"images": digits, "objects": 2, "clips": 6}
-    changes = {"train": [clips | {"seed": 1}], "valid": [clips | {"seed": 2}],
-               "windows": {"quantity": "intensity", "in_steps": 3, "out_steps": 2}}  # fmt: skip
+    changes = {
+        "train": [clips | {"seed": 1}],
+        "valid": [clips | {"seed": 2}],
+        "windows": {"quantity": "intensity", "in_steps": 3, "out_steps": 2},
+    }
     path = train.train(Recipe.model_validate(settings.model_dump() | changes))
     card = checkpoint.read_card(path)
     assert card.training["steps"] == 2
@@ -609,9 +669,14 @@ def by_command(settings: Recipe, folder: Path, *, environment: dict[str, str] | 
     """``nowcast train``, which Lightning starts once more for a second process."""
     file = folder / f"{settings.name}.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    return subprocess.Popen([sys.executable, "-m", "nowcast.cli", "train", str(file)], stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"COLUMNS": "1000"} | (environment or {}))  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "nowcast.cli", "train", str(file)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "1000"} | (environment or {}),
+    )
 
 
 def trained(settings: Recipe, folder: Path) -> torch.nn.Module:

@@ -43,17 +43,21 @@ def test_what_is_not_said_is_as_the_base_was_trained(domain: str, base: Path, me
 
 def test_what_is_said_wins(domain: str, base: Path) -> None:
     split = datetime(2010, 8, 26, 1, tzinfo=UTC)
-    recipe = domain_recipe(base, domain, valid_from=split, steps=250, changes={"name": "mine"},
-                           overrides=("windows.crop=24",))  # fmt: skip
+    recipe = domain_recipe(
+        base, domain, valid_from=split, steps=250, changes={"name": "mine"}, overrides=("windows.crop=24",)
+    )
     assert (recipe.name, recipe.train[0].end, recipe.windows.crop) == ("mine", split, 24)
     assert (recipe.trainer.epochs, recipe.trainer.batches_per_epoch) == (3, 100)
 
 
 @pytest.mark.parametrize(
     ("minutes", "steps", "settings"),
-    [(None, None, {}), (5, None, {"minutes": 5, "epochs": 10**6}),
-     (None, 30, {"epochs": 1, "batches_per_epoch": 30, "minutes": None})],
-)  # fmt: skip
+    [
+        (None, None, {}),
+        (5, None, {"minutes": 5, "epochs": 10**6}),
+        (None, 30, {"epochs": 1, "batches_per_epoch": 30, "minutes": None}),
+    ],
+)
 def test_budgets(minutes: float | None, steps: int | None, settings: dict) -> None:
     assert budget(minutes, steps) == settings
 

@@ -50,8 +50,9 @@ def test_linear_by_hand():
 
 def test_decibel_by_hand():
     scaling = Scaling("decibel", 0.1, 100)  # three decades
-    np.testing.assert_allclose(scaling.encode([0, 0.1, 1, 10, 100, 1e6, np.nan]), [0, 0, 1 / 3, 2 / 3, 1, 1, np.nan],
-                               rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        scaling.encode([0, 0.1, 1, 10, 100, 1e6, np.nan]), [0, 0, 1 / 3, 2 / 3, 1, 1, np.nan], rtol=1e-6
+    )
     np.testing.assert_allclose(scaling.decode([0, 1 / 3, 1, np.nan]), [0, 1, 100, np.nan], rtol=1e-5)
 
 

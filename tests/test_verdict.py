@@ -24,12 +24,20 @@ def sums(hits: np.ndarray, *, total: int = 100, squared_error: np.ndarray | floa
     table = {name: (("window", "lead_time", "threshold"), values) for name, values in counts.items()}
     flat = {"n": np.full(hits.shape, total), "squared_error": np.broadcast_to(squared_error, hits.shape) * total}
     table |= {name: (("window", "lead_time"), values) for name, values in flat.items()}
-    return xr.Dataset(table, {"lead_time": leads.astype("timedelta64[ns]"),
-                              "threshold": ("threshold", [1.0, 5.0], {"units": "mm h-1"})})  # fmt: skip
+    return xr.Dataset(
+        table,
+        {"lead_time": leads.astype("timedelta64[ns]"), "threshold": ("threshold", [1.0, 5.0], {"units": "mm h-1"})},
+    )
 
 
-def verdict(first: np.ndarray, second: np.ndarray, *, rules: Promotion = RULES, blocks: np.ndarray | None = None,
-            **options: float) -> Verdict:  # fmt: skip
+def verdict(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    rules: Promotion = RULES,
+    blocks: np.ndarray | None = None,
+    **options: float,
+) -> Verdict:
     pair = Pair(sums(first), sums(second, **options), np.arange(len(first)) if blocks is None else blocks)
     return judge("new", "old", pair, rules=rules)
 
@@ -134,8 +142,10 @@ def test_a_known_difference_is_found_and_its_interval_is_that_of_a_mean() -> Non
     """Differences of 0.02 +- 0.1 from block to block, 400 blocks: 1.96 x 0.1 / 20 to either side."""
     noise = np.random.default_rng(1).normal(0.02, 0.1, 400)
     noise += 0.02 - noise.mean()
-    pair = [sums(np.full((400, 1), 500_000), total=1_000_000),
-            sums(np.rint(1e6 * (0.5 + noise))[:, None], total=1_000_000)]  # fmt: skip
+    pair = [
+        sums(np.full((400, 1), 500_000), total=1_000_000),
+        sums(np.rint(1e6 * (0.5 + noise))[:, None], total=1_000_000),
+    ]
     value, low, high = differences(*pair, ["csi"], blocks=np.arange(400), over=["lead_time"])["csi"].values[:, 0]
     assert value == pytest.approx(0.02, abs=1e-6)
     assert (high - low) / 2 == pytest.approx(1.96 * noise.std() / 20, rel=0.08)
@@ -145,7 +155,8 @@ def test_a_known_difference_is_found_and_its_interval_is_that_of_a_mean() -> Non
 def test_of_equal_models_few_are_called_better() -> None:
     """At 95 %, one in forty either way; drawn blocks are a little too sure of themselves when there are few."""
     random = np.random.default_rng(2)
-    said = [verdict(50 + random.integers(-9, 10, (40, 1)), 50 + random.integers(-9, 10, (40, 1))).says
-            for _ in range(100)]  # fmt: skip
+    said = [
+        verdict(50 + random.integers(-9, 10, (40, 1)), 50 + random.integers(-9, 10, (40, 1))).says for _ in range(100)
+    ]
     assert said.count(BETTER) <= 9
     assert said.count(WORSE) <= 9

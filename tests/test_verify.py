@@ -18,8 +18,15 @@ PRODUCTS = [Product(name="persistence", model="persistence"), Product(name="extr
 
 
 def issue(tmp_path: Path, index: int, *, leads: int = 2, products: list[Product] = PRODUCTS, **options: object) -> None:
-    forecast.issue(str(tmp_path / "frames"), str(tmp_path / "f"), products, leads=leads, fallback=(),
-                   time=synthetic.START + index * synthetic.STEP, **options)  # fmt: skip
+    forecast.issue(
+        str(tmp_path / "frames"),
+        str(tmp_path / "f"),
+        products,
+        leads=leads,
+        fallback=(),
+        time=synthetic.START + index * synthetic.STEP,
+        **options,
+    )
 
 
 def score(tmp_path: Path, **options: object) -> tuple[int, xr.Dataset]:

@@ -29,8 +29,9 @@ PAIRS = SETTINGS.model_copy(update={"in_steps": 1, "out_steps": 1})
 GREYS = np.arange(256, dtype=np.float32) / 255
 
 
-def windows(path: str, settings: WindowSettings = SETTINGS, *, augment: bool = False, missing: bool = False,
-            **span: object) -> Windows:  # fmt: skip
+def windows(
+    path: str, settings: WindowSettings = SETTINGS, *, augment: bool = False, missing: bool = False, **span: object
+) -> Windows:
     return Windows([Span(store=path, **span)], settings, augment=augment, missing=missing)  # type: ignore[arg-type]
 
 
@@ -42,9 +43,16 @@ def frames(found: Windows) -> list[tuple[int, ...]]:
     return [tuple(source.positions(window)) for source in found.sources for window in range(source.weights.size)]
 
 
-def cube_of(values: np.ndarray, *, name: str = "rainfall_rate", times: Sequence[int] | None = None,
-            sequence: str | list[str] = "", split: list[str] | None = None, cadence: int | None = 300,
-            **packing: object) -> xr.Dataset:  # fmt: skip
+def cube_of(
+    values: np.ndarray,
+    *,
+    name: str = "rainfall_rate",
+    times: Sequence[int] | None = None,
+    sequence: str | list[str] = "",
+    split: list[str] | None = None,
+    cadence: int | None = 300,
+    **packing: object,
+) -> xr.Dataset:
     """A Cube of (time, y, x) values with all labels that ingest gives it."""
     stamps = [synthetic.START + time * synthetic.STEP for time in times or range(len(values))]
     grid = Grid.regular("EPSG:28992", values.shape[1:], upper_left=(0, 400_000), pixel=(1000, 1000))
@@ -173,13 +181,28 @@ PACKINGS = {
 SCALES = st.sampled_from([Scaling("decibel", 0.1, 30.0), Scaling("linear", 0.0, 20.0), Scaling("linear", -10.0, 60.0)])
 
 
-@given(packing=st.sampled_from(sorted(PACKINGS)), held=st.sampled_from(["rainfall_rate", "reflectivity"]),
-       wanted=st.sampled_from(["rainfall_rate", "reflectivity"]), late=st.integers(0, 6), scaling=SCALES,
-       resize=st.sampled_from([None, None, 16]), missing=st.booleans(), seed=st.integers(0, 2**32))  # fmt: skip
+@given(
+    packing=st.sampled_from(sorted(PACKINGS)),
+    held=st.sampled_from(["rainfall_rate", "reflectivity"]),
+    wanted=st.sampled_from(["rainfall_rate", "reflectivity"]),
+    late=st.integers(0, 6),
+    scaling=SCALES,
+    resize=st.sampled_from([None, None, 16]),
+    missing=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
 @settings(max_examples=25, deadline=None)
-def test_windows_are_what_the_store_says(tmp_path_factory: pytest.TempPathFactory, packing: str, held: str,
-                                         wanted: str, late: int, scaling: Scaling, resize: int | None,
-                                         missing: bool, seed: int) -> None:  # fmt: skip
+def test_windows_are_what_the_store_says(
+    tmp_path_factory: pytest.TempPathFactory,
+    packing: str,
+    held: str,
+    wanted: str,
+    late: int,
+    scaling: Scaling,
+    resize: int | None,
+    missing: bool,
+    seed: int,
+) -> None:
     rng = np.random.default_rng(seed)
     values = rng.uniform(0, 50, (7, 16, 16)).astype(np.float32) * (rng.random((7, 16, 16)) < 0.6)
     if packing != "256 levels":
@@ -226,8 +249,10 @@ def test_stores_of_different_packings_make_one_set(tmp_path: Path) -> None:
 
 def video(path: Path, *, side: int = 32) -> str:
     """Two frames of a colour video; red is 0.2, green 0.4, blue 0.6."""
-    values = {name: np.full((2, side, side), level, np.float32)
-              for name, level in (("red", 0.2), ("green", 0.4), ("blue", 0.6))}  # fmt: skip
+    values = {
+        name: np.full((2, side, side), level, np.float32)
+        for name, level in (("red", 0.2), ("green", 0.4), ("blue", 0.6))
+    }
     stamps = [synthetic.START, synthetic.START + synthetic.STEP]
     cube = cubes.make(values, stamps, Grid.picture((side, side)), sequence="clip", levels=GREYS)
     store.append(path, cube, message="m")
@@ -403,8 +428,9 @@ def test_epochs_differ_and_validation_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("count", [None, 4])
 @pytest.mark.parametrize("event_weight", [0, 2])
-def test_processes_share_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, count: int | None,
-                                  event_weight: float) -> None:  # fmt: skip
+def test_processes_share_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, count: int | None, event_weight: float
+) -> None:
     found = windows(make(tmp_path / "s", even(*range(9))), changed(PAIRS, event_weight=event_weight))  # 8 windows
     whole = list(Draws(found, seed=0, count=count and count * processes, shuffle=True))
     parts = []
@@ -461,8 +487,9 @@ def test_clips_of_one_seed_overlap(tmp_path: Path) -> None:
 
 def test_a_random_share_is_no_validation() -> None:
     with pytest.raises(ValueError, match="a share of the windows at random would hold frames that are trained on"):
-        Recipe.model_validate({"name": "x", "model": "convgru", "train": [{"store": "s"}], "valid": 0.1,
-                               "windows": SETTINGS.model_dump()})  # fmt: skip
+        Recipe.model_validate(
+            {"name": "x", "model": "convgru", "train": [{"store": "s"}], "valid": 0.1, "windows": SETTINGS.model_dump()}
+        )
 
 
 # --- loading ------------------------------------------------------------------------------------------

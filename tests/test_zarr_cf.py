@@ -38,9 +38,13 @@ def test_versions_are_the_same(tmp_path, version, consolidated):
     assert [str(time)[11:16] for time in cube["time"].values] == ["12:00", "12:05", "12:10"]
     assert cube["rainfall_rate"].encoding == {}
     assert cube.attrs == {
-        "title": zarr_cf.TITLE, "source": "a.zarr", "licence": "CC-BY-4.0", "institution": "Institute of Examples",
-        "product": "rain rate", "cadence_seconds": 300,
-    }  # fmt: skip
+        "title": zarr_cf.TITLE,
+        "source": "a.zarr",
+        "licence": "CC-BY-4.0",
+        "institution": "Institute of Examples",
+        "product": "rain rate",
+        "cadence_seconds": 300,
+    }
     grid = Grid.of(cube)
     assert (grid.x[0], grid.y[0], grid.crs) == (100_000, 900_000, gridded.LAEA)
 
@@ -53,8 +57,9 @@ def test_packed_integers(tmp_path):
 
 def test_rain_per_square_metre(tmp_path):
     variables = changed(floats(mosaic()), standard_name="precipitation_flux", units="kg m-2 h-1")
-    np.testing.assert_allclose(read(gridded.zarr_store(tmp_path / "a.zarr", variables))["rainfall_rate"].values,
-                               expected(), rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        read(gridded.zarr_store(tmp_path / "a.zarr", variables))["rainfall_rate"].values, expected(), rtol=1e-6
+    )
 
 
 def test_longitude_and_latitude(tmp_path):
@@ -107,8 +112,10 @@ def test_fill_value_is_a_missing_value_in_version_2(tmp_path):
     rates = np.full((3, 12, 10), 1, np.float32)
     rates[:, 0, 0] = -9
     variables = filled(floats(mosaic()), rates)
-    old, new = (read(gridded.zarr_store(tmp_path / f"{version}.zarr", variables, version=version, fills={"rain": -9.0}))
-                for version in (2, 3))  # fmt: skip
+    old, new = (
+        read(gridded.zarr_store(tmp_path / f"{version}.zarr", variables, version=version, fills={"rain": -9.0}))
+        for version in (2, 3)
+    )
     np.testing.assert_array_equal(old["rainfall_rate"].values[0, 0, :2], [np.nan, 1])
     np.testing.assert_array_equal(new["rainfall_rate"].values[0, 0, :2], [-9, 1])  # there only _FillValue is one
 
@@ -214,8 +221,10 @@ def test_frames_to_come_are_not_there_yet(tmp_path):
 
 def test_nor_are_frames_of_the_future(tmp_path):
     since = {"units": f"days since {np.datetime64('now') - np.timedelta64(36, 'h')}"}
-    path = gridded.zarr_store(tmp_path / "a.zarr", changed(mosaic(frames=8), "time", **since) | {
-        "time": (("time",), np.arange(8), mosaic()["time"][2] | since)})  # fmt: skip
+    path = gridded.zarr_store(
+        tmp_path / "a.zarr",
+        changed(mosaic(frames=8), "time", **since) | {"time": (("time",), np.arange(8), mosaic()["time"][2] | since)},
+    )
     assert [item.key for item in zarr_cf.find(path)] == ["a.zarr 0:2"]
 
 
@@ -274,13 +283,16 @@ def test_refuses_giant_grids(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize(("variables", "fault"), [
-    (changed(mosaic(), units="K"), "states the unit 'K' for rain"),
-    (changed(mosaic(), standard_name="air_temperature"), "holds no rain or reflectivity"),
-    (changed(mosaic(), "time", calendar="noleap"), "in the calendar 'noleap'"),
-    (mosaic(frames=1), "does not say how far apart frames are"),
-    ({name: entry for name, entry in mosaic().items() if name != "crs"}, "names no projection"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        (changed(mosaic(), units="K"), "states the unit 'K' for rain"),
+        (changed(mosaic(), standard_name="air_temperature"), "holds no rain or reflectivity"),
+        (changed(mosaic(), "time", calendar="noleap"), "in the calendar 'noleap'"),
+        (mosaic(frames=1), "does not say how far apart frames are"),
+        ({name: entry for name, entry in mosaic().items() if name != "crs"}, "names no projection"),
+    ],
+)
 def test_refuses(tmp_path, variables, fault):
     path = gridded.zarr_store(tmp_path / "a.zarr", variables)
     with pytest.raises(BadInput, match=f"zarr.json: .*{fault}"):

@@ -11,14 +11,21 @@ from models.nowcaster import Nowcaster
 from models.official import Config, Made, Source, State, renamed
 from models.trajgru import TrajGRU
 
-CELL = {r"read\.": "i2h.", r"push\.": "i2f_conv1.", r"motion\.": "h2f_conv1.", r"flows\.": "flows_conv.",
-        r"mix\.": "ret."}  # fmt: skip
+CELL = {
+    r"read\.": "i2h.",
+    r"push\.": "i2f_conv1.",
+    r"motion\.": "h2f_conv1.",
+    r"flows\.": "flows_conv.",
+    r"mix\.": "ret.",
+}
 
 
 def _layers(stages: int) -> dict[str, str]:
     """Stages are counted from 1, layers of the forecaster from the coarsest; "leaky" tells of an activation."""
-    names = {r"^up\.0\.2\.": f"forecaster.stage1.conv{stages}_leaky_2.",
-             r"^up\.0\.4\.": f"forecaster.stage1.conv{stages}_3."}  # fmt: skip
+    names = {
+        r"^up\.0\.2\.": f"forecaster.stage1.conv{stages}_leaky_2.",
+        r"^up\.0\.4\.": f"forecaster.stage1.conv{stages}_3.",
+    }
     for n in range(stages, 0, -1):
         names |= {
             rf"^down\.{n - 1}\.0\.": f"encoder.stage{n}.conv{n}_leaky_1.",
@@ -47,8 +54,10 @@ def _options(tensors: State, config: Config) -> dict:
     stages = sum(name.startswith("encoder.rnn") and name.endswith("ret.bias") for name in tensors)
     numbers = range(1, stages + 1)
     ups = [tensors[f"forecaster.stage{n}.deconv{stages + 1 - n}_leaky_1.weight"] for n in numbers]
-    links = {part: tuple(len(tensors[f"{part}.rnn{n}.flows_conv.bias"]) // 2 for n in numbers)
-             for part in ("encoder", "forecaster")}  # fmt: skip
+    links = {
+        part: tuple(len(tensors[f"{part}.rnn{n}.flows_conv.bias"]) // 2 for n in numbers)
+        for part in ("encoder", "forecaster")
+    }
     first, channels = tensors["encoder.stage1.conv1_leaky_1.weight"].shape[:2]
     return {
         "in_steps": config.get("T_in", 5),

@@ -22,8 +22,12 @@ STAGES = {
     }.items()
 }
 LSTM_CELL = {r"gates\.conv": "conv.0", r"gates\.norm": "conv.1"}
-GRU_CELL = {r"gates\.conv": "conv1.0", r"gates\.norm": "conv1.1", r"candidate\.conv": "conv2.0",
-            r"candidate\.norm": "conv2.1"}  # fmt: skip
+GRU_CELL = {
+    r"gates\.conv": "conv1.0",
+    r"gates\.norm": "conv1.1",
+    r"candidate\.conv": "conv2.0",
+    r"candidate\.norm": "conv2.1",
+}
 
 
 def _lstm_names(model: Nowcaster) -> dict[str, str]:

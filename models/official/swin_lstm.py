@@ -42,8 +42,12 @@ WITHOUT_CONTEXT = r"\.Swin\.layers\.\d*[13579]\.red\."
 def _base_options(tensors: State, config: Config) -> dict:
     depths, heads, windows = _cells(tensors, "ST")
     drop_path = config.get("drop_path_rate", 0.1)
-    return _frames(tensors, config, "ST") | {"window": windows[0], "depths": depths, "heads": heads,
-                                             "drop_path": drop_path}  # fmt: skip
+    return _frames(tensors, config, "ST") | {
+        "window": windows[0],
+        "depths": depths,
+        "heads": heads,
+        "drop_path": drop_path,
+    }
 
 
 def _deeper_options(tensors: State, config: Config) -> dict:
@@ -94,5 +98,6 @@ def _deeper_names(model: Nowcaster) -> dict[str, str]:
 
 
 SWIN_LSTM_B = Source(SwinLSTMB, _base_options, _base_names, unused=f"{COMPUTED}|{WITHOUT_CONTEXT}")
-SWIN_LSTM_D = Source(SwinLSTMD, _deeper_options, _deeper_names,
-                     unused=rf"{COMPUTED}|{WITHOUT_CONTEXT}|^Upsample\.patch_embed\.")  # fmt: skip
+SWIN_LSTM_D = Source(
+    SwinLSTMD, _deeper_options, _deeper_names, unused=rf"{COMPUTED}|{WITHOUT_CONTEXT}|^Upsample\.patch_embed\."
+)

@@ -346,8 +346,11 @@ def grey_png(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """
     with decoding(path, "a PNG image"), Image.open(path, formats=["PNG"]) as image:
         if image.size != shape[::-1]:
-            raise BadInput(path, f"has {image.size[1]}x{image.size[0]} pixels, not {shape[0]}x{shape[1]}",
-                           "choose the reader for this source")  # fmt: skip
+            raise BadInput(
+                path,
+                f"has {image.size[1]}x{image.size[0]} pixels, not {shape[0]}x{shape[1]}",
+                "choose the reader for this source",
+            )
         if image.mode not in ("L", "P", "RGB"):
             raise BadInput(path, f"is a PNG of mode {image.mode}, not grey", "choose the reader for this source")
         levels = np.asarray(image if image.mode == "L" else image.convert("RGB"))

@@ -229,6 +229,9 @@ def _trajectory(folder: Path) -> np.ndarray:
 def _picture(path: Path) -> np.ndarray:
     with decoding(path, "a PNG image"), Image.open(path, formats=["PNG"]) as image:
         if image.size != SHAPE[1::-1] or image.mode != "RGB":
-            raise BadInput(path, f"has {image.size[1]}x{image.size[0]} pixels of mode {image.mode}, not 64x64 of RGB",
-                           "choose the reader for this source")  # fmt: skip
+            raise BadInput(
+                path,
+                f"has {image.size[1]}x{image.size[0]} pixels of mode {image.mode}, not 64x64 of RGB",
+                "choose the reader for this source",
+            )
         return np.asarray(image)

@@ -64,8 +64,14 @@ def read(item: Item) -> xr.Dataset:
         for key, name in (("licence", "licence"), ("product", "title"), ("station", "station_name")):
             if name in file.attrs:
                 attrs[key] = str(attribute(file, name))
-    cube = make({how.name: values}, [np.datetime64(end, "s")], grid, cadence=seconds, attrs=attrs,
-                quantum=how.packing.get("quantum"))  # fmt: skip
+    cube = make(
+        {how.name: values},
+        [np.datetime64(end, "s")],
+        grid,
+        cadence=seconds,
+        attrs=attrs,
+        quantum=how.packing.get("quantum"),
+    )
     return check(cube, item.path)
 
 

@@ -39,8 +39,18 @@ from nowcast.readers.rasters import MOST_PIXELS, NAMES, Codes
 
 MOST_TIMES = 2**24
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
-METRES = {"m": 1.0, "metre": 1.0, "metres": 1.0, "meter": 1.0, "meters": 1.0, "km": 1000.0, "kilometre": 1000.0,
-          "kilometres": 1000.0, "kilometer": 1000.0, "kilometers": 1000.0}  # fmt: skip
+METRES = {
+    "m": 1.0,
+    "metre": 1.0,
+    "metres": 1.0,
+    "meter": 1.0,
+    "meters": 1.0,
+    "km": 1000.0,
+    "kilometre": 1000.0,
+    "kilometres": 1000.0,
+    "kilometer": 1000.0,
+    "kilometers": 1000.0,
+}
 LATITUDES = ("degrees_north", "degree_north", "degrees_n")
 LONGITUDES = ("degrees_east", "degree_east", "degrees_e")
 DEGREES = dict.fromkeys(("degrees", "degree", *LATITUDES, *LONGITUDES), 1.0)
@@ -102,8 +112,9 @@ class Field:
             BadInput: If there are no such frames.
         """
         if not 0 <= frames.start < frames.stop <= self.time.size:
-            raise BadInput(self.path, f"has {self.time.size} frames, not {frames.start} to {frames.stop}",
-                           "take items from find")  # fmt: skip
+            raise BadInput(
+                self.path, f"has {self.time.size} frames, not {frames.start} to {frames.stop}", "take items from find"
+            )
         key: list[slice | int] = [0] * len(self.array.dims)
         time, *space = self.places
         for place in space:
@@ -118,8 +129,15 @@ class Field:
         if self.hours is not None and np.ptp(self.hours):  # of all frames, for all to be packed alike
             values, packing = values / self.hours[frames, None, None].astype(np.float32), {}
         attrs = {"title": title, "licence": licence} | dict(self.attrs)
-        cube = make({self.codes.name: values}, self.time[frames], self.grid, cadence=self.cadence, attrs=attrs,
-                    quantum=packing.get("quantum"), floor=packing.get("floor"))  # fmt: skip
+        cube = make(
+            {self.codes.name: values},
+            self.time[frames],
+            self.grid,
+            cadence=self.cadence,
+            attrs=attrs,
+            quantum=packing.get("quantum"),
+            floor=packing.get("floor"),
+        )
         return check(cube, self.path)
 
 
@@ -161,8 +179,14 @@ def times(path: Path, arrays: Arrays) -> np.ndarray:
     return _times(path, arrays, array, places[0])[0]
 
 
-def field(path: Path, arrays: Arrays, attrs: Mapping[str, object], *, source: str,
-          when: Callable[[Path], np.datetime64] | None = None) -> Field:  # fmt: skip
+def field(
+    path: Path,
+    arrays: Arrays,
+    attrs: Mapping[str, object],
+    *,
+    source: str,
+    when: Callable[[Path], np.datetime64] | None = None,
+) -> Field:
     """Finds out what a file holds.
 
     Args:
@@ -184,15 +208,23 @@ def field(path: Path, arrays: Arrays, attrs: Mapping[str, object], *, source: st
         seconds, time = _periods(path, label, array, time, bounds)
         hours = seconds / 3600
         factor = factor if np.ptp(hours) else factor / float(hours[0])
-    about = {"source": source, "product": array.attrs.get("long_name"),
-             "institution": attrs.get("institution") or attrs.get("institute"),
-             "licence": next((attrs[key] for key in LICENCES if key in attrs), None)}  # fmt: skip
+    about = {
+        "source": source,
+        "product": array.attrs.get("long_name"),
+        "institution": attrs.get("institution") or attrs.get("institute"),
+        "licence": next((attrs[key] for key in LICENCES if key in attrs), None),
+    }
     return Field(
-        path=path, array=array, places=places, codes=rasters.codes(array.attrs, array.dtype, name, factor),
-        grid=_grid(path, arrays, array, places), time=time, hours=hours,
+        path=path,
+        array=array,
+        places=places,
+        codes=rasters.codes(array.attrs, array.dtype, name, factor),
+        grid=_grid(path, arrays, array, places),
+        time=time,
+        hours=hours,
         cadence=_cadence(path, attrs, time, hours, when),
         attrs={key: str(value) for key, value in about.items() if value is not None},
-    )  # fmt: skip
+    )
 
 
 # --- the variable ---------------------------------------------------------------------------------
@@ -212,15 +244,17 @@ def _choose(path: Path, arrays: Arrays) -> tuple[str, Array, tuple[int | None, i
     """The variable to read: its name, itself, and the places of time, y and x among its dims."""
     label = next(_named(arrays), None)
     if label is None:
-        raise BadInput(path, f"holds no rain or reflectivity on a grid ({', '.join(arrays) or 'no variable'})",
-                       "give its variable a standard_name such as rainfall_rate")  # fmt: skip
+        raise BadInput(
+            path,
+            f"holds no rain or reflectivity on a grid ({', '.join(arrays) or 'no variable'})",
+            "give its variable a standard_name such as rainfall_rate",
+        )
     array = arrays[label]
     roles = {dim: _axis(arrays, dim)[0] for dim in array.dims}
     found = {role: place for place, role in enumerate(roles.values()) if role}
     if not {"y", "x"} <= set(found):
         _refuse_curved(path, arrays, array)
-        raise BadInput(path, f"has no coordinates of {label} along {' and '.join(array.dims)}",
-                       "add 1-D x and y")  # fmt: skip
+        raise BadInput(path, f"has no coordinates of {label} along {' and '.join(array.dims)}", "add 1-D x and y")
     for dim, size in zip(array.dims, array.shape, strict=True):
         role = roles[dim]
         if size != 1 and (role is None or array.dims[found[role]] != dim):
@@ -252,8 +286,11 @@ def _refuse_curved(path: Path, arrays: Arrays, array: Array) -> None:
     for name, other in arrays.items():
         flat = len(other.dims) == 2 and set(other.dims) <= set(array.dims)
         if flat and (other.text("standard_name") or name.lower()) in ("latitude", "longitude", "lat", "lon"):
-            raise BadInput(path, f"places its pixels by the 2-D {name} only",
-                           "regrid it, or add the 1-D x and y of its projection and a grid_mapping")  # fmt: skip
+            raise BadInput(
+                path,
+                f"places its pixels by the 2-D {name} only",
+                "regrid it, or add the 1-D x and y of its projection and a grid_mapping",
+            )
 
 
 def _bounded(path: Path, label: str, array: Array, places: tuple[int | None, int, int]) -> None:
@@ -308,8 +345,9 @@ def _dates(path: Path, label: str, raw: np.ndarray, attrs: Mapping[str, object],
     return (dates.astype("datetime64[ms]") + half).astype("datetime64[s]")
 
 
-def _periods(path: Path, label: str, array: Array, time: np.ndarray,
-             bounds: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def _periods(
+    path: Path, label: str, array: Array, time: np.ndarray, bounds: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Seconds that each amount fell in, and the ends of them."""
     if bounds is not None:
         seconds, time = (bounds[:, 1] - bounds[:, 0]) / np.timedelta64(1, "s"), bounds[:, 1]
@@ -325,8 +363,13 @@ def _periods(path: Path, label: str, array: Array, time: np.ndarray,
     return seconds, time
 
 
-def _cadence(path: Path, attrs: Mapping[str, object], time: np.ndarray, hours: np.ndarray | None,
-             when: Callable[[Path], np.datetime64] | None) -> int:  # fmt: skip
+def _cadence(
+    path: Path,
+    attrs: Mapping[str, object],
+    time: np.ndarray,
+    hours: np.ndarray | None,
+    when: Callable[[Path], np.datetime64] | None,
+) -> int:
     if stated := rasters.duration(attrs.get("time_coverage_resolution")):
         return stated
     if regular := rasters.stamp(str(attrs.get("consistent_timestep_start", ""))):
@@ -371,8 +414,9 @@ def _numbers(line: Array) -> np.ndarray:
     raw = line.read((slice(None),))
     if not {"scale_factor", "add_offset"} & set(line.attrs):
         return raw if raw.dtype == np.float32 else raw.astype(np.float64)
-    scale, offset = (rasters.number(line.attrs.get(key, 1 - place)) for place, key in
-                     enumerate(("scale_factor", "add_offset")))  # fmt: skip
+    scale, offset = (
+        rasters.number(line.attrs.get(key, 1 - place)) for place, key in enumerate(("scale_factor", "add_offset"))
+    )
     return np.round(raw * scale + offset, 9)
 
 
@@ -407,8 +451,9 @@ def projection(mapping: tuple[tuple[str, str | float | tuple], ...]) -> CRS | No
     """The projection that the attributes of a grid mapping describe; None if PROJ takes none of them."""
     attrs = {key: list(value) if isinstance(value, tuple) else value for key, value in mapping}
     parameters = {key: value for key, value in attrs.items() if key not in ("crs_wkt", "spatial_ref")}
-    ways: list[Callable[[], CRS]] = [partial(CRS.from_wkt, str(attrs[key])) for key in ("crs_wkt", "spatial_ref")
-                                     if key in attrs]  # fmt: skip
+    ways: list[Callable[[], CRS]] = [
+        partial(CRS.from_wkt, str(attrs[key])) for key in ("crs_wkt", "spatial_ref") if key in attrs
+    ]
     ways.append(partial(CRS.from_cf, parameters))
     ways += [partial(metric_crs, str(attrs[key])) for key in PROJ_STRINGS if key in attrs]
     for way in ways:

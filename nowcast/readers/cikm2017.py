@@ -91,10 +91,21 @@ def read(item: Item) -> xr.Dataset:
             raise BadInput(item, "holds no sample", "take items from find")
         values = np.concatenate([_dbz()[levels] for levels in samples.values()])
     time = np.tile(np.datetime64(0, "s") + np.arange(FRAMES) * STEP_SECONDS, len(samples))
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE,
-             "institution": "Shenzhen Meteorological Bureau"}  # fmt: skip
-    cube = make({"reflectivity": values}, time, _grid(), sequence=[name for name in samples for _ in range(FRAMES)],
-                split=split, quantum=QUANTUM, attrs=attrs)  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "Shenzhen Meteorological Bureau",
+    }
+    cube = make(
+        {"reflectivity": values},
+        time,
+        _grid(),
+        sequence=[name for name in samples for _ in range(FRAMES)],
+        split=split,
+        quantum=QUANTUM,
+        attrs=attrs,
+    )
     return check(cube, item)
 
 
@@ -166,8 +177,11 @@ def _recognised(path: Path) -> bool:
 def _numbers(path: Path) -> Iterator[str]:
     """Keys ``train/1:65``: the samples of a group whose numbers lie in a range."""
     with open_hdf5(path, FORM) as file:
-        found = {split: [int(key[7:]) for key in file[split] if re.fullmatch(r"sample_\d{1,9}", key)]
-                 for split in SPLITS if split in file}  # fmt: skip
+        found = {
+            split: [int(key[7:]) for key in file[split] if re.fullmatch(r"sample_\d{1,9}", key)]
+            for split in SPLITS
+            if split in file
+        }
     if not any(found.values()):
         raise BadInput(path, "holds no samples in train, valid and test", "choose the reader for this file")
     for split, numbers in found.items():

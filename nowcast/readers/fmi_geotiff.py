@@ -62,8 +62,9 @@ def read(item: Item) -> xr.Dataset:
         attrs = {"title": TITLE, "licence": LICENCE, "institution": "FMI"}
         if "quantity" in about:
             attrs["product"] = about["quantity"]
-        return geotiff.cube(item.path, dataset, how, time, geotiff.grid(item.path, dataset), cadence=CADENCE,
-                            attrs=attrs)  # fmt: skip
+        return geotiff.cube(
+            item.path, dataset, how, time, geotiff.grid(item.path, dataset), cadence=CADENCE, attrs=attrs
+        )
 
 
 def _codes(path: Path, about: Mapping[str, str], dtype: np.dtype) -> Codes:
@@ -75,8 +76,9 @@ def _codes(path: Path, about: Mapping[str, str], dtype: np.dtype) -> Codes:
         if name is None:
             raise BadInput(path, f"holds {what} in {unit or 'no unit'}", "give reflectivity (dbz) or rain rate (rr)")
         how = {key: float(about[key]) for key in ("gain", "offset", "nodata", "undetect") if key in about}
-        return Codes(dtype, name, how["gain"], how["offset"], missing=frozenset({how["nodata"]}),
-                     undetect=how.get("undetect"))  # fmt: skip
+        return Codes(
+            dtype, name, how["gain"], how["offset"], missing=frozenset({how["nodata"]}), undetect=how.get("undetect")
+        )
     product = SERVICE.search(path.name)
     served = SERVED[product[1].lower()] if product else None
     if served is None or served.dtype != dtype:

@@ -55,10 +55,22 @@ def read(item: Item) -> xr.Dataset:
         grid = _grid(item.path, notes, levels.shape)
         stamp = notes["obstime"]
         time = np.datetime64(f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T{stamp[8:10]}:{stamp[10:12]}", "s")
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "FMI",
-             "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip()}  # fmt: skip
-    cube = make({"reflectivity": Coded(levels[None], TABLE)}, [time], grid, cadence=CADENCE, quantum=STEP, floor=FLOOR,
-                attrs=attrs)  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "FMI",
+        "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip(),
+    }
+    cube = make(
+        {"reflectivity": Coded(levels[None], TABLE)},
+        [time],
+        grid,
+        cadence=CADENCE,
+        quantum=STEP,
+        floor=FLOOR,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 
@@ -87,9 +99,16 @@ def _grid(path: Path, notes: Mapping[str, str], shape: tuple[int, ...]) -> Grid:
     """From the outer corners in degrees; the stated pixel size must agree to a pixel over the whole picture."""
     if notes["type"] != "stereographic":
         raise BadInput(path, f"is on a {notes['type']} projection", "give a composite on the stereographic one")
-    crs = CRS.from_dict({"proj": "stere", "lat_0": float(notes["centrallatitude"]),
-                         "lon_0": float(notes["centrallongitude"]), "lat_ts": float(notes["truelatitude"]),
-                         "R": EARTH_RADIUS, "units": "m"})  # fmt: skip
+    crs = CRS.from_dict(
+        {
+            "proj": "stere",
+            "lat_0": float(notes["centrallatitude"]),
+            "lon_0": float(notes["centrallongitude"]),
+            "lat_ts": float(notes["truelatitude"]),
+            "R": EARTH_RADIUS,
+            "units": "m",
+        }
+    )
     rows, columns = shape
     (west, south), (east, north) = (tuple(map(float, notes[name].split())) for name in ("bottomleft", "topright"))
     (left, right), (bottom, top) = Proj(crs)((west, east), (south, north))

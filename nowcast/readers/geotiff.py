@@ -72,8 +72,11 @@ def read(item: Item) -> xr.Dataset:
         about = tags(dataset)
         known = _named(item.path, about)
         if known is None:
-            raise BadInput(item.path, "does not say that it holds rain rate or reflectivity",
-                           "add a tag standard_name, or rr or dbz to its name")  # fmt: skip
+            raise BadInput(
+                item.path,
+                "does not say that it holds rain rate or reflectivity",
+                "add a tag standard_name, or rr or dbz to its name",
+            )
         label, name = known
         stated = next((about[key] for key in UNIT_TAGS if key in about), "dBZ" if name == ECHO else "mm h-1")
         kind, factor = rasters.measured(item.path, label, name, stated)
@@ -81,8 +84,15 @@ def read(item: Item) -> xr.Dataset:
             raise BadInput(item.path, f"holds an amount of rain in {stated}", "give a rate or a reflectivity")
         time = _time(item.path, about)
         licence = about.get("license") or about.get("licence") or LICENCE
-        return cube(item.path, dataset, codes(dataset, about, name, factor), time, grid(item.path, dataset),
-                    cadence=rasters.step(item.path, _when), attrs={"title": TITLE, "licence": licence})  # fmt: skip
+        return cube(
+            item.path,
+            dataset,
+            codes(dataset, about, name, factor),
+            time,
+            grid(item.path, dataset),
+            cadence=rasters.step(item.path, _when),
+            attrs={"title": TITLE, "licence": licence},
+        )
 
 
 def _named(path: Path, about: Mapping[str, str]) -> tuple[str, str] | None:
@@ -190,8 +200,16 @@ def _projection(wkt: str, epsg: int | None) -> tuple[CRS, float]:
     return rasters.in_metres(CRS.from_wkt(wkt))
 
 
-def cube(path: Path, dataset: DatasetReader, how: Codes, time: np.datetime64, where: Grid, *, cadence: int,
-         attrs: Mapping[str, object]) -> xr.Dataset:  # fmt: skip
+def cube(
+    path: Path,
+    dataset: DatasetReader,
+    how: Codes,
+    time: np.datetime64,
+    where: Grid,
+    *,
+    cadence: int,
+    attrs: Mapping[str, object],
+) -> xr.Dataset:
     """Reads the band as a Cube of one frame.
 
     Raises:
@@ -201,6 +219,13 @@ def cube(path: Path, dataset: DatasetReader, how: Codes, time: np.datetime64, wh
         raise BadInput(path, f"holds numbers of type {how.dtype}", "give integers or floats")
     values = how.decode(dataset.read(1)[None])
     packing = how.packing
-    result = make({how.name: values}, [time], where, cadence=cadence, quantum=packing.get("quantum"),
-                  floor=packing.get("floor"), attrs=dict(attrs) | {"source": path.name})  # fmt: skip
+    result = make(
+        {how.name: values},
+        [time],
+        where,
+        cadence=cadence,
+        quantum=packing.get("quantum"),
+        floor=packing.get("floor"),
+        attrs=dict(attrs) | {"source": path.name},
+    )
     return check(result, path)

@@ -95,8 +95,11 @@ def find(source: Path) -> Iterator[Item]:
     if not names:
         raise BadInput(source, f"holds no folder train or test with one of {', '.join(DOMAINS)}", "check the path")
     if len(names) > 1:
-        raise BadInput(source, f"holds {len(names)} domains ({', '.join(names)}), a store one",
-                       f"name one, such as 'data/*/{names[0]}'")  # fmt: skip
+        raise BadInput(
+            source,
+            f"holds {len(names)} domains ({', '.join(names)}), a store one",
+            f"name one, such as 'data/*/{names[0]}'",
+        )
     samples = [sample for domain in domains for sample in _samples(domain)]
     if not samples:
         raise BadInput(domains[0], "holds no folder sample1, sample2 or the like", "fetch it again")
@@ -126,8 +129,15 @@ def read(item: Item) -> xr.Dataset:
         grid = Grid(grid.crs, grid.y[::-1], grid.x)
     attrs = {"title": f"{TITLE}: {name}", "source": folder.name, "licence": LICENCE} | domain.attrs
     time = np.datetime64(0, "s") + np.arange(len(FRAMES)) * domain.step
-    cube = make(fields, time, grid, sequence=item.key, split=split, attrs=attrs,
-                levels=VIL_LEVELS if domain.quantity == "vil" else domain.values)  # fmt: skip
+    cube = make(
+        fields,
+        time,
+        grid,
+        sequence=item.key,
+        split=split,
+        attrs=attrs,
+        levels=VIL_LEVELS if domain.quantity == "vil" else domain.values,
+    )
     return check(cube, item)
 
 

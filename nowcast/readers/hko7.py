@@ -78,10 +78,25 @@ def read(item: Item) -> xr.Dataset:
     levels = grey_png(item.path, SHAPE)
     usable, kind = _usable(item.path, levels)
     values = np.where(usable, DBZ[levels], np.float32(np.nan))
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Hong Kong Observatory",
-             "zr_a": ZR[0], "zr_b": ZR[1], "tolerated_gap": TOLERATED_GAP, "mask": kind}  # fmt: skip
-    cube = make({"reflectivity": values[None]}, [time], _grid(), split=_split(item.path, f"20{stamp[1][:6]}"),
-                cadence=CADENCE, quantum=QUANTUM, attrs=attrs)  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "Hong Kong Observatory",
+        "zr_a": ZR[0],
+        "zr_b": ZR[1],
+        "tolerated_gap": TOLERATED_GAP,
+        "mask": kind,
+    }
+    cube = make(
+        {"reflectivity": values[None]},
+        [time],
+        _grid(),
+        split=_split(item.path, f"20{stamp[1][:6]}"),
+        cadence=CADENCE,
+        quantum=QUANTUM,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

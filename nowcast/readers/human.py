@@ -82,8 +82,15 @@ def read(item: Item) -> xr.Dataset:
     frames = stills.stack(paths, "JPEG", take=stills.COLOUR)
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "IMAR"}
     fields = {colour: frames[..., index] / np.float32(255) for index, colour in enumerate(COLOURS)}
-    cube = make(fields, np.datetime64(0, "s") + numbers, pixels.picture(frames.shape[1:3]), split=split,
-                sequence=f"{split}/{name[1]}/{run}", levels=pixels.LEVELS, attrs=attrs)  # fmt: skip
+    cube = make(
+        fields,
+        np.datetime64(0, "s") + numbers,
+        pixels.picture(frames.shape[1:3]),
+        split=split,
+        sequence=f"{split}/{name[1]}/{run}",
+        levels=pixels.LEVELS,
+        attrs=attrs,
+    )
     return check(cube, item)
 
 
@@ -119,8 +126,11 @@ def _check_apart(root: Path, train: Frames, test: Frames) -> None:
     for folder, video in train.keys() & test.keys():
         shared = np.intersect1d(train[folder, video], test[folder, video])
         if shared.size:
-            raise BadInput(root / folder / f"{video}_{shared[0]:06}.jpg", "is in clips of train.txt and of test.txt",
-                           "take it out of one of them")  # fmt: skip
+            raise BadInput(
+                root / folder / f"{video}_{shared[0]:06}.jpg",
+                "is in clips of train.txt and of test.txt",
+                "take it out of one of them",
+            )
 
 
 def _items(root: Path, split: str, videos: Frames, picture: re.Match | None) -> Iterator[Item]:

@@ -52,8 +52,7 @@ MOST = ITEM_BYTES // (4 * math.prod(SHAPE))
 CLIP, LONGEST_CLIP = 11, 20
 """Frames of a clip of the benchmark, 10 to see and 1 to foresee, and of any variant of it."""
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
-COMPANIONS = {"data_cache.npy": "indices_cache.npy", "train_data.npy": "train_idx.npy",
-              "test_data.npy": "test_idx.npy"}  # fmt: skip
+COMPANIONS = {"data_cache.npy": "indices_cache.npy", "train_data.npy": "train_idx.npy", "test_data.npy": "test_idx.npy"}
 LONGEST_LIST, LARGEST_LIST, LARGEST_TEXT = 2**20, 2**26, 2**12
 """Entries and bytes of a list of recordings or of clips, and bytes of a name in it."""
 HEADER = 1024
@@ -161,8 +160,11 @@ def _listed(path: Path, versions: tuple[int, ...]) -> list[Span]:
     """Of one version of a file and its companion."""
     with decoding(path, FORM):
         whole = {".hkl": _recordings, ".npy": _clips, ".seq": _film}[path.suffix](path)
-        return [Span(span.label, span.number + start - span.start, start, min(start + MOST, span.stop))
-                for span in whole for start in range(span.start, span.stop, MOST)]  # fmt: skip
+        return [
+            Span(span.label, span.number + start - span.start, start, min(start + MOST, span.stop))
+            for span in whole
+            for start in range(span.start, span.stop, MOST)
+        ]
 
 
 def _groups(spans: list[Span]) -> Iterator[str]:
@@ -370,8 +372,11 @@ def _pictures(path: Path) -> tuple[tuple[int, int], list[tuple[int, int]]]:
 def _decoded(path: Path, jpeg: bytes, size: tuple[int, int]) -> np.ndarray:
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         if image.size != size[::-1]:
-            raise BadInput(path, f"holds a picture of {image.size[1]}x{image.size[0]} pixels, not {size[0]}x{size[1]}",
-                           "fetch it again")  # fmt: skip
+            raise BadInput(
+                path,
+                f"holds a picture of {image.size[1]}x{image.size[0]} pixels, not {size[0]}x{size[1]}",
+                "fetch it again",
+            )
         return np.asarray(image.convert("RGB"))
 
 

@@ -63,9 +63,15 @@ def read(item: Item) -> xr.Dataset:
         start, end = (_time(attribute(file, f"overview/product_datetime_{edge}")) for edge in ("start", "end"))
         name, factor = _quantity(file, (end - start) / np.timedelta64(1, "s"))
         values, step = _values(file, name, factor)
-        attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "KNMI",
-                 "product": attribute(file, "image1/image_product_name"),
-                 "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
+        attrs = {
+            "title": TITLE,
+            "source": item.path.name,
+            "licence": LICENCE,
+            "institution": "KNMI",
+            "product": attribute(file, "image1/image_product_name"),
+            "zr_a": MARSHALL_PALMER[0],
+            "zr_b": MARSHALL_PALMER[1],
+        }
         grid = _grid(file, values.shape[1:])
     # KNMI names a reflectivity composite after the start of its lowest scan
     moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
@@ -134,16 +140,18 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
 
 
 @lru_cache(maxsize=8)
-def _placed(own: str, shape: tuple[int, int], numbers: tuple[float, ...], unit: float,
-            corners: tuple[float, ...]) -> tuple[float, Grid]:  # fmt: skip
+def _placed(
+    own: str, shape: tuple[int, int], numbers: tuple[float, ...], unit: float, corners: tuple[float, ...]
+) -> tuple[float, Grid]:
     """The grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in
     place, and how far it lies from them, in pixels."""
     row, column, width, height = numbers[0], numbers[1], numbers[2] * unit, numbers[3] * unit
     grids: list[tuple[float, Grid]] = []
     for definition in (own, PROJECTION):
         with suppress(ProjError, ValueError):
-            grid = Grid.regular(metric_crs(definition), shape, upper_left=(column * width, row * height),
-                                pixel=(width, -height))  # fmt: skip
+            grid = Grid.regular(
+                metric_crs(definition), shape, upper_left=(column * width, row * height), pixel=(width, -height)
+            )
             lon, lat = np.reshape(corners, (-1, 2)).T
             grids.append((grid.misfit(lon, lat) if corners else 0.0, grid))
     return min(grids, key=lambda fit: fit[0])

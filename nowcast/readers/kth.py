@@ -91,8 +91,11 @@ def find(source: Path) -> Iterator[Item]:
     if videos and pictures:
         raise BadInput(source, "holds KTH as videos and as pictures", "name the folder of one of the two")
     if not videos and not pictures:
-        raise BadInput(source, "holds neither person01_boxing_d1_uncomp.avi nor person01_boxing_d1/image_0001.jpg "
-                       "or the like", "check the path and the reader")  # fmt: skip
+        raise BadInput(
+            source,
+            "holds neither person01_boxing_d1_uncomp.avi nor person01_boxing_d1/image_0001.jpg or the like",
+            "check the path and the reader",
+        )
     yield from videos or pictures
 
 
@@ -109,8 +112,12 @@ def read(item: Item) -> xr.Dataset:
     pieces = _pieces(item)
     frames = _decoded(item.path, pieces) if video else _pictured(item.path.parent, pieces)
     last = max(frames, default=0)
-    chosen = [(piece.run, number) for piece in pieces
-              for number in range(piece.first, (piece.last or last) + 1) if number in frames]  # fmt: skip
+    chosen = [
+        (piece.run, number)
+        for piece in pieces
+        for number in range(piece.first, (piece.last or last) + 1)
+        if number in frames
+    ]
     if not chosen:
         raise BadInput(item.path, f"has no frame of {item.key}", "fetch it again")
     split = "train" if int(clip[2]) <= TRAINED else "test"
@@ -118,8 +125,15 @@ def read(item: Item) -> xr.Dataset:
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "KTH"}
     numbers = np.array([number for _, number in chosen])
     values = np.stack([frames[number] for number in numbers.tolist()]) / np.float32(255)
-    cube = make({"intensity": values}, np.datetime64(0, "s") + numbers, pixels.picture(values.shape[1:]),
-                sequence=labels, split=split, levels=pixels.LEVELS, attrs=attrs)  # fmt: skip
+    cube = make(
+        {"intensity": values},
+        np.datetime64(0, "s") + numbers,
+        pixels.picture(values.shape[1:]),
+        sequence=labels,
+        split=split,
+        levels=pixels.LEVELS,
+        attrs=attrs,
+    )
     return check(cube, item)
 
 
@@ -246,8 +260,11 @@ def _decoded(path: Path, pieces: list[Piece]) -> dict[int, np.ndarray]:
             if number > stop:
                 break
             if (frame.height, frame.width) != SHAPE:
-                raise BadInput(path, f"has {frame.height}x{frame.width} pixels, not {SHAPE[0]}x{SHAPE[1]}",
-                               "give the original video")  # fmt: skip
+                raise BadInput(
+                    path,
+                    f"has {frame.height}x{frame.width} pixels, not {SHAPE[0]}x{SHAPE[1]}",
+                    "give the original video",
+                )
             if number in wanted:
                 frames[number] = colours.reformat(frame, format="rgb24").to_ndarray()[..., 0].copy()
         counted = stream.frames if stream.frames <= LONGEST else 0

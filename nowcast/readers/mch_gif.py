@@ -80,8 +80,15 @@ def read(item: Item) -> xr.Dataset:
     with decoding(item.path, FORM):
         product, time = _label(item.path)
         values = RATES[_levels(item.path)]
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "MeteoSwiss",
-             "product": product, "zr_a": ZR_A, "zr_b": ZR_B}  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "MeteoSwiss",
+        "product": product,
+        "zr_a": ZR_A,
+        "zr_b": ZR_B,
+    }
     cube = make({"rainfall_rate": values[None]}, [time], _grid(), cadence=CADENCE, levels=LEVELS, attrs=attrs)
     return check(cube, item.path)
 
@@ -101,8 +108,9 @@ def _label(path: Path) -> tuple[str, np.datetime64]:
         raise BadInput(path, f"names day {day} of the year 20{year}", "fetch it again")
     time = np.datetime64(f"{date}T{hour}:{minute}", "s")
     if product == "CPC" and time >= CPC_CHANGES:
-        raise BadInput(path, "is later than 28 June 2018, when CombiPrecip changed its levels",
-                       "get the product in HDF5")  # fmt: skip
+        raise BadInput(
+            path, "is later than 28 June 2018, when CombiPrecip changed its levels", "get the product in HDF5"
+        )
     return product, time
 
 
@@ -110,8 +118,11 @@ def _levels(path: Path) -> np.ndarray:
     """(row, column) uint8 indices, row 0 north."""
     with Image.open(path, formats=["GIF"]) as image:
         if image.size != SHAPE[::-1]:
-            raise BadInput(path, f"has {image.size[1]}x{image.size[0]} pixels, not {SHAPE[0]}x{SHAPE[1]}",
-                           "give the composite of Switzerland")  # fmt: skip
+            raise BadInput(
+                path,
+                f"has {image.size[1]}x{image.size[0]} pixels, not {SHAPE[0]}x{SHAPE[1]}",
+                "give the composite of Switzerland",
+            )
         if image.mode != "P" or bytes(image.getpalette() or ()) != COLOURS:
             raise BadInput(path, "has another palette than the reddish one", "get the original picture, not a copy")
         return np.asarray(image)

@@ -58,14 +58,45 @@ PIXEL = 0.01
 COORDINATE_BYTES = 2**26
 DATE_BYTES = 2**22
 HARMLESS = {
-    "PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
-    "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE",
-    "BININT", "BININT1", "BININT2", "SHORT_BINBYTES", "BINBYTES", "SHORT_BINUNICODE", "BINUNICODE",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS",
-}  # fmt: skip
+    "PROTO",
+    "FRAME",
+    "STOP",
+    "MARK",
+    "GLOBAL",
+    "STACK_GLOBAL",
+    "REDUCE",
+    "BUILD",
+    "MEMOIZE",
+    "BINPUT",
+    "LONG_BINPUT",
+    "BINGET",
+    "LONG_BINGET",
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "EMPTY_TUPLE",
+    "TUPLE",
+    "TUPLE1",
+    "TUPLE2",
+    "TUPLE3",
+    "EMPTY_LIST",
+    "APPEND",
+    "APPENDS",
+}
 """Opcodes of a pickled array of dates; others can allocate what they like."""
-ARRAY_PARTS = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-               ("numpy", "ndarray"), ("numpy", "dtype")}  # fmt: skip
+ARRAY_PARTS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
 CLIP_FRAMES = 64
 """More than any clip has."""
 
@@ -90,8 +121,11 @@ def find(source: Path) -> Iterator[Item]:
     if not kinds:
         raise BadInput(source, "holds no file of MeteoNet", "check the path and the reader")
     if len(kinds) > 1:
-        raise BadInput(source, f"holds {', '.join(kinds)}, which need a store each",
-                       "name the files of one, such as rainfall_NW_*.npz")  # fmt: skip
+        raise BadInput(
+            source,
+            f"holds {', '.join(kinds)}, which need a store each",
+            "name the files of one, such as rainfall_NW_*.npz",
+        )
     for path in paths:
         try:
             items = _clips(path) if _kind(path)[0] == "clips" else _frames(path)
@@ -112,9 +146,15 @@ def read(item: Item) -> xr.Dataset:
     """
     product, zone = _kind(item.path)
     name, step, floor = PRODUCTS[product]
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Meteo-France",
-             "product": f"{product} {zone}".strip(),
-             "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "Meteo-France",
+        "product": f"{product} {zone}".strip(),
+        "zr_a": MARSHALL_PALMER[0],
+        "zr_b": MARSHALL_PALMER[1],
+    }
     with decoding(item.path, FORM):
         if product == "clips":
             raw = _clip(item)
@@ -125,8 +165,17 @@ def read(item: Item) -> xr.Dataset:
         values = np.multiply(raw, np.float32(step), dtype=np.float32)
         values[_absent(raw, product)] = np.nan
     clip = item.key if product == "clips" else ""
-    cube = make({name: values}, time, grid, sequence=clip, split=clip.split("/")[0] if clip else None,
-                cadence=None if clip else CADENCE, quantum=step, floor=floor, attrs=attrs)  # fmt: skip
+    cube = make(
+        {name: values},
+        time,
+        grid,
+        sequence=clip,
+        split=clip.split("/")[0] if clip else None,
+        cadence=None if clip else CADENCE,
+        quantum=step,
+        floor=floor,
+        attrs=attrs,
+    )
     return check(cube, item)
 
 
@@ -241,8 +290,13 @@ def _is_clips(path: Path) -> bool:
 
 def _clips(path: Path) -> list[Item]:
     with open_hdf5(path, FORM) as file:
-        keys = [f"{split}/{key}" for split in ("train", "test") if split in file
-                for key in sorted(file[split], key=natural) if key.isdecimal()]  # fmt: skip
+        keys = [
+            f"{split}/{key}"
+            for split in ("train", "test")
+            if split in file
+            for key in sorted(file[split], key=natural)
+            if key.isdecimal()
+        ]
     if not keys:
         raise BadInput(path, "holds no clips in train and test", "choose the reader for this file")
     return [Item(path, key) for key in keys]
@@ -256,8 +310,11 @@ def _clip(item: Item) -> np.ndarray:
         if clip.ndim != 3 or clip.dtype != np.uint8 or not 0 < clip.shape[0] <= CLIP_FRAMES:
             raise BadInput(item.path, f"holds {item.key} as {clip.dtype} of {clip.shape}", "choose another reader")
         if clip.shape[1:] not in [corner[2] for corner in CORNERS.values()]:
-            raise BadInput(item.path, f"has frames of {clip.shape[1]}x{clip.shape[2]} pixels, which is no zone",
-                           "give the clips in full size")  # fmt: skip
+            raise BadInput(
+                item.path,
+                f"has frames of {clip.shape[1]}x{clip.shape[2]} pixels, which is no zone",
+                "give the clips in full size",
+            )
         return clip[()]
 
 
@@ -275,8 +332,11 @@ def _grid(path: Path, zone: str, shape: tuple[int, ...]) -> Grid:
     else:
         corner = CORNERS[zone]
     if corner[2] != shape:
-        raise BadInput(path, f"has {shape[0]}x{shape[1]} pixels, not the {corner[2][0]}x{corner[2][1]} of zone {zone}",
-                       f"put its radar_coords_{zone}.npz beside it")  # fmt: skip
+        raise BadInput(
+            path,
+            f"has {shape[0]}x{shape[1]} pixels, not the {corner[2][0]}x{corner[2][1]} of zone {zone}",
+            f"put its radar_coords_{zone}.npz beside it",
+        )
     return _laid_out(*corner)
 
 

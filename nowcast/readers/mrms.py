@@ -56,20 +56,39 @@ class Product:
 
 def _products() -> dict[tuple[int, int], Product]:
     periods = (1, 3, 6, 12, 24, 48, 72)
-    families = {"RadarOnly_QPE": 2, "GaugeCorr_QPE": 9, "GaugeOnly_QPE": 16, "MountainMapper_QPE": 23,
-                "MultiSensor_QPE_Pass1": 30, "MultiSensor_QPE_Pass2": 37}  # fmt: skip
-    sums = {(6, first + place): Product(f"{family}_{hours:02}H", "rainfall_rate", hours, 3600)
-            for family, first in families.items() for place, hours in enumerate(periods)}  # fmt: skip
+    families = {
+        "RadarOnly_QPE": 2,
+        "GaugeCorr_QPE": 9,
+        "GaugeOnly_QPE": 16,
+        "MountainMapper_QPE": 23,
+        "MultiSensor_QPE_Pass1": 30,
+        "MultiSensor_QPE_Pass2": 37,
+    }
+    sums = {
+        (6, first + place): Product(f"{family}_{hours:02}H", "rainfall_rate", hours, 3600)
+        for family, first in families.items()
+        for place, hours in enumerate(periods)
+    }
     reflectivities = {
-        (3, 52): "Reflectivity_0C", (3, 53): "Reflectivity_-5C", (3, 54): "Reflectivity_-10C",
-        (3, 55): "Reflectivity_-15C", (3, 56): "Reflectivity_-20C", (3, 57): "ReflectivityAtLowestAltitude",
-        (3, 58): "MergedReflectivityAtLowestAltitude", (8, 8): "SeamlessHSR",
-        (10, 0): "MergedReflectivityQCComposite", (10, 2): "LowLevelCompositeReflectivity",
-        (10, 4): "LayerCompositeReflectivity_Low", (10, 5): "LayerCompositeReflectivity_High",
-        (10, 6): "LayerCompositeReflectivity_Super", (10, 9): "LayerCompositeReflectivity_ANC",
-        (11, 0): "MergedBaseReflectivityQC", (11, 1): "MergedReflectivityComposite",
-        (11, 2): "MergedReflectivityQComposite", (11, 3): "MergedBaseReflectivity",
-    }  # fmt: skip
+        (3, 52): "Reflectivity_0C",
+        (3, 53): "Reflectivity_-5C",
+        (3, 54): "Reflectivity_-10C",
+        (3, 55): "Reflectivity_-15C",
+        (3, 56): "Reflectivity_-20C",
+        (3, 57): "ReflectivityAtLowestAltitude",
+        (3, 58): "MergedReflectivityAtLowestAltitude",
+        (8, 8): "SeamlessHSR",
+        (10, 0): "MergedReflectivityQCComposite",
+        (10, 2): "LowLevelCompositeReflectivity",
+        (10, 4): "LayerCompositeReflectivity_Low",
+        (10, 5): "LayerCompositeReflectivity_High",
+        (10, 6): "LayerCompositeReflectivity_Super",
+        (10, 9): "LayerCompositeReflectivity_ANC",
+        (11, 0): "MergedBaseReflectivityQC",
+        (11, 1): "MergedReflectivityComposite",
+        (11, 2): "MergedReflectivityQComposite",
+        (11, 3): "MergedBaseReflectivity",
+    }
     return sums | {
         (3, 41): Product("VIL", "vil"),
         (6, 1): Product("PrecipRate", "rainfall_rate"),
@@ -128,8 +147,13 @@ def read(item: Item) -> xr.Dataset:
         product, time = _product(sections[4], item.path), _time(sections[1], item.path)
         grid, packing = _grid(sections[3], item.path), _packing(sections, item.path)
         values, step = _values(sections[7], packing, grid.shape, product)
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "NOAA NSSL",
-             "product": product.name}  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "NOAA NSSL",
+        "product": product.name,
+    }
     cube = make({product.quantity: values[None]}, [time], grid, cadence=product.cadence, quantum=step, attrs=attrs)
     return check(cube, item.path)
 
@@ -174,8 +198,11 @@ def _sections(data: bytes, path: Path) -> dict[int, memoryview]:
 def _product(section: memoryview, path: Path) -> Product:
     template, category, number = struct.unpack_from(">HBB", section, 7)
     if (category, number) not in PRODUCTS:
-        raise BadInput(path, f"holds the product {DISCIPLINE}-{category}-{number}",
-                       "give a precipitation rate, QPE, reflectivity or VIL")  # fmt: skip
+        raise BadInput(
+            path,
+            f"holds the product {DISCIPLINE}-{category}-{number}",
+            "give a precipitation rate, QPE, reflectivity or VIL",
+        )
     (ahead,) = struct.unpack_from(">I", section, 18)
     if template != 0 or ahead:
         raise BadInput(path, "is no analysis of one time", "give MRMS's own files")
@@ -237,8 +264,9 @@ def _packing(sections: dict[int, memoryview], path: Path) -> Packing:
     return Packing(reference, binary, decimal, bits)
 
 
-def _values(section: memoryview, packing: Packing, shape: tuple[int, int],
-            product: Product) -> tuple[np.ndarray, float | None]:  # fmt: skip
+def _values(
+    section: memoryview, packing: Packing, shape: tuple[int, int], product: Product
+) -> tuple[np.ndarray, float | None]:
     """(row, column) float32 in the unit of the variable, NaN = no data, and the step for the store."""
     table = _table(packing, product)
     values = np.empty(shape, np.float32)

@@ -56,8 +56,9 @@ def read(item: Item) -> xr.Dataset:
     with _opened(item.path) as (arrays, attrs):
         field = cf.field(item.path, arrays, attrs, source=item.path.name, when=_when)
         if not item.key and field.time.size > 1 and field.bytes > LARGEST:
-            raise BadInput(item.path, f"holds {field.time.size} frames, unlike the first file of its folder",
-                           "take it by itself")  # fmt: skip
+            raise BadInput(
+                item.path, f"holds {field.time.size} frames, unlike the first file of its folder", "take it by itself"
+            )
         frames = part(item) if item.key else slice(0, field.time.size)
         return field.cube(frames, title=TITLE, licence=LICENCE)
 
@@ -93,8 +94,14 @@ def _opened(path: Path) -> Iterator[tuple[cf.Arrays, Mapping[str, object]]]:
 def _array(variable: netCDF4.Variable) -> cf.Array:
     pieces = variable.chunking()
     dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)  # text, or a type of its own
-    return cf.Array(variable.dimensions, variable.shape, dtype, variable.__dict__, variable.__getitem__,
-                    tuple(pieces) if isinstance(pieces, list) else None)  # fmt: skip
+    return cf.Array(
+        variable.dimensions,
+        variable.shape,
+        dtype,
+        variable.__dict__,
+        variable.__getitem__,
+        tuple(pieces) if isinstance(pieces, list) else None,
+    )
 
 
 def _filled(array: cf.Array) -> cf.Array:

@@ -121,8 +121,11 @@ def opened(path: Path) -> tuple[dict[str, Array], dict[str, object]]:
     if records < 0 and record:  # it was still being written
         records = (len(data) - min(variable.begin for variable in growing)) // record
     views = {variable.name: (variable, _view(header, variable, records, record)) for variable in variables}
-    arrays = {name: Array(variable.dims, view.shape, variable.dtype, variable.attrs, view.__getitem__)
-              for name, (variable, view) in views.items() if view.size}  # fmt: skip
+    arrays = {
+        name: Array(variable.dims, view.shape, variable.dtype, variable.attrs, view.__getitem__)
+        for name, (variable, view) in views.items()
+        if view.size
+    }
     return arrays, attrs
 
 

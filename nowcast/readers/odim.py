@@ -86,8 +86,15 @@ def read(item: Item) -> xr.Dataset:
     if factor != 1:
         values *= np.float32(factor)
     quantum, floor = _packing(name, step * factor, floor)
-    cube = make({name: values[None]}, [time], grid, cadence=_cadence(item.path.name, kind, seconds), quantum=quantum,
-                floor=floor, attrs=attrs)  # fmt: skip
+    cube = make(
+        {name: values[None]},
+        [time],
+        grid,
+        cadence=_cadence(item.path.name, kind, seconds),
+        quantum=quantum,
+        floor=floor,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 
@@ -164,9 +171,13 @@ def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, 
     if data.ndim != 2 or data.size > MOST_PIXELS:
         raise BadInput(data.file.filename, f"holds {name} of {data.shape}", "give a composite")
     floor = FLOOR_DBZ if name == "reflectivity" else 0.0
-    coding = _Coding(_number(lookup, "what", "gain", 1.0), _number(lookup, "what", "offset", 0.0),
-                     _number(lookup, "what", "nodata", np.nan), _number(lookup, "what", "undetect", np.nan),
-                     floor)  # fmt: skip
+    coding = _Coding(
+        _number(lookup, "what", "gain", 1.0),
+        _number(lookup, "what", "offset", 0.0),
+        _number(lookup, "what", "nodata", np.nan),
+        _number(lookup, "what", "undetect", np.nan),
+        floor,
+    )
     raw = numbers(data)
     if raw.dtype.kind not in "iu":
         return coding.values(raw), 0.0, None
@@ -190,9 +201,16 @@ def _packing(name: str, step: float, floor: float | None) -> tuple[float | None,
 
 def _attrs(lookup: Lookup, kind: str, path: Path) -> dict[str, object]:
     product = lookup("what", "prodname") or lookup("what", "product")
-    attrs = {"title": TITLE, "source": path.name, "licence": LICENCE, "institution": lookup("what", "source"),
-             "product": product, "odim_quantity": kind,
-             "zr_a": lookup("how", "zr_a"), "zr_b": lookup("how", "zr_b")}  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": path.name,
+        "licence": LICENCE,
+        "institution": lookup("what", "source"),
+        "product": product,
+        "odim_quantity": kind,
+        "zr_a": lookup("how", "zr_a"),
+        "zr_b": lookup("how", "zr_b"),
+    }
     return {key: value for key, value in attrs.items() if value is not None}
 
 
@@ -241,8 +259,10 @@ def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> Grid:
     if lookup("where", "projdef") is None:
         raise BadInput(path, "names no projection (where/projdef)", "ask the producer")
     crs = metric_crs(str(lookup("where", "projdef")))
-    lon, lat = (np.array([_number(lookup, "where", f"{corner}_{axis}", np.nan) for corner in CORNERS])
-                for axis in ("lon", "lat"))  # fmt: skip
+    lon, lat = (
+        np.array([_number(lookup, "where", f"{corner}_{axis}", np.nan) for corner in CORNERS])
+        for axis in ("lon", "lat")
+    )
     pixel = _number(lookup, "where", "xscale", np.nan), _number(lookup, "where", "yscale", np.nan)
     upper_left = _number(lookup, "where", "UL_x", np.nan), _number(lookup, "where", "UL_y", np.nan)
     if np.isnan(upper_left).any():
@@ -256,8 +276,9 @@ def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> Grid:
     return grid
 
 
-def _measure(crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int],
-             path: Path) -> tuple[tuple[float, float], tuple[float, float]]:  # fmt: skip
+def _measure(
+    crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int], path: Path
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Upper left corner, and width and height of a pixel, from the corners in degrees."""
     x, y = Grid(crs, np.zeros(1), np.zeros(1)).project(lon, lat)
     if not np.isfinite([x, y]).all():
@@ -266,8 +287,9 @@ def _measure(crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int],
     return (left, top), ((right - left) / shape[1], (top - bottom) / shape[0])
 
 
-def _agreeing(stated: tuple[float, float], measured: tuple[float, float],
-              shape: tuple[int, int]) -> tuple[float, float]:  # fmt: skip
+def _agreeing(
+    stated: tuple[float, float], measured: tuple[float, float], shape: tuple[int, int]
+) -> tuple[float, float]:
     """The stated pixel size if, in metres or in MeteoSwiss's kilometres, the corners bear it out; else the measured."""
     for unit in (1, 1000):
         candidate = stated[0] * unit, stated[1] * unit

@@ -19,8 +19,9 @@ TOGETHER = 16
 """Frames looked at at a time: as many as the cache of a processor holds."""
 
 
-def video(where: object, clips: Iterable[tuple[str, int, np.ndarray]], *, split: str | None,
-          attrs: Mapping[str, object]) -> xr.Dataset:  # fmt: skip
+def video(
+    where: object, clips: Iterable[tuple[str, int, np.ndarray]], *, split: str | None, attrs: Mapping[str, object]
+) -> xr.Dataset:
     """A Cube of ``intensity``, or of ``red``, ``green`` and ``blue``.
 
     Args:
@@ -43,8 +44,15 @@ def video(where: object, clips: Iterable[tuple[str, int, np.ndarray]], *, split:
     planes = dict(zip(COLOURS, np.moveaxis(values, -1, 0), strict=True)) if values.ndim == 4 else {"intensity": values}
     if levels is not None:
         planes = {name: np.divide(plane, np.float32(255), dtype=np.float32) for name, plane in planes.items()}
-    cube = make(planes, np.datetime64(0, "s") + numbers, picture(frames.shape[1:3]), sequence=sequence, split=split,
-                levels=None if levels is None else LEVELS, attrs=attrs)  # fmt: skip
+    cube = make(
+        planes,
+        np.datetime64(0, "s") + numbers,
+        picture(frames.shape[1:3]),
+        sequence=sequence,
+        split=split,
+        levels=None if levels is None else LEVELS,
+        attrs=attrs,
+    )
     return check(cube, where)
 
 

@@ -46,8 +46,15 @@ LICENCE = "DWD open data (CC BY 4.0), Deutscher Wetterdienst"
 CADENCE = None
 """Differs by product: every cube carries its own, see ``CADENCES``."""
 MONTH = "[0-9]" * 6
-PATTERNS = ("raa01-*-dwd---bin", "raa01-*-dwd---bin.gz", "raa01-*-dwd---bin.bz2", "DE1200_*",
-            f"R[QSVW]{MONTH}*", f"SF{MONTH}*", f"WN{MONTH}*")  # fmt: skip
+PATTERNS = (
+    "raa01-*-dwd---bin",
+    "raa01-*-dwd---bin.gz",
+    "raa01-*-dwd---bin.bz2",
+    "DE1200_*",
+    f"R[QSVW]{MONTH}*",
+    f"SF{MONTH}*",
+    f"WN{MONTH}*",
+)
 
 FORM = "a RADOLAN composite"
 CADENCES = (
@@ -147,10 +154,22 @@ def read(item: Item) -> xr.Dataset:
         values = _values(data[match.end() :], header, item.path)
         grid = _grid(header.version >= NEWER, *header.shape)
     name, step, floor = _scale(header)
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "DWD",
-             "product": header.product}  # fmt: skip
-    cube = make({name: values}, [header.time], grid, cadence=CADENCES[header.product], quantum=step,
-                floor=floor if header.product in BYTES else None, attrs=attrs)  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "institution": "DWD",
+        "product": header.product,
+    }
+    cube = make(
+        {name: values},
+        [header.time],
+        grid,
+        cadence=CADENCES[header.product],
+        quantum=step,
+        floor=floor if header.product in BYTES else None,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 
@@ -197,8 +216,11 @@ class _Limited(io.RawIOBase):
 @contextmanager
 def _members(path: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]]:
     """The composites of an archive, one after the other."""
-    with (decoding(path, "an archive of RADOLAN composites"), _opened(path) as stream,
-          tarfile.open(fileobj=cast("BinaryIO", _Limited(stream)), mode="r:") as archive):  # fmt: skip
+    with (
+        decoding(path, "an archive of RADOLAN composites"),
+        _opened(path) as stream,
+        tarfile.open(fileobj=cast("BinaryIO", _Limited(stream)), mode="r:") as archive,
+    ):
         yield ((member, archive) for member in archive if member.isreg() and MEMBER.fullmatch(member.name))
 
 
@@ -243,9 +265,12 @@ def _header(match: re.Match[bytes]) -> Header:
     return Header(
         product=text["product"],
         time=np.datetime64(f"20{text['year']}-{text['month']}-{text['day']}T{text['hour']}:{text['minute']}", "s"),
-        version=int(text["version"]), precision=10.0 ** int(text["exponent"]), seconds=60 * minutes,
-        shape=(int(text["rows"]), int(text["columns"])), lead=int(text["lead"]),
-    )  # fmt: skip
+        version=int(text["version"]),
+        precision=10.0 ** int(text["exponent"]),
+        seconds=60 * minutes,
+        shape=(int(text["rows"]), int(text["columns"])),
+        lead=int(text["lead"]),
+    )
 
 
 def _check_header(header: Header, path: Path) -> None:

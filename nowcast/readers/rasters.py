@@ -35,27 +35,76 @@ BLOCK = 2**18
 # --- what it measures -----------------------------------------------------------------------------
 
 STANDARD_NAMES = {
-    "rainfall_rate": RAIN, "lwe_precipitation_rate": RAIN, "precipitation_flux": RAIN, "rainfall_flux": RAIN,
-    "precipitation_rate": RAIN, "tprate": RAIN,
-    "precipitation_amount": RAIN, "rainfall_amount": RAIN, "lwe_thickness_of_precipitation_amount": RAIN,
+    "rainfall_rate": RAIN,
+    "lwe_precipitation_rate": RAIN,
+    "precipitation_flux": RAIN,
+    "rainfall_flux": RAIN,
+    "precipitation_rate": RAIN,
+    "tprate": RAIN,
+    "precipitation_amount": RAIN,
+    "rainfall_amount": RAIN,
+    "lwe_thickness_of_precipitation_amount": RAIN,
     "thickness_of_rainfall_amount": RAIN,
-    "equivalent_reflectivity_factor": ECHO, "radar_reflectivity": ECHO,
-}  # fmt: skip
+    "equivalent_reflectivity_factor": ECHO,
+    "radar_reflectivity": ECHO,
+}
 """Standard names of CF, and some that are none but are in use; what comes first is preferred."""
-NAMES = STANDARD_NAMES | dict.fromkeys((
-    "rain_rate", "rainrate", "rainfall_intensity", "precipitation_intensity", "rain_intensity", "precip_intensity",
-    "precip_rate", "preciprate", "prate", "rate", "rr", "mmh", "sri", "rainfall", "rain", "precipitation", "precip",
-    "prcp", "acrr", "precip_accum",
-), RAIN) | dict.fromkeys(("dbz", "dbzh", "reflectivity", "refl", "vmi", "rare", "th"), ECHO)  # fmt: skip
+NAMES = (
+    STANDARD_NAMES
+    | dict.fromkeys(
+        (
+            "rain_rate",
+            "rainrate",
+            "rainfall_intensity",
+            "precipitation_intensity",
+            "rain_intensity",
+            "precip_intensity",
+            "precip_rate",
+            "preciprate",
+            "prate",
+            "rate",
+            "rr",
+            "mmh",
+            "sri",
+            "rainfall",
+            "rain",
+            "precipitation",
+            "precip",
+            "prcp",
+            "acrr",
+            "precip_accum",
+        ),
+        RAIN,
+    )
+    | dict.fromkeys(("dbz", "dbzh", "reflectivity", "refl", "vmi", "rare", "th"), ECHO)
+)
 """Names of variables, in small letters, some of which are used as standard names, too."""
 
 LENGTHS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "in": 25.4}
 HOURS = {"s": 1 / 3600, "min": 1 / 60, "h": 1.0, "d": 24.0}
 WORDS = {
-    "millimeter": "mm", "millimeters": "mm", "millimetre": "mm", "millimetres": "mm", "meter": "m", "meters": "m",
-    "metre": "m", "metres": "m", "inch": "in", "inches": "in", "hr": "h", "hrs": "h", "hour": "h", "hours": "h",
-    "sec": "s", "second": "s", "seconds": "s", "minute": "min", "minutes": "min", "day": "d", "days": "d",
-}  # fmt: skip
+    "millimeter": "mm",
+    "millimeters": "mm",
+    "millimetre": "mm",
+    "millimetres": "mm",
+    "meter": "m",
+    "meters": "m",
+    "metre": "m",
+    "metres": "m",
+    "inch": "in",
+    "inches": "in",
+    "hr": "h",
+    "hrs": "h",
+    "hour": "h",
+    "hours": "h",
+    "sec": "s",
+    "second": "s",
+    "seconds": "s",
+    "minute": "min",
+    "minutes": "min",
+    "day": "d",
+    "days": "d",
+}
 KNOWN_UNITS = "mm h-1, mm/h, mm s-1, m s-1, kg m-2 s-1, kg m-2 h-1, mm, m, kg m-2 or dBZ"
 TOKEN = re.compile(r"([a-z]+)(?:\^|\*\*)?([-+]?\d+)?")
 
@@ -164,8 +213,11 @@ def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
             return _step(path.parent, path.suffix, when)
         raise LookupError
     except LookupError:
-        raise BadInput(path, "does not say how far apart frames are, nor does another file beside it",
-                       "put two of them in one folder, or state time_coverage_resolution") from None  # fmt: skip
+        raise BadInput(
+            path,
+            "does not say how far apart frames are, nor does another file beside it",
+            "put two of them in one folder, or state time_coverage_resolution",
+        ) from None
 
 
 @lru_cache(maxsize=64)

@@ -144,12 +144,28 @@ def read(item: Item) -> xr.Dataset:
     return check(cube, item)
 
 
-def _cube(kind: str, values: np.ndarray | Coded, time: np.ndarray, grid: Grid, item: Item, *, sequence: str | list[str],
-          split: str) -> xr.Dataset:  # fmt: skip
+def _cube(
+    kind: str,
+    values: np.ndarray | Coded,
+    time: np.ndarray,
+    grid: Grid,
+    item: Item,
+    *,
+    sequence: str | list[str],
+    split: str,
+) -> xr.Dataset:
     name, step = KINDS[kind]
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "MIT Lincoln Laboratory"}
-    return make({name: values}, time, grid, sequence=sequence, split=split, quantum=step,
-                levels=VIL_LEVELS if step is None else None, attrs=attrs)  # fmt: skip
+    return make(
+        {name: values},
+        time,
+        grid,
+        sequence=sequence,
+        split=split,
+        quantum=step,
+        levels=VIL_LEVELS if step is None else None,
+        attrs=attrs,
+    )
 
 
 # --- the catalogue --------------------------------------------------------------------------------
@@ -187,8 +203,9 @@ def _event(item: Item) -> Event:
     catalog = _catalog_of(item.path)
     book = _books(catalog, catalog.stat().st_mtime_ns).get(item.path.name, {})
     if item.key not in book:
-        raise BadInput(item.path, f"holds no event {item.key or '(none named)'} that {CATALOG} lists once",
-                       "take items from find")  # fmt: skip
+        raise BadInput(
+            item.path, f"holds no event {item.key or '(none named)'} that {CATALOG} lists once", "take items from find"
+        )
     return book[item.key]
 
 
@@ -342,8 +359,10 @@ def _clip_files(source: Path) -> list[Path]:
         return [source] if CLIPS.fullmatch(source.name) else []
     if not source.is_dir() or (source / CATALOG).is_file():
         return []
-    return sorted((path for path in source.rglob("nowcast_*.h5") if CLIPS.fullmatch(path.name)),
-                  key=lambda path: natural(path.name))  # fmt: skip
+    return sorted(
+        (path for path in source.rglob("nowcast_*.h5") if CLIPS.fullmatch(path.name)),
+        key=lambda path: natural(path.name),
+    )
 
 
 def _clip_kind(file: h5py.File) -> tuple[str, list[str]] | None:
@@ -384,8 +403,9 @@ def _clips(item: Item) -> xr.Dataset:
         rows = range(stacks[0].shape[0])[part(item)]
         if not rows:
             raise BadInput(item.path, f"has no clips {item.key}", "take items from find")
-        raw = np.stack([np.concatenate([_row(stack, row, shared=len(stacks)) for stack in stacks], axis=-1)
-                        for row in rows])  # fmt: skip
+        raw = np.stack(
+            [np.concatenate([_row(stack, row, shared=len(stacks)) for stack in stacks], axis=-1) for row in rows]
+        )
         frames = raw.shape[-1]
         raw = np.moveaxis(raw, -1, 1).reshape(-1, *raw.shape[1:3])
         values = _decoded(raw, kind, item)

@@ -66,10 +66,16 @@ def read(item: Item) -> xr.Dataset:
     values = LEVELS[np.stack([grey_png(picture, SHAPE) for picture in pictures])]
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Z9210 Shanghai Pudong"}
     folder = item.path.parents[1].name if example else ""
-    cube = make({"reflectivity": values}, [_time(picture) for picture in pictures], _grid(), levels=LEVELS, attrs=attrs,
-                sequence=f"{folder}/{item.path.name}" if example else "",  # train and test number alike
-                split=item.key or _split(item.path) if example else None,
-                cadence=None if example else CADENCE)  # fmt: skip
+    cube = make(
+        {"reflectivity": values},
+        [_time(picture) for picture in pictures],
+        _grid(),
+        levels=LEVELS,
+        attrs=attrs,
+        sequence=f"{folder}/{item.path.name}" if example else "",  # train and test number alike
+        split=item.key or _split(item.path) if example else None,
+        cadence=None if example else CADENCE,
+    )
     return check(cube, item.path)
 
 
@@ -127,7 +133,8 @@ def _split(example: Path) -> str:
         lists = {split: folder / f"Shanghai_2020_{split}_examples.txt" for split in SPLITS}
         present = {split: path for split, path in lists.items() if path.is_file()}
         if present:
-            named = (split for split, path in present.items()
-                     if example.parts[-3:] in _tails(path, path.stat().st_mtime_ns))  # fmt: skip
+            named = (
+                split for split, path in present.items() if example.parts[-3:] in _tails(path, path.stat().st_mtime_ns)
+            )
             return next(named, "")
     return example.parents[1].name if example.parents[1].name in SPLITS else ""

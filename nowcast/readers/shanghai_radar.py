@@ -103,8 +103,9 @@ def _grid(shape: tuple[int, int]) -> Grid:
 
 def _siblings(folder: Path) -> list[Path]:
     """The frames of an event, in order."""
-    return sorted((path for path in folder.glob("*.png") if not path.name.startswith(".")),
-                  key=lambda path: natural(path.name))  # fmt: skip
+    return sorted(
+        (path for path in folder.glob("*.png") if not path.name.startswith(".")), key=lambda path: natural(path.name)
+    )
 
 
 def _pieces(folder: Path) -> Iterator[Item]:
@@ -131,8 +132,13 @@ def _times(frames: list[Path]) -> np.ndarray:
     """Of all frames of an event, by their names if all of them hold one, in order."""
     with suppress(AttributeError, ValueError):
         stamps = [STAMP.search(frame.stem).groups() for frame in frames]  # type: ignore[union-attr]
-        time = np.array([f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}"
-                         for year, month, day, hour, minute, second in stamps], "datetime64[s]")  # fmt: skip
+        time = np.array(
+            [
+                f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}"
+                for year, month, day, hour, minute, second in stamps
+            ],
+            "datetime64[s]",
+        )
         if (np.diff(time) > np.timedelta64(0)).all():
             return time
     return np.datetime64(0, "s") + np.arange(len(frames)) * STEP_SECONDS
@@ -167,8 +173,13 @@ def _recognised(path: Path) -> bool:
 
 def _clips(path: Path) -> Iterator[Item]:
     with open_hdf5(path, FORM) as file:
-        keys = [f"{split}/{key}" for split in ("train", "test") if split in file
-                for key in sorted(file[split], key=natural) if key.isdecimal()]  # fmt: skip
+        keys = [
+            f"{split}/{key}"
+            for split in ("train", "test")
+            if split in file
+            for key in sorted(file[split], key=natural)
+            if key.isdecimal()
+        ]
     if not keys:
         raise BadInput(path, "holds no clips in train and test", "choose the reader for this file")
     yield from (Item(path, key) for key in keys)
@@ -179,7 +190,12 @@ def _clip(item: Item) -> np.ndarray:
         raise BadInput(item.path, f"has no clip {item.key or '(none named)'}", "take items from find")
     with open_hdf5(item.path, FORM) as file:
         clip = member(file, item.key)
-        if (clip.dtype != np.uint8 or clip.ndim != 3 or not 0 < clip.shape[0] <= MOST_FRAMES
-                or min(clip.shape[1:]) < 2 or clip.shape[1] * clip.shape[2] > MOST_PIXELS):  # fmt: skip
+        if (
+            clip.dtype != np.uint8
+            or clip.ndim != 3
+            or not 0 < clip.shape[0] <= MOST_FRAMES
+            or min(clip.shape[1:]) < 2
+            or clip.shape[1] * clip.shape[2] > MOST_PIXELS
+        ):
             raise BadInput(item.path, f"holds {item.key} as {clip.dtype} of {clip.shape}", "choose another reader")
         return clip[()]

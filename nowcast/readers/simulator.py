@@ -58,10 +58,23 @@ def read(item: Item) -> xr.Dataset:
     np.rint(values / np.float32(QUANTUM), out=values)
     values *= np.float32(QUANTUM)
     time = utc(settings.start).astype("datetime64[s]") + np.timedelta64(index * settings.cadence_seconds, "s")
-    attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "motion_x": settings.motion.u,
-             "motion_y": settings.motion.v, "zr_a": MARSHALL_PALMER[0], "zr_b": MARSHALL_PALMER[1]}  # fmt: skip
-    cube = make({"rainfall_rate": values[None]}, [time], _grid(settings), cadence=settings.cadence_seconds,
-                quantum=QUANTUM, attrs=attrs)  # fmt: skip
+    attrs = {
+        "title": TITLE,
+        "source": item.path.name,
+        "licence": LICENCE,
+        "motion_x": settings.motion.u,
+        "motion_y": settings.motion.v,
+        "zr_a": MARSHALL_PALMER[0],
+        "zr_b": MARSHALL_PALMER[1],
+    }
+    cube = make(
+        {"rainfall_rate": values[None]},
+        [time],
+        _grid(settings),
+        cadence=settings.cadence_seconds,
+        quantum=QUANTUM,
+        attrs=attrs,
+    )
     return check(cube, item)
 
 
@@ -80,13 +93,17 @@ def _loaded(path: Path, modified: int, size: int) -> Simulator:
     except ConfigError as error:
         first, *others = str(error).splitlines()
         more = f" (and {len(others)} more)" if others else ""
-        raise BadInput(path, first.removeprefix(f"{path}: ").rstrip(".") + more,
-                       "correct it; configs/datasets/radar.simulator.yaml is an example") from None  # fmt: skip
+        raise BadInput(
+            path,
+            first.removeprefix(f"{path}: ").rstrip(".") + more,
+            "correct it; configs/datasets/radar.simulator.yaml is an example",
+        ) from None
 
 
 @lru_cache(maxsize=8)
 def _grid(settings: Simulator) -> Grid:
     width, height = settings.columns * settings.pixel_m, settings.rows * settings.pixel_m
     corner = (settings.centre[0] - width / 2, settings.centre[1] + height / 2)
-    return Grid.regular(settings.crs, (settings.rows, settings.columns), upper_left=corner,
-                        pixel=(settings.pixel_m, settings.pixel_m))  # fmt: skip
+    return Grid.regular(
+        settings.crs, (settings.rows, settings.columns), upper_left=corner, pixel=(settings.pixel_m, settings.pixel_m)
+    )

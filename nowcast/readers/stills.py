@@ -39,11 +39,17 @@ def stack(paths: Sequence[Path], form: str, *, take: str) -> np.ndarray:
                 _check_size(path, (rows, columns), len(paths) * (3 if depth else 1))
                 frames = np.empty((len(paths), rows, columns, *depth), np.uint8)
             if (rows, columns) != frames.shape[1:3]:
-                raise BadInput(path, f"has {rows}x{columns} pixels, {paths[0].name} {frames.shape[1]}x"
-                               f"{frames.shape[2]}", "make all pictures of one size")  # fmt: skip
+                raise BadInput(
+                    path,
+                    f"has {rows}x{columns} pixels, {paths[0].name} {frames.shape[1]}x{frames.shape[2]}",
+                    "make all pictures of one size",
+                )
             if image.mode not in MODES[take]:
-                raise BadInput(path, f"is a {form} of mode {image.mode}, not {' or '.join(MODES[take])}",
-                               "give the pictures of the source")  # fmt: skip
+                raise BadInput(
+                    path,
+                    f"is a {form} of mode {image.mode}, not {' or '.join(MODES[take])}",
+                    "give the pictures of the source",
+                )
             pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
         if pixels.ndim == 3 and not depth:
             if take == GREY and (pixels != pixels[..., :1]).any():
@@ -56,5 +62,6 @@ def stack(paths: Sequence[Path], form: str, *, take: str) -> np.ndarray:
 def _check_size(path: Path, shape: tuple[int, int], count: int) -> None:
     """Before anything is decoded: what the header of a damaged picture states may fill any memory."""
     if min(shape) < 2 or 4 * count * shape[0] * shape[1] > ITEM_BYTES:
-        raise BadInput(path, f"has {shape[0]}x{shape[1]} pixels, more than its data set allows",
-                       "make the pictures smaller")  # fmt: skip
+        raise BadInput(
+            path, f"has {shape[0]}x{shape[1]} pixels, more than its data set allows", "make the pictures smaller"
+        )

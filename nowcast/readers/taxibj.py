@@ -68,8 +68,14 @@ def read(item: Item) -> xr.Dataset:
     time = np.datetime64(0, "s") + np.tile(np.arange(length), count) * STEP
     labels = [f"{split}/{number}" for number in range(taken.start, taken.stop) for _ in range(length)]
     attrs = {"title": TITLE, "source": item.path.name, "licence": LICENCE, "institution": "Microsoft Research"}
-    cube = make({name: flows[:, place] for place, name in enumerate(CHANNELS)}, time, pixels.picture(flows.shape[2:]),
-                sequence=labels, split=split, attrs=attrs)  # fmt: skip
+    cube = make(
+        {name: flows[:, place] for place, name in enumerate(CHANNELS)},
+        time,
+        pixels.picture(flows.shape[2:]),
+        sequence=labels,
+        split=split,
+        attrs=attrs,
+    )
     return check(cube, item)
 
 

@@ -188,8 +188,10 @@ class Simulator(Settings):
         lives = [part.lifetime_minutes for part in (self.cells, self.layer) if part]
         longest = max((np.max(life) if life else math.inf for life in lives), default=0)
         if self.motion.shear and abs(self.motion.shear) / 1000 * longest * 60 > MOST_STRAIN:
-            raise ValueError("motion.shear draws the rain out beyond recognition; have less of it, or shorter "
-                             "lifetime_minutes of cells and layer")  # fmt: skip
+            raise ValueError(
+                "motion.shear draws the rain out beyond recognition; have less of it, or shorter "
+                "lifetime_minutes of cells and layer"
+            )
         return self
 
     def _drawable(self, cells: Cells) -> None:
@@ -292,8 +294,10 @@ def _generations(lifetime_minutes: float | None, seconds: float) -> list[tuple[i
     lifetime = lifetime_minutes * 60
     number, part = divmod(seconds / lifetime, 1)
     angle = part * math.pi / 2
-    return [(int(number) + later, weight, (part - later) * lifetime)
-            for later, weight in enumerate((math.cos(angle), math.sin(angle)))]  # fmt: skip
+    return [
+        (int(number) + later, weight, (part - later) * lifetime)
+        for later, weight in enumerate((math.cos(angle), math.sin(angle)))
+    ]
 
 
 @lru_cache(maxsize=8)

@@ -38,8 +38,9 @@ SCORES = {
 __all__ = ["SCORES", "derive", "floored", "per_model", "score", "sums", "title"]
 
 
-def sums(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[float],
-         scaling: Scaling) -> dict[str, np.ndarray]:  # fmt: skip
+def sums(
+    forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[float], scaling: Scaling
+) -> dict[str, np.ndarray]:
     """Everything a Scores store keeps of some frames, over the pixels where both fields exist.
 
     Args:

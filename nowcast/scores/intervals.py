@@ -15,8 +15,7 @@ LEVEL = 0.95
 ESTIMATES = ("value", "low", "high", "spread")
 
 
-def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray,
-              over: Sequence[str] = ()) -> xr.Dataset:  # fmt: skip
+def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray, over: Sequence[str] = ()) -> xr.Dataset:
     """Scores pooled over all windows and seeds, with their uncertainty.
 
     Windows that lie close together are alike, so whole blocks of them are drawn with replacement, sums are
@@ -42,8 +41,15 @@ def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray,
     return xr.concat(parts, xr.Variable("estimate", list(ESTIMATES)), coords="minimal", compat="override")
 
 
-def differences(first: xr.Dataset, second: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray,
-                over: Sequence[str] = (), level: float = LEVEL) -> xr.Dataset:  # fmt: skip
+def differences(
+    first: xr.Dataset,
+    second: xr.Dataset,
+    names: Sequence[str],
+    *,
+    blocks: np.ndarray,
+    over: Sequence[str] = (),
+    level: float = LEVEL,
+) -> xr.Dataset:
     """How much higher the scores of one model are than those of another on the same windows, pooled.
 
     Both are drawn alike: what a block adds to the one, it adds to the other, and weather that is hard for both
@@ -62,9 +68,11 @@ def differences(first: xr.Dataset, second: xr.Dataset, names: Sequence[str], *, 
     """
     value, drawn = (
         derive(two, names, over=dims) - derive(one, names, over=dims)
-        for one, two, dims in ((first, second, ("window", *over)),
-                               (_drawn(first, blocks), _drawn(second, blocks), over))
-    )  # fmt: skip
+        for one, two, dims in (
+            (first, second, ("window", *over)),
+            (_drawn(first, blocks), _drawn(second, blocks), over),
+        )
+    )
     low, high = (drawn.quantile(share, "draw", skipna=False) for share in ((1 - level) / 2, (1 + level) / 2))
     parts = [part.drop_vars("quantile", errors="ignore")[list(names)] for part in (value, low, high)]
     return xr.concat(parts, xr.Variable("estimate", list(ESTIMATES[:3])), coords="minimal", compat="override")

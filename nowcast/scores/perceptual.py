@@ -29,8 +29,14 @@ UNTRAINED = "untrained"
 """In place of a weights file: a random backbone, for tests only."""
 
 
-def lpips(forecast: np.ndarray, observed: np.ndarray, *, limits: tuple[float, float],
-          weights: str | Path | None = None, device: str = "cpu") -> np.ndarray:  # fmt: skip
+def lpips(
+    forecast: np.ndarray,
+    observed: np.ndarray,
+    *,
+    limits: tuple[float, float],
+    weights: str | Path | None = None,
+    device: str = "cpu",
+) -> np.ndarray:
     """The perceptual distance of each pair of frames; 0 is equal.
 
     Args:
@@ -67,8 +73,9 @@ def mean_lpips(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
     return pooled["lpips"] / pooled["lpips_frames"].where(pooled["lpips_frames"] > 0)
 
 
-def _distance(network: LPIPS, forecast: np.ndarray, observed: np.ndarray, limits: tuple[float, float],
-              device: str) -> float:  # fmt: skip
+def _distance(
+    network: LPIPS, forecast: np.ndarray, observed: np.ndarray, limits: tuple[float, float], device: str
+) -> float:
     missing = np.isnan(forecast) | np.isnan(observed)
     if missing.all():
         return np.nan

@@ -94,8 +94,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     arguments = parser.parse_args()
     highest = peak()
-    print(f"{device_name(DEVICE)}, torch {torch.__version__}, bf16 peak {highest / 1e12:.1f} TFLOP/s, "
-          f"batch {arguments.batch}")  # fmt: skip
+    print(
+        f"{device_name(DEVICE)}, torch {torch.__version__}, bf16 peak {highest / 1e12:.1f} TFLOP/s, "
+        f"batch {arguments.batch}"
+    )
     print(f"{'sequences per second':28}{'fp32':>10}{'bf16':>10}{'compiled':>10}{'ratio':>8}{'of peak':>9}")
     for name in arguments.names:
         print(f"{name:28}", end="", flush=True)

@@ -53,8 +53,9 @@ def by_hand(paths: list[Path]) -> None:
 
 
 def in_processes(paths: list[Path], count: int) -> None:
-    jobs = [multiprocessing.get_context("fork").Process(target=by_hand, args=(paths[part::count],))
-            for part in range(count)]  # fmt: skip
+    jobs = [
+        multiprocessing.get_context("fork").Process(target=by_hand, args=(paths[part::count],)) for part in range(count)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -76,10 +77,15 @@ def test_knmi(feed: Path, tmp_path: Path, workers: int) -> None:
         for count in counts:
             hand[count].append(seconds(lambda count=count: in_processes(paths, count)))
         ours.append(seconds(lambda turn=turn: ingest("knmi", [feed], tmp_path / str(turn), workers=workers)))
-    against = "; ".join(f"h5py + zstd in {count} {len(paths) / np.median(hand[count]):.0f}, ratio "
-                        f"{np.median(np.array(hand[count]) / ours):.2f}" for count in counts)  # fmt: skip
-    print(f"\nKNMI, {len(paths)} files, workers={workers}: {len(paths) / np.median(ours):.0f} files/s; {against} "
-          "(target 0.6 of one; the start of workers counts)")  # fmt: skip
+    against = "; ".join(
+        f"h5py + zstd in {count} {len(paths) / np.median(hand[count]):.0f}, ratio "
+        f"{np.median(np.array(hand[count]) / ours):.2f}"
+        for count in counts
+    )
+    print(
+        f"\nKNMI, {len(paths)} files, workers={workers}: {len(paths) / np.median(ours):.0f} files/s; {against} "
+        "(target 0.6 of one; the start of workers counts)"
+    )
 
 
 def sizes(path: Path) -> tuple[int, int]:
@@ -102,8 +108,10 @@ def test_size(feed: Path, tmp_path: Path) -> None:
     for name, found in sources.items():
         ingest(name, found, tmp_path / f"{name}-store")
         kept, best = sizes(tmp_path / f"{name}-store")
-        print(f"\n{name}: {kept / 2**20:.2f} MiB with all labels, best of zstd 3 to 9 {best / 2**20:.2f} MiB, "
-              f"ratio {kept / best:.2f} (target 1.3)")  # fmt: skip
+        print(
+            f"\n{name}: {kept / 2**20:.2f} MiB with all labels, best of zstd 3 to 9 {best / 2**20:.2f} MiB, "
+            f"ratio {kept / best:.2f} (target 1.3)"
+        )
 
 
 def sevir(root: Path, events: int) -> Path:
@@ -112,8 +120,9 @@ def sevir(root: Path, events: int) -> Path:
     for first in range(0, events, FILE_EVENTS):
         ids = [f"S{number}" for number in range(first, min(first + FILE_EVENTS, events))]
         name = f"vil/2019/SEVIR_VIL_STORMEVENTS_2019_{first:04}_0630.h5"
-        images = np.stack([np.moveaxis(np.clip(fields(49, (384, 384), int(one[1:])) * 200, 0, 254), 0, -1)
-                           for one in ids])  # fmt: skip
+        images = np.stack(
+            [np.moveaxis(np.clip(fields(49, (384, 384), int(one[1:])) * 200, 0, 254), 0, -1) for one in ids]
+        )
         fixtures.sevir_file(root / "data" / name, "vil", images, ids, compression="gzip", chunks=(1, 384, 384, 49))
         rows += [fixtures.sevir_row(one, name, index) for index, one in enumerate(ids)]
     fixtures.sevir_catalog(root, rows)
@@ -125,6 +134,8 @@ def test_sevir(tmp_path: Path, workers: int) -> None:
     root = sevir(tmp_path / "sevir", EVENTS)
     spent = seconds(lambda: ingest("sevir", [root], tmp_path / "store", workers=workers))
     each = store.size(tmp_path / "store") / EVENTS
-    print(f"\nSEVIR-like, {EVENTS} events, workers={workers}: {EVENTS / spent:.1f} events/s, "
-          f"{EVENTS / spent * 49 * 384 * 384 / 1e6:.0f} MB/s; all {SEVIR_EVENTS:,}: "
-          f"{SEVIR_EVENTS * spent / EVENTS / 3600:.1f} h, {SEVIR_EVENTS * each / 1e9:.0f} GB")  # fmt: skip
+    print(
+        f"\nSEVIR-like, {EVENTS} events, workers={workers}: {EVENTS / spent:.1f} events/s, "
+        f"{EVENTS / spent * 49 * 384 * 384 / 1e6:.0f} MB/s; all {SEVIR_EVENTS:,}: "
+        f"{SEVIR_EVENTS * spent / EVENTS / 3600:.1f} h, {SEVIR_EVENTS * each / 1e9:.0f} GB"
+    )

@@ -33,8 +33,12 @@ def fields(count: int, shape: tuple[int, int], seed: int) -> np.ndarray:
 
     rng = np.random.default_rng(seed)
     coarse = rng.standard_normal((count + 8, 24, 24)).astype(np.float32)
-    smooth = np.stack([cv2.resize(coarse[i : i + 8].mean(axis=0) * 3, shape[::-1], interpolation=cv2.INTER_CUBIC)
-                       for i in range(count)])  # fmt: skip
+    smooth = np.stack(
+        [
+            cv2.resize(coarse[i : i + 8].mean(axis=0) * 3, shape[::-1], interpolation=cv2.INTER_CUBIC)
+            for i in range(count)
+        ]
+    )
     return np.clip((smooth - 0.3) * 0.4, 0, 1) * (1 + 0.06 * rng.standard_normal(smooth.shape).astype(np.float32))
 
 
@@ -106,8 +110,10 @@ def _seconds(job: Callable[[], object]) -> float:
 
 def report(name: str, ours: list[float], hand: list[float], target: float) -> None:
     ratio = np.median(np.array(ours) / np.array(hand))
-    print(f"\n{name}: loader {np.median(ours):.0f}/s, by hand {np.median(hand):.0f}/s, ratio {ratio:.2f} "
-          f"(target {target}), {WORKERS} processes, {os.cpu_count()} cores")  # fmt: skip
+    print(
+        f"\n{name}: loader {np.median(ours):.0f}/s, by hand {np.median(hand):.0f}/s, ratio {ratio:.2f} "
+        f"(target {target}), {WORKERS} processes, {os.cpu_count()} cores"
+    )
 
 
 @pytest.fixture(scope="module")

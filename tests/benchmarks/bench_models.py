@@ -148,8 +148,11 @@ def table(cases: list[Case]) -> None:
         label = " ".join((case.model, *map(str, case.options.values()), case.tuning or "", "bf16" if case.half else ""))
         print(f"{label:28} " + "   ".join(cells), flush=True)
     for name, chosen in (("all", ratios), ("seeds", [one for one in ratios if one[0].seed])):
-        means = {key: np.exp(np.mean([np.log(ratio[key]) for _, ratio in chosen if key in ratio]))
-                 for key in ("forward", "train", "memory") if any(key in ratio for _, ratio in chosen)}  # fmt: skip
+        means = {
+            key: np.exp(np.mean([np.log(ratio[key]) for _, ratio in chosen if key in ratio]))
+            for key in ("forward", "train", "memory")
+            if any(key in ratio for _, ratio in chosen)
+        }
         print(f"geometric mean of {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items()))
 
 

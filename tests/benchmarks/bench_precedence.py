@@ -44,17 +44,25 @@ def main() -> None:
                     found[case] += [_cycle(chain, next(frames), trainee) for _ in range(ROUNDS)]
     for case, rows in found.items():
         wall, taken = zip(*rows, strict=True)
-        print(f"{case:40} median {median(wall):.2f} s, most {max(wall):.2f} s; the training took "
-              f"{median(taken):.2f} CPU s meanwhile")  # fmt: skip
+        print(
+            f"{case:40} median {median(wall):.2f} s, most {max(wall):.2f} s; the training took "
+            f"{median(taken):.2f} CPU s meanwhile"
+        )
 
 
 def _chain(folder: Path) -> Operations:
     (folder / "feed").mkdir()
     paths = {name: str(folder / name) for name in ("store", "forecasts", "scores", "site")}
-    return Operations.model_validate({
-        "title": "bench", "feed": {"reader": "knmi", "source": folder / "feed"}, **paths, "map_leads": (),
-        "products": [{"name": "extrapolation", "model": "extrapolation"}], "replay": True,
-    })  # fmt: skip
+    return Operations.model_validate(
+        {
+            "title": "bench",
+            "feed": {"reader": "knmi", "source": folder / "feed"},
+            **paths,
+            "map_leads": (),
+            "products": [{"name": "extrapolation", "model": "extrapolation"}],
+            "replay": True,
+        }
+    )
 
 
 def _cycle(chain: Operations, frame: Path, trainee: int | None) -> tuple[float, float]:
@@ -80,20 +88,39 @@ def _training(folder: Path, name: str, yields: bool | None) -> Iterator[int | No
     if yields is None:
         yield None
         return
-    spans = [{"store": str(folder / "synthetic"), "end": "2010-08-26T02:30Z"},
-             {"store": str(folder / "synthetic"), "start": "2010-08-26T02:30Z"}]  # fmt: skip
-    recipe = {"name": name, "model": "convlstm:small", "options": {"widths": [32, 32, 32]}, "runs": str(folder),
-              "train": spans[:1], "valid": spans[1:],
-              "windows": {"quantity": "rainfall_rate", "in_steps": 4, "out_steps": 6},
-              "trainer": {"epochs": 10_000, "batches_per_epoch": 5, "valid_batches": 1, "batch_size": 2,
-                          "accelerator": "cpu", "workers": 0, "patience": 10_000}}  # fmt: skip
+    spans = [
+        {"store": str(folder / "synthetic"), "end": "2010-08-26T02:30Z"},
+        {"store": str(folder / "synthetic"), "start": "2010-08-26T02:30Z"},
+    ]
+    recipe = {
+        "name": name,
+        "model": "convlstm:small",
+        "options": {"widths": [32, 32, 32]},
+        "runs": str(folder),
+        "train": spans[:1],
+        "valid": spans[1:],
+        "windows": {"quantity": "rainfall_rate", "in_steps": 4, "out_steps": 6},
+        "trainer": {
+            "epochs": 10_000,
+            "batches_per_epoch": 5,
+            "valid_batches": 1,
+            "batch_size": 2,
+            "accelerator": "cpu",
+            "workers": 0,
+            "patience": 10_000,
+        },
+    }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe))
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     environment = os.environ | ({} if yields else {"TMPDIR": str(elsewhere)})
-    with subprocess.Popen([sys.executable, "-m", "nowcast.cli", "train", str(file)], env=environment,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "nowcast.cli", "train", str(file)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as child:
         while not list((folder / name).rglob("metrics.csv")):  # it learns
             if child.poll() is not None:
                 raise RuntimeError(f"the training ended with code {child.returncode}: nowcast train {file}")

@@ -49,12 +49,15 @@ def generate(root: Path, chunks: tuple[int, int, int, int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chunks", "events"), [
-    ((1, SIDE, SIDE, FRAMES), 100),
-    ((1, SIDE, SIDE, 1), 100),
-    ((20, 96, 96, FRAMES), 5),
-    ((EVENTS, SIDE, SIDE, 1), 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chunks", "events"),
+    [
+        ((1, SIDE, SIDE, FRAMES), 100),
+        ((1, SIDE, SIDE, 1), 100),
+        ((20, 96, 96, FRAMES), 5),
+        ((EVENTS, SIDE, SIDE, 1), 1),
+    ],
+)
 def test_peak_memory(tmp_path: Path, chunks: tuple[int, int, int, int], events: int):
     generate(tmp_path, chunks)
     command = [sys.executable, "-c", READ, str(tmp_path), str(events)]

@@ -20,8 +20,9 @@ def frame(index: int) -> xr.Dataset:
     cycle = knmi.read(Item(SAMPLE[index % len(SAMPLE)]))
     stamp = np.datetime64("2010-08-26T00:00", "ns") + index * STEP
     digest = cube.digest(cycle["rainfall_rate"].values)
-    return cycle.assign_coords(time=[stamp], digest=("time", np.asarray([digest], object)),
-                               source=("time", np.asarray([str(index)], object)))  # fmt: skip
+    return cycle.assign_coords(
+        time=[stamp], digest=("time", np.asarray([digest], object)), source=("time", np.asarray([str(index)], object))
+    )
 
 
 @pytest.fixture(scope="module")
