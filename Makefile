@@ -20,6 +20,7 @@ check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(VENV)/.installed-test  ## print the measured figures
 	$(VENV)/bin/python -m pytest -o addopts= tests/benchmarks/bench_*.py --benchmark-columns=min,median,max,rounds -s

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.states import State
 from pydantic import AwareDatetime
 
-from flows.report import outcome, progress_bar
+from nowcast.flows.report import outcome, progress_bar
 
 
 @flow(name="backfill")
@@ -22,7 +22,7 @@ def backfill(
         overrides: Changes to the operations file: leads=6.
         dry_run: Say which forecasts would be made; write nothing.
     """
-    from nowcast import cycle as chain
+    from nowcast.operations import cycle as chain
 
     settings = chain.load(config, overrides)
     report = chain.backfill(settings, start=start, end=end, dry_run=dry_run, progress=progress_bar("backfill-progress"))

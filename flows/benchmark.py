@@ -6,8 +6,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.concurrency.sync import concurrency
 
-from flows.report import progress_bar
-from flows.train import GPU
+from nowcast.flows.report import progress_bar
+from nowcast.flows.train import GPU
 
 
 @flow(name="benchmark")
@@ -18,7 +18,7 @@ def benchmark(config: str, overrides: tuple[str, ...] = ()) -> str:
         config: Benchmark file, or the name of a shipped one: benchmarks/radar-debug.yaml.
         overrides: Changes to it: budget.steps=2000, seeds=[0,1,2].
     """
-    from nowcast.benchmark import benchmark as compare
+    from nowcast.benchmark.run import benchmark as compare
     from nowcast.config import Benchmark, load
 
     settings = load(Benchmark, config, overrides)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow, runtime
 from prefect.states import State
 
-from flows.report import outcome, skipped
+from nowcast.flows.report import outcome, skipped
 
 
 @flow(name="cycle")
@@ -18,7 +18,7 @@ def cycle(config: str, overrides: tuple[str, ...] = ()) -> State:
         config: Operations file, or the name of a shipped one: operations/knmi.yaml.
         overrides: Changes to it: leads=6.
     """
-    from nowcast import cycle as chain
+    from nowcast.operations import cycle as chain
 
     settings = chain.load(config, overrides)
     late = datetime.now(UTC) - runtime.flow_run.scheduled_start_time

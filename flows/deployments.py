@@ -1,7 +1,7 @@
 """All deployments in one table, from which ``nowcast up`` serves and ``prefect.yaml`` is made.
 
-python -m flows.deployments                                 # writes prefect.yaml
-python -m flows.deployments serve operations/knmi.yaml      # what `nowcast up` keeps running
+python -m nowcast.flows.deployments                                 # writes prefect.yaml
+python -m nowcast.flows.deployments serve operations/knmi.yaml      # what `nowcast up` keeps running
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.schedules import Interval
 
-from flows.train import GPU
-from models import MODELS, model_class
 from nowcast import config
+from nowcast.flows.train import GPU
+from nowcast.models import MODELS, model_class
 
 NAME = "default"
 """Every flow's deployment; the plug-in fills it in."""
@@ -37,9 +37,9 @@ ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
 """Schedules count from here, so that every 5 minutes means at :00, :05, ..."""
 GRACE_SECONDS = 120
 """A run that has not started by then gives its place back."""
-PREFECT_YAML = Path(__file__).parents[1] / "prefect.yaml"
+PREFECT_YAML = Path(__file__).parents[2] / "prefect.yaml"
 HEADER = """\
-# Made by `python -m flows.deployments` from flows/deployments.py: change the table there.
+# Made by `python -m nowcast.flows.deployments` from flows/deployments.py: change the table there.
 #
 #   export NOWCAST_HOME=/srv/nowcast                # where runs/, var/ and relative paths lie
 #   prefect work-pool create --type process cpu
@@ -82,18 +82,20 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
     tags, recipes = ("operations",), _recipes()
     return [
         # The cycle works on the newest frame: a run that cannot start now has nothing to do later.
-        Deployment("cycle", "flows.cycle.cycle", chain, tags, every_minutes=every, limit=1, collision="CANCEL_NEW"),
-        Deployment("verify", "flows.verify.verify", chain, tags, limit=1),
-        Deployment("backfill", "flows.backfill.backfill", chain, tags, limit=1),
-        Deployment("register-model", "flows.models.register", chain, tags),
-        Deployment("compare-models", "flows.models.compare", chain, tags),
-        Deployment("promote-model", "flows.models.promote", chain, tags),
-        Deployment("rollback-model", "flows.models.rollback", chain, tags),
-        Deployment("ingest", "flows.ingest.ingest", {}, ("data",)),
-        Deployment("benchmark", "flows.benchmark.benchmark", {"config": BENCHMARK}, ("training",), pool="gpu"),
+        Deployment(
+            "cycle", "nowcast.flows.cycle.cycle", chain, tags, every_minutes=every, limit=1, collision="CANCEL_NEW"
+        ),
+        Deployment("verify", "nowcast.flows.verify.verify", chain, tags, limit=1),
+        Deployment("backfill", "nowcast.flows.backfill.backfill", chain, tags, limit=1),
+        Deployment("register-model", "nowcast.flows.models.register", chain, tags),
+        Deployment("compare-models", "nowcast.flows.models.compare", chain, tags),
+        Deployment("promote-model", "nowcast.flows.models.promote", chain, tags),
+        Deployment("rollback-model", "nowcast.flows.models.rollback", chain, tags),
+        Deployment("ingest", "nowcast.flows.ingest.ingest", {}, ("data",)),
+        Deployment("benchmark", "nowcast.flows.benchmark.benchmark", {"config": BENCHMARK}, ("training",), pool="gpu"),
         *(_training(model, recipes.get(model)) for model in trainable()),
         *(
-            Deployment(f"finetune-{model}", f"flows.finetune.{model}", {}, ("training",), pool="gpu")
+            Deployment(f"finetune-{model}", f"nowcast.flows.finetune.{model}", {}, ("training",), pool="gpu")
             for model in trainable()
             if len(model_class(model).tunings) > 1
         ),
@@ -108,7 +110,7 @@ def trainable() -> list[str]:
 def _training(model: str, recipe: str | None) -> Deployment:
     """Without a shipped recipe, one must be named at every start."""
     parameters = {"recipe": recipe} if recipe else {}
-    return Deployment(f"train-{model}", f"flows.train.{model}", parameters, ("training",), pool="gpu")
+    return Deployment(f"train-{model}", f"nowcast.flows.train.{model}", parameters, ("training",), pool="gpu")
 
 
 def _recipes() -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from prefect import Flow, flow
 from pydantic import AwareDatetime, Field
 
-from flows.train import Count, Device, Minutes, Name, Rate, RecipeFile, Weights, Windows, fit, given
+from nowcast.flows.train import Count, Device, Minutes, Name, Rate, RecipeFile, Weights, Windows, fit, given
 
 Method = Literal["vp", "fp"]
 Store = Annotated[str, Field(min_length=1)]
@@ -59,7 +59,7 @@ def finetune_flow(model: str) -> Flow[Any, str]:
             register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
         from nowcast.config import ConfigError
-        from nowcast.tuning import domain_recipe
+        from nowcast.training.finetune import domain_recipe
 
         changes = given(
             {
@@ -90,8 +90,8 @@ def finetune_flow(model: str) -> Flow[Any, str]:
 
 
 def __getattr__(name: str) -> Flow[Any, str]:
-    """``flows.finetune.gs2pm``, the entry point of a deployment, made when Prefect asks for it."""
-    from models import MODELS, model_class
+    """``nowcast.flows.finetune.gs2pm``, the entry point of a deployment, made when Prefect asks for it."""
+    from nowcast.models import MODELS, model_class
 
     if name not in MODELS or len(model_class(name).tunings) < 2:
         known = [model for model in MODELS if len(model_class(model).tunings) > 1]

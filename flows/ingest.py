@@ -7,8 +7,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, State
 from pydantic import Field
 
-from flows.report import ingested, progress_bar, skipped
 from nowcast.config import QualitySettings
+from nowcast.flows.report import ingested, progress_bar, skipped
 
 
 @flow(name="ingest")
@@ -30,7 +30,7 @@ def ingest(
         scheduler: A Dask cluster that runs already, tcp://host:port.
         quality: What is checked at the door.
     """
-    from nowcast.ingest import ingest as take
+    from nowcast.ingestion.run import ingest as take
 
     summary = take(
         reader,

@@ -17,9 +17,9 @@ def register(config: str, file: str, name: str | None = None, reason: str = "", 
         reason: Kept in the journal.
         overrides: Changes to the operations file: promotion.least_runs=50.
     """
-    from nowcast import contest, cycle
+    from nowcast.operations import cycle, promotion
 
-    return contest.register(cycle.load(config, overrides), file, name=name, why=reason)
+    return promotion.register(cycle.load(config, overrides), file, name=name, why=reason)
 
 
 @flow(name="compare-models")
@@ -30,10 +30,10 @@ def compare(config: str, overrides: tuple[str, ...] = ()) -> list[str]:
         config: Operations file, or the name of a shipped one.
         overrides: Changes to the operations file: promotion.least_runs=50.
     """
-    from nowcast import contest, cycle
+    from nowcast.operations import cycle, promotion
 
     settings = cycle.load(config, overrides)
-    verdicts = [contest.compare(settings, digest) for digest in contest.registry(settings).standing.challengers]
+    verdicts = [promotion.compare(settings, digest) for digest in promotion.registry(settings).standing.challengers]
     text = "\n\n".join("\n".join([f"**{found}**", "", *_markdown(found.rows())]) for found in verdicts)
     create_markdown_artifact(key="compare-models", markdown=text or "No challengers.")
     return [str(found) for found in verdicts]
@@ -50,9 +50,9 @@ def promote(config: str, name: str, force: bool = False, reason: str = "", overr
         reason: Kept in the journal.
         overrides: Changes to the operations file: promotion.least_runs=50.
     """
-    from nowcast import contest, cycle
+    from nowcast.operations import cycle, promotion
 
-    return contest.promote(cycle.load(config, overrides), name, force=force, why=reason)
+    return promotion.promote(cycle.load(config, overrides), name, force=force, why=reason)
 
 
 @flow(name="rollback-model")
@@ -64,9 +64,9 @@ def rollback(config: str, reason: str = "", overrides: tuple[str, ...] = ()) -> 
         reason: Kept in the journal.
         overrides: Changes to the operations file: promotion.least_runs=50.
     """
-    from nowcast import contest, cycle
+    from nowcast.operations import cycle, promotion
 
-    shelf = contest.registry(cycle.load(config, overrides))
+    shelf = promotion.registry(cycle.load(config, overrides))
     digest = shelf.rollback(why=reason)
     return shelf.standing.names[digest]
 

@@ -14,8 +14,8 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.states import Completed, State
 
 if TYPE_CHECKING:
-    from nowcast.cycle import Report
-    from nowcast.ingest import Summary
+    from nowcast.ingestion.run import Summary
+    from nowcast.operations.cycle import Report
 
 DATA = "data:image/png;base64,"
 PAUSE = 1.0

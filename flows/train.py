@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.concurrency.sync import concurrency
 from pydantic import Field
 
-from flows.report import page, progress_bar
+from nowcast.flows.report import page, progress_bar
 
 if TYPE_CHECKING:
     from nowcast.config import Recipe
@@ -102,16 +102,16 @@ def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int, registe
     Returns:
         Path of the checkpoint.
     """
-    from nowcast.train import train as learn
+    from nowcast.training.run import train as learn
 
     # A lease lost when the server restarts must not end days of training.
     with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
         checkpoint = learn(settings, resume=resume, progress=progress_bar(f"{key}-progress"))
         card = _scored(settings, checkpoint, score_windows)
     if register_in:
-        from nowcast import contest, cycle
+        from nowcast.operations import cycle, promotion
 
-        contest.register(cycle.load(register_in), checkpoint, why=f"trained by {key}")
+        promotion.register(cycle.load(register_in), checkpoint, why=f"trained by {key}")
     text = page(card) if card else f"# {settings.name}\n"
     create_markdown_artifact(key=key, markdown=f"{text}\nCheckpoint: `{checkpoint}`", description=settings.name)
     return str(checkpoint)
@@ -120,7 +120,7 @@ def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int, registe
 def _scored(settings: Recipe, checkpoint: Path, windows: int) -> Path | None:
     if not windows:
         return None
-    from nowcast.scorecard import scorecard
+    from nowcast.benchmark.report import scorecard
 
     return scorecard(settings, checkpoint, windows=windows)
 
@@ -135,8 +135,8 @@ def _below(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Flow[Any, str]:
-    """``flows.train.convlstm``, the entry point of a deployment, made when Prefect asks for it."""
-    from models import MODELS
+    """``nowcast.flows.train.convlstm``, the entry point of a deployment, made when Prefect asks for it."""
+    from nowcast.models import MODELS
 
     if name not in MODELS:
         raise AttributeError(f"no network {name!r} to train; known: {', '.join(MODELS)}")

@@ -33,6 +33,7 @@ STOP_SECONDS = 30
 """Time a part has to end its runs before it is killed."""
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
+    "PYTHONSAFEPATH": "1",  # no run imports from the folder it starts in
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -72,7 +73,8 @@ def up(
         UpError: If the page's port is taken, the server does not start, or a part ends by itself.
     """
     from nowcast import config as files
-    from nowcast import cycle, serve
+    from nowcast.operations import cycle
+    from nowcast.web import serve
 
     settings, operations = cycle.load(config, overrides), str(files.find(config).resolve())
     near = "127.0.0.1" if host == "0.0.0.0" else host
@@ -145,12 +147,12 @@ def answers(api: str) -> bool:
 
 
 def _server(host: str, port: int, api: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt", "server", "start"]
+    prefect = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "server", "start"]
     return _child([*prefect, "--host", host, "--port", str(port)], api, stdout=subprocess.DEVNULL)
 
 
 def _runner(api: str, operations: str, overrides: Sequence[str]) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    return _child([sys.executable, "-m", "flows.deployments", "serve", operations, *overrides], api)
+    return _child([sys.executable, "-P", "-m", "nowcast.flows.deployments", "serve", operations, *overrides], api)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import Completed, State
 
-from flows.report import skipped
+from nowcast.flows.report import skipped
 
 
 @flow(name="verify")
@@ -16,8 +16,8 @@ def verify(config: str, overrides: tuple[str, ...] = ()) -> State:
         config: Operations file, or the name of a shipped one: operations/knmi.yaml.
         overrides: Changes to it: thresholds=[0.5,5].
     """
-    from nowcast.cycle import load
-    from nowcast.verify import verify as score
+    from nowcast.operations.cycle import load
+    from nowcast.verification.run import verify as score
 
     settings = load(config, overrides)
     scored = score(settings.store, settings.forecasts, settings.scores, thresholds=settings.thresholds)

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.losses import Loss
-    from models.nowcaster import Nowcaster
+    from nowcast.models.losses import Loss
+    from nowcast.models.nowcaster import Nowcaster
 
 MODELS = {
     "persistence": "persistence:Persistence",
@@ -60,7 +60,7 @@ def __getattr__(name: str) -> type[Nowcaster]:
     """``Nowcaster`` when it is asked for: who only wants the names of the networks is spared a second of torch."""
     if name != "Nowcaster":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from models.nowcaster import Nowcaster
+    from nowcast.models.nowcaster import Nowcaster
 
     return Nowcaster
 
@@ -75,7 +75,7 @@ def model_class(name: str) -> type[Nowcaster]:
     if stem not in MODELS:
         raise ValueError(f"Unknown model {stem!r}; known: {', '.join(MODELS)}.")
     module, _, attribute = MODELS[stem].partition(":")
-    return getattr(import_module(f"models.{module}"), attribute)
+    return getattr(import_module(f"nowcast.models.{module}"), attribute)
 
 
 def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **options: object) -> Nowcaster:
@@ -115,7 +115,7 @@ def loss(name: str, **options: object) -> Loss:
     if missing := [key for key, needed in known.items() if needed and key not in options]:
         raise ValueError(f"Loss {name} needs {', '.join(missing)}.")
     module, _, function = LOSSES[name].partition(":")
-    return partial(getattr(import_module(f"models.{module}"), function), **options)
+    return partial(getattr(import_module(f"nowcast.models.{module}"), function), **options)
 
 
 def loss_options(name: str) -> dict[str, bool]:
@@ -127,5 +127,5 @@ def loss_options(name: str) -> dict[str, bool]:
     if name not in LOSSES:
         raise ValueError(f"Unknown loss {name!r}; known: {', '.join(LOSSES)}.")
     module, _, function = LOSSES[name].partition(":")
-    found = inspect.signature(getattr(import_module(f"models.{module}"), function)).parameters.values()
+    found = inspect.signature(getattr(import_module(f"nowcast.models.{module}"), function)).parameters.values()
     return {one.name: one.default is one.empty for one in found if one.kind is one.KEYWORD_ONLY}

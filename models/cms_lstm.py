@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import FieldConv, FieldNorm, lean
-from models.nowcaster import Published
-from models.packed import Conv2d
-from models.recurrent import Patched, Sampling, through_stack
+from nowcast.models.blocks import FieldConv, FieldNorm, lean
+from nowcast.models.nowcaster import Published
+from nowcast.models.packed import Conv2d
+from nowcast.models.recurrent import Patched, Sampling, through_stack
 
 Grid = tuple[int, int] | None
 State = tuple[Tensor, Tensor]

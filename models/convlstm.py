@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import each_frame, in_portions
-from models.nowcaster import Nowcaster, Published, check_past
-from models.packed import Conv2d
-from models.winograd import convolve
+from nowcast.models.blocks import each_frame, in_portions
+from nowcast.models.nowcaster import Nowcaster, Published, check_past
+from nowcast.models.packed import Conv2d
+from nowcast.models.winograd import convolve
 
 State = tuple[Tensor, ...]
 """What a cell remembers; the hidden state h_BCHW comes first. Empty before the first step: all zeros."""

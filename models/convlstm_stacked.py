@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from models.blocks import FieldConv, lean
-from models.nowcaster import Published
-from models.predrnn import check_norm, check_stack
-from models.recurrent import Patched, Sampling, State
+from nowcast.models.blocks import FieldConv, lean
+from nowcast.models.nowcaster import Published
+from nowcast.models.predrnn import check_norm, check_stack
+from nowcast.models.recurrent import Patched, Sampling, State
 
 Shown = Literal["cell", "candidate"]
 

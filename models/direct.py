@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.nowcaster import Nowcaster, check_past
+from nowcast.models.nowcaster import Nowcaster, check_past
 
 
 class Direct(Nowcaster):

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import FieldConv, FieldNorm, lean
-from models.losses import weighted_mean
-from models.nowcaster import Published
-from models.packed import Linear
-from models.recurrent import Patched, Sampling
+from nowcast.models.blocks import FieldConv, FieldNorm, lean
+from nowcast.models.losses import weighted_mean
+from nowcast.models.nowcaster import Published
+from nowcast.models.packed import Linear
+from nowcast.models.recurrent import Patched, Sampling
 
 WINDOW = 2
 """Frames that a step sees at once."""

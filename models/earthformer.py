@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, on_multiple
-from models.nowcaster import Nowcaster, Published, check_past
+from nowcast.models.blocks import channels_last, on_multiple
+from nowcast.models.nowcaster import Nowcaster, Published, check_past
 
 AXES = (1, 2, 3)
 """Time, height, width of BTHWC, in the order of attention."""

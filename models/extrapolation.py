@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.nowcaster import Nowcaster, check_past
+from nowcast.models.nowcaster import Nowcaster, check_past
 
 AGES = 3
 """Earlier frames from each of which the newest is tracked: rain that has come far tells its motion best, rain that has

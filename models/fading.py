@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.blocks import to_multiple
+from nowcast.models.blocks import to_multiple
 
 REGION = 32
 """Pixels per side of a region; its neighbours on every side, and theirs, count too."""

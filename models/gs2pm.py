@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.losses import mae, mse
-from models.nowcaster import Published
-from models.simvp import SimVP
+from nowcast.models.losses import mae, mse
+from nowcast.models.nowcaster import Published
+from nowcast.models.simvp import SimVP
 
 
 class Prompt(nn.Module):

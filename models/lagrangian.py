@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, to_multiple
-from models.extrapolation import coarse_shape, displacements, motion
-from models.fading import Fading, scales
-from models.losses import weighted_mean
-from models.nowcaster import Nowcaster, check_past
+from nowcast.models.blocks import channels_last, to_multiple
+from nowcast.models.extrapolation import coarse_shape, displacements, motion
+from nowcast.models.fading import Fading, scales
+from nowcast.models.losses import weighted_mean
+from nowcast.models.nowcaster import Nowcaster, check_past
 
 SPAN = math.log(100 / 0.05)
 """Of a scale of decibels from 0.05 to 100 mm/h."""
@@ -51,7 +51,7 @@ NEAR_SCALES = 5
 FINE, ROUGH, REACHED, ONE = 0.16, 0.6, 25.0, 1.0
 """What the linear part sees is divided by these: differences between scales, the coarsest one, and what reaches a level
 (beside that); and its constant. It becomes a tenth of what the U-Net sees, so its weights, which are fitted before (see
-``nowcast.linear``), change slowly as that learns."""
+``nowcast.training.logistic``), change slowly as that learns."""
 
 SURE = 20.0
 """Logit per unit of the scale that the linear part begins with."""

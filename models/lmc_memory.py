@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, each_frame, in_portions, lean
-from models.losses import mae, mse
-from models.nowcaster import Nowcaster, Published, check_past
-from models.packed import Conv2d
-from models.recurrent import through_stack
-from models.winograd import convolve
+from nowcast.models.blocks import channels_last, each_frame, in_portions, lean
+from nowcast.models.losses import mae, mse
+from nowcast.models.nowcaster import Nowcaster, Published, check_past
+from nowcast.models.packed import Conv2d
+from nowcast.models.recurrent import through_stack
+from nowcast.models.winograd import convolve
 
 State = list[tuple[Tensor, Tensor]]
 """Hidden and cell state of every LSTM; empty before the first step, for zeros."""

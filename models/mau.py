@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import FieldNorm, channels_last, fold, lean, unfold
-from models.nowcaster import Published
-from models.recurrent import Recurrent, Sampling, State
-from models.winograd import convolve
+from nowcast.models.blocks import FieldNorm, channels_last, fold, lean, unfold
+from nowcast.models.nowcaster import Published
+from nowcast.models.recurrent import Recurrent, Sampling, State
+from nowcast.models.winograd import convolve
 
 CellMode = Literal["normal", "residual"]
 ModelMode = Literal["normal", "recall"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, lean
+from nowcast.models.blocks import channels_last, lean
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.blocks import FieldConv, lean
-from models.nowcaster import Published
-from models.predrnn import STLSTMCell, check_stack
-from models.recurrent import Patched, Sampling, State
+from nowcast.models.blocks import FieldConv, lean
+from nowcast.models.nowcaster import Published
+from nowcast.models.predrnn import STLSTMCell, check_stack
+from nowcast.models.recurrent import Patched, Sampling, State
 
 Grid = tuple[int, int] | None
 Pair = tuple[Tensor | None, Tensor | None]

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import lean
-from models.convlstm_stacked import ConvLSTMCell
-from models.nowcaster import Published
-from models.predrnn import STLSTMCell, check_norm, check_stack
-from models.recurrent import Patched, Sampling, State
+from nowcast.models.blocks import lean
+from nowcast.models.convlstm_stacked import ConvLSTMCell
+from nowcast.models.nowcaster import Published
+from nowcast.models.predrnn import STLSTMCell, check_norm, check_stack
+from nowcast.models.recurrent import Patched, Sampling, State
 
 Cell = Literal["st-lstm", "convlstm"]
 SIDE = 3

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.blocks import on_multiple, tiled
-from models.losses import Loss, mse
-from models.packed import kept_weights
+from nowcast.models.blocks import on_multiple, tiled
+from nowcast.models.losses import Loss, mse
+from nowcast.models.packed import kept_weights
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.nowcaster import Nowcaster, check_past
+from nowcast.models.nowcaster import Nowcaster, check_past
 
 
 class Persistence(Nowcaster):

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, lean
-from models.losses import mse
-from models.nowcaster import Published
-from models.recurrent import Recurrent, State, shares
-from models.winograd import convolve
+from nowcast.models.blocks import channels_last, lean
+from nowcast.models.losses import mse
+from nowcast.models.nowcaster import Published
+from nowcast.models.recurrent import Recurrent, State, shares
+from nowcast.models.winograd import convolve
 
 GROUPS = 16
 """Of every normalisation of encoder and decoder."""

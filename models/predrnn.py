@@ -23,10 +23,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.blocks import FieldConv, lean
-from models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
-from models.nowcaster import Published
-from models.recurrent import Patched, Sampling, State
+from nowcast.models.blocks import FieldConv, lean
+from nowcast.models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
+from nowcast.models.nowcaster import Published
+from nowcast.models.recurrent import Patched, Sampling, State
 
 
 class Gates(NamedTuple):

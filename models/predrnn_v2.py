@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import lean
-from models.nowcaster import Published
-from models.predrnn import PredRNN, increment
-from models.recurrent import Sampling, State
+from nowcast.models.blocks import lean
+from nowcast.models.nowcaster import Published
+from nowcast.models.predrnn import PredRNN, increment
+from nowcast.models.recurrent import Sampling, State
 
 
 class PredRNNv2(PredRNN):

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.blocks import each_frame, fold, unfold
-from models.nowcaster import Nowcaster, check_past
-from models.packed import Conv2d
+from nowcast.models.blocks import each_frame, fold, unfold
+from nowcast.models.nowcaster import Nowcaster, check_past
+from nowcast.models.packed import Conv2d
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -175,7 +175,7 @@ class Patched(Recurrent):
     """
 
     order: ClassVar[str] = "pixels-first"
-    """How pixels become channels, see ``models.blocks.FOLDS``."""
+    """How pixels become channels, see ``nowcast.models.blocks.FOLDS``."""
 
     def __init__(
         self,

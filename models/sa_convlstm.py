@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import FieldNorm, channels_last, lean
-from models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
-from models.direct import Direct
-from models.losses import weighted_mean
-from models.nowcaster import Published, check_past
-from models.predrnn import check_stack
-from models.recurrent import Patched, Sampling, through_stack
+from nowcast.models.blocks import FieldNorm, channels_last, lean
+from nowcast.models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
+from nowcast.models.direct import Direct
+from nowcast.models.losses import weighted_mean
+from nowcast.models.nowcaster import Published, check_past
+from nowcast.models.predrnn import check_stack
+from nowcast.models.recurrent import Patched, Sampling, through_stack
 
 State = tuple[Tensor, Tensor, Tensor]
 """h, c and the memory of a layer."""

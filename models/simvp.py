@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last, lean, portions
-from models.direct import Direct
-from models.frozen import convolve, group_silu, is_frozen
-from models.metaformers import METAFORMERS, Place, narrow
-from models.nowcaster import Published
+from nowcast.models.blocks import channels_last, lean, portions
+from nowcast.models.direct import Direct
+from nowcast.models.frozen import convolve, group_silu, is_frozen
+from nowcast.models.metaformers import METAFORMERS, Place, narrow
+from nowcast.models.nowcaster import Published
 
 
 class Unit(nn.Module):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.nowcaster import Published
-from models.unet import UNet
+from nowcast.models.nowcaster import Published
+from nowcast.models.unet import UNet
 
 
 class CBAM(nn.Module):

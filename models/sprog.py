@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.extrapolation import Extrapolation, advect, motion
+from nowcast.models.extrapolation import Extrapolation, advect, motion
 
 FRAMES = 3
 """Past frames of an autoregressive model of second order."""

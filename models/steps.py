@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.sprog import SPROG
+from nowcast.models.sprog import SPROG
 
 
 class STEPS(SPROG):

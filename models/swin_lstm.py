@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import lean
-from models.nowcaster import Published
-from models.packed import Linear
-from models.recurrent import Recurrent
+from nowcast.models.blocks import lean
+from nowcast.models.nowcaster import Published
+from nowcast.models.packed import Linear
+from nowcast.models.recurrent import Recurrent
 
 APART = -100.0
 """Added to the attention between tokens that only the cyclic shift made neighbours."""

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.metaformers import LargeKernel, Place, fan_out, large_kernel_block
-from models.nowcaster import Published
-from models.simvp import SimVP
+from nowcast.models.metaformers import LargeKernel, Place, fan_out, large_kernel_block
+from nowcast.models.nowcaster import Published
+from nowcast.models.simvp import SimVP
 
 SHARPNESS = 10.0
 """Differences between frames times this go into the softmax of the divergence."""

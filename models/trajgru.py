@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import lean
-from models.convlstm import EncoderForecaster, State
-from models.nowcaster import Published
+from nowcast.models.blocks import lean
+from nowcast.models.convlstm import EncoderForecaster, State
+from nowcast.models.nowcaster import Published
 
 SLOPE = 0.2
 """Of every LeakyReLU."""

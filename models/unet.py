@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import channels_last
-from models.nowcaster import Nowcaster, Published, check_past
+from nowcast.models.blocks import channels_last
+from nowcast.models.nowcaster import Nowcaster, Published, check_past
 
 
 class UNet(Nowcaster):

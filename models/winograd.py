@@ -7,13 +7,13 @@ directions it would be 4, but with ten times the rounding. The products are them
 one row, so that all the work is done where torch is fastest.
 
 Kernels have to be transformed first, which costs as much as a convolution of a small field: it pays in a recurrent
-network, whose kernels stay the same over all steps. ``models.packed.kept_weights`` says that they do:
+network, whose kernels stay the same over all steps. ``nowcast.models.packed.kept_weights`` says that they do:
 
     with kept_weights(steps):
         for t in range(steps):
             x = convolve(x, weight)
 
-Outside, on other devices, in other precisions and under a compiler this is ``models.packed.convolution``: GPUs
+Outside, on other devices, in other precisions and under a compiler this is ``nowcast.models.packed.convolution``: GPUs
 choose their algorithm themselves.
 
 Shape letters: B batch, C and O channels in and out, H height, W width, K side of the kernel, F products, V tiles of
@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from models.packed import PORTION, Kept, convolution, keeping
+from nowcast.models.packed import PORTION, Kept, convolution, keeping
 
 ROWS = 4
 """Of the output, made at once."""

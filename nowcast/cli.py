@@ -51,7 +51,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=valu
 def main() -> None:
     """Runs a command; a mistake of the user's ends in one sentence, not in a traceback."""
     from nowcast.config import ConfigError, TrainingError
-    from nowcast.cube import BadInput
+    from nowcast.core.cube import BadInput
     from nowcast.store import StoreError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -72,7 +72,7 @@ def demo(
 
     Example: [bold]nowcast demo --no-serve[/]
     """
-    from nowcast.demo import run
+    from nowcast.operations.demo import run
 
     with _bar() as progress:
         result = run(folder, progress=progress)
@@ -100,7 +100,7 @@ def ingest(
     Example: [bold]nowcast ingest sevir /data/sevir --store var/sevir --workers 8[/]
     """
     from nowcast.config import QualitySettings, load, override
-    from nowcast.ingest import ingest as take
+    from nowcast.ingestion.run import ingest as take
 
     changes = [f"clip.{change}" for change in clip or ()]
     settings = load(QualitySettings, quality, changes) if quality else override(QualitySettings, changes)
@@ -134,8 +134,8 @@ def inspect(
 
     Example: [bold]nowcast inspect RAD_NL25_RAP_5min_201008260000.h5[/]
     """
-    from nowcast.inspection import inspect as look
-    from nowcast.inspection import quick_look
+    from nowcast.ingestion.inspect import inspect as look
+    from nowcast.ingestion.inspect import quick_look
 
     found = look(source, reader=reader)
     picture.write_bytes(quick_look(found))
@@ -178,7 +178,7 @@ def train(
     from nowcast.config import Recipe, load
 
     settings = load(Recipe, recipe, overrides or ())
-    from nowcast.train import train as fit
+    from nowcast.training.run import train as fit
 
     path = fit(settings, resume=resume)
     console.print(f"Best network: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
@@ -200,11 +200,11 @@ def tune(
 
     Example: [bold]nowcast tune runs/gs2pm-pretrain/best.safetensors --store var/fmi/frames --minutes 30[/]
     """
-    from nowcast.tuning import domain_recipe
+    from nowcast.training.finetune import domain_recipe
 
     settings = domain_recipe(base, store, method=method, minutes=minutes, steps=steps, overrides=tuple(overrides or ()))
-    from nowcast.scorecard import scorecard
-    from nowcast.train import train as fit
+    from nowcast.benchmark.report import scorecard
+    from nowcast.training.run import train as fit
 
     path = fit(settings, resume=resume)
     page = scorecard(settings, path)
@@ -222,7 +222,7 @@ def benchmark(
 
     Example: [bold]nowcast benchmark benchmarks/radar-debug.yaml seeds=[0,1][/]
     """
-    from nowcast.benchmark import benchmark as compare
+    from nowcast.benchmark.run import benchmark as compare
     from nowcast.config import Benchmark, load
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the training under way must end with us
@@ -246,8 +246,8 @@ def forecast(
     Example: [bold]nowcast forecast --store var/frames --model extrapolation --out now.nc[/]
     """
     from nowcast.config import Product
-    from nowcast.forecast import forecast as make
-    from nowcast.forecast import issue, write_netcdf
+    from nowcast.forecasting.run import forecast as make
+    from nowcast.forecasting.run import issue, write_netcdf
     from nowcast.store import open_store
 
     moment = time.replace(tzinfo=UTC) if time else None
@@ -273,9 +273,9 @@ def verify(
 
     Example: [bold]nowcast verify --store var/frames --forecasts var/forecasts[/]
     """
-    from nowcast.scores.summary import table
     from nowcast.store import open_store
-    from nowcast.verify import verify as score
+    from nowcast.verification.run import verify as score
+    from nowcast.verification.tables import table
 
     path = scores or f"{forecasts.rstrip('/')}-scores"
     with _bar() as progress:
@@ -301,8 +301,8 @@ def publish(
 
     Example: [bold]nowcast publish --store var/frames --forecasts var/forecasts --site var/site[/]
     """
-    from nowcast.publish import publish as write
     from nowcast.store import exists, open_store
+    from nowcast.web.publish import publish as write
 
     path = scores or f"{forecasts.rstrip('/')}-scores"
     sums = open_store(path) if exists(path) else None
@@ -333,8 +333,8 @@ def cycle(
 
     Example: [bold]nowcast cycle operations/knmi.yaml feed.source=/data/knmi[/]
     """
-    from nowcast.cycle import cycle as once
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import cycle as once
+    from nowcast.operations.cycle import load
 
     with _bar() as progress:
         report = once(load(config, overrides or ()), progress=progress)
@@ -359,7 +359,7 @@ def up(
 
     Example: [bold]nowcast up operations/knmi.yaml feed.source=/data/knmi[/]
     """
-    from flows.up import up as start
+    from nowcast.flows.up import up as start
 
     start(config, overrides=overrides or (), host=host, port=port, page_port=page_port)
 
@@ -374,7 +374,7 @@ def start(
 
     Example: [bold]nowcast run train-convlstm --watch[/]
     """
-    from flows.up import run_deployment_by_name
+    from nowcast.flows.up import run_deployment_by_name
 
     run = run_deployment_by_name(flow, _pairs(parameters), watch=watch)
     console.print(f"{flow}: run [bold]{run.name}[/] is {run.state.name if run.state else 'scheduled'}")
@@ -396,7 +396,7 @@ def models(
     """
     if context.invoked_subcommand:
         return
-    from nowcast.registry import networks, sources
+    from nowcast.benchmark.catalogue import networks, sources
 
     rows = sources() if readers else networks()
     if json:
@@ -432,7 +432,7 @@ def import_weights(
 
     Example: [bold]nowcast models import predrnn kth_model.ckpt input_length=10 total_length=30[/]
     """
-    from nowcast.exchange import import_official
+    from nowcast.registry.convert import import_official
 
     path = import_official(
         source,
@@ -456,8 +456,8 @@ def export_network(
 
     Example: [bold]nowcast models export runs/simvp/best.safetensors simvp.onnx --height 700 --width 700[/]
     """
-    from nowcast.checkpoint import load
-    from nowcast.exchange import export
+    from nowcast.registry.checkpoint import load
+    from nowcast.registry.convert import export
 
     console.print(f"wrote [bold]{export(load(checkpoint).network, out, size=(height, width))}[/]")
 
@@ -486,8 +486,8 @@ def list_registered(
 
     Example: [bold]nowcast models list --domain operations/knmi.yaml[/]
     """
-    from nowcast.contest import registry
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import load
+    from nowcast.operations.promotion import registry
 
     shelf = registry(load(domain))
     rows = [event.model_dump(mode="json") for event in shelf.events] if history else shelf.lineage()
@@ -512,9 +512,9 @@ def compare_registered(
 
     Example: [bold]nowcast models compare --domain operations/knmi.yaml[/]
     """
-    from nowcast.contest import compare as judge
-    from nowcast.contest import registry
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import load
+    from nowcast.operations.promotion import compare as judge
+    from nowcast.operations.promotion import registry
 
     settings = load(domain)
     names = [challenger] if challenger else registry(settings).standing.challengers
@@ -539,8 +539,8 @@ def promote_challenger(
 
     Example: [bold]nowcast models promote simvp-3f9a2c --domain operations/knmi.yaml[/]
     """
-    from nowcast.contest import promote
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import load
+    from nowcast.operations.promotion import promote
 
     why = promote(load(domain), name, force=force, why=reason)
     console.print(f"champion: [bold]{name}[/] ({escape(why)})", highlight=False)
@@ -552,8 +552,8 @@ def roll_back(domain: Domain, reason: Reason = "") -> None:
 
     Example: [bold]nowcast models rollback --domain operations/knmi.yaml --reason "too much rain"[/]
     """
-    from nowcast.contest import registry
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import load
+    from nowcast.operations.promotion import registry
 
     shelf = registry(load(domain))
     digest = shelf.rollback(why=reason)
@@ -568,8 +568,8 @@ def retire_challenger(
 
     Example: [bold]nowcast models retire simvp-3f9a2c --domain operations/knmi.yaml[/]
     """
-    from nowcast.contest import registry
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import load
+    from nowcast.operations.promotion import registry
 
     shelf = registry(load(domain))
     shelf.retire(shelf.find(name), why=reason)
@@ -585,7 +585,7 @@ def doctor(
 
     Example: [bold]nowcast doctor operations/knmi.yaml[/]
     """
-    from nowcast.doctor import examine
+    from nowcast.operations.doctor import examine
 
     findings = examine(config)
     if json:
@@ -601,8 +601,8 @@ def doctor(
 
 
 def _register(file: Path, domain: str, *, name: str | None = None, why: str = "") -> None:
-    from nowcast.contest import register
-    from nowcast.cycle import load
+    from nowcast.operations.cycle import load
+    from nowcast.operations.promotion import register
 
     found = register(load(domain), file, name=name, why=why)
     console.print(f"registered [bold]{found}[/]; it forecasts in the shadow from the next cycle on")
@@ -654,7 +654,7 @@ def _print_facts(facts: Mapping[str, object]) -> None:
 
 
 def _serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
-    from nowcast.serve import serve as run_server
+    from nowcast.web.serve import serve as run_server
 
     console.print(f"Serving [bold]http://{host}:{port}[/]  (Ctrl-C ends it)")
     run_server(folder, host=host, port=port)
@@ -662,8 +662,8 @@ def _serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
 
 def _score_table(sums: Any, *, by_lead: bool = False) -> Table:
     """Pooled scores: sums over all runs (and leads) first, then the ratio."""
-    from nowcast.colours import UNIT_SIGNS
-    from nowcast.scores.summary import table
+    from nowcast.plotting.colormaps import UNIT_SIGNS
+    from nowcast.verification.tables import table
 
     rows = [
         {key: value for key, value in row.items() if key not in ("MAE", "frames")}

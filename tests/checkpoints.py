@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from models import build
-from nowcast import checkpoint
-from nowcast.checkpoint import Card
 from nowcast.config import ScalingSettings
+from nowcast.models import build
+from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Card
 
 
 def save(path: Path, *, seed: int = 0, model: str = "convgru:debug", **card: object) -> Path:

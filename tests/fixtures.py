@@ -16,9 +16,6 @@ import h5py
 import numpy as np
 from PIL import Image
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-"""Real files, where the developer has them."""
-
 
 def blob(shape: tuple[int, int], peak: float = 1.0) -> np.ndarray:
     """A smooth cell, off centre: (row, column) float64 from 0 to ``peak``."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from nowcast.cube import BadInput, check
+from nowcast.core.cube import BadInput, check
 from nowcast.readers import get
 from tests.sources import SOURCES
 

@@ -11,13 +11,14 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-DATA = Path(__file__).parent / "data" / "parity"
+from tests.paths import ROOT
+
+DATA = ROOT / "tests" / "parity"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -61,7 +62,7 @@ def stems() -> list[str]:
 
 
 def read(stem: str) -> Pack:
-    """Reads a pack of ``tests/data/parity``."""
+    """Reads a pack of ``tests/parity``."""
     with np.load(DATA / f"{stem}.npz", allow_pickle=False) as file:
         meta = json.loads(str(file["meta"]))
         inputs = {key.removeprefix("input/"): _values(file[key]) for key in file if key.startswith("input/")}

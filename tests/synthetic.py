@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from models import build
-from nowcast import checkpoint, store
-from nowcast import cube as cubes
-from nowcast.checkpoint import Card
+from nowcast import store
 from nowcast.config import ScalingSettings
-from nowcast.grid import Grid
+from nowcast.core import cube as cubes
+from nowcast.core.grid import Grid
+from nowcast.models import build
+from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Card
 
 START = np.datetime64("2010-08-26T00:00", "ns")
 STEP = np.timedelta64(300, "s")

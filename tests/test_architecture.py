@@ -1,133 +1,59 @@
-"""The layer rules of the house, held by walking the imports."""
+"""What import-linter (see pyproject.toml) cannot hold: one import name, and who starts a Python process how."""
 
 from __future__ import annotations
 
 import ast
+import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FLOORS = {
-    "nowcast.units": 1,
-    "nowcast.grid": 1,
-    "nowcast.config": 1,
-    "nowcast.scores": 1,
-    "nowcast.colours": 1,
-    "nowcast.boundaries": 1,
-    "nowcast.torchvision_cpu": 1,
-    "models": 1,
-    "nowcast.coded": 2,
-    "nowcast.cube": 2,
-    "nowcast.ring": 2,
-    "nowcast.packing": 2,
-    "nowcast.chunks": 2,
-    "nowcast.layout": 2,
-    "nowcast.checkpoint": 2,
-    "nowcast.costs": 2,
-    "nowcast.maps": 2,
-    "nowcast.pictures": 2,
-    "nowcast.charts": 2,
-    "nowcast.leaderboard": 2,
-    "nowcast.verdict": 2,
-    "nowcast.precedence": 2,
-    "nowcast.readers": 3,
-    "nowcast.moving": 3,
-    "nowcast.quality": 3,
-    "nowcast.store": 3,
-    "nowcast.registry": 3,
-    "nowcast.exchange": 3,
-    "nowcast.lifecycle": 3,
-    "nowcast.prepared": 4,
-    "nowcast.taking": 4,
-    "nowcast.parallel": 4,
-    "nowcast.ingest": 4,
-    "nowcast.forecast": 4,
-    "nowcast.verify": 4,
-    "nowcast.publish": 4,
-    "nowcast.windows": 4,
-    "nowcast.serve": 4,
-    "nowcast.inspection": 4,
-    "nowcast.spans": 4,
-    "nowcast.exam": 4,
-    "nowcast.safeguards": 4,
-    "nowcast.tracking": 4,
-    "nowcast.cycle": 5,
-    "nowcast.train": 5,
-    "nowcast.benchmark": 5,
-    "nowcast.contest": 5,
-    "nowcast.shadow": 5,
-    "nowcast.yielding": 5,
-    "nowcast.linear": 5,
-    "nowcast.scorecard": 5,
-    "nowcast.tuning": 5,
-    "nowcast.demo": 6,
-    "nowcast.doctor": 6,
-    "nowcast.cli": 6,
-    "flows": 6,
-}
-VERBS = {"nowcast.ingest", "nowcast.forecast", "nowcast.verify", "nowcast.publish", "nowcast.train"}
-ALLOWED_IN_MODELS = {"models", "torch", "numpy", "cv2", "pysteps"}
-FORBIDDEN_IN_FLOWS = {"torch", "xarray", "matplotlib", "numpy", "zarr", "icechunk"}
-FORBIDDEN_IN_LIBRARY = {"prefect", "flows"}
+from tests.paths import ROOT
+
+FOLDERS = ("nowcast", "models", "flows", "tests")
+OURS_ALONE = {"models", "flows", "configs"}
+"""Names that anybody's project may have: here they are parts of ``nowcast``."""
 
 
-def modules() -> list[Path]:
-    return [path for package in ("models", "nowcast", "flows") for path in sorted((ROOT / package).rglob("*.py"))]
+def sources() -> list[Path]:
+    """Every Python file of the repository once: links are left out."""
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return str(path.relative_to(ROOT))
 
 
-def unit_of(module: str) -> str | None:
-    """The row of the table that a module belongs to."""
-    return max((unit for unit in FLOORS if module == unit or module.startswith(f"{unit}.")), key=len, default=None)
-
-
-def imports(path: Path) -> set[str]:
+def imports(tree: ast.AST) -> set[str]:
+    """First parts of the names of all that is imported."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
     return found
 
 
-def top(name: str) -> str:
-    return name.partition(".")[0]
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_we_are_imported_by_one_name(path: Path) -> None:
+    assert not imports(ast.parse(path.read_text())) & OURS_ALONE
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_every_module_stands_on_a_floor_and_imports_only_downwards(path: Path) -> None:
-    module = name_of(path)
-    unit = unit_of(module)
-    if module == "nowcast":
-        return
-    assert unit, f"{module} is not in the table of floors"
-    for name in imports(path):
-        other = unit_of(name)
-        if other is None or other == unit:
-            continue
-        assert FLOORS[other] <= FLOORS[unit], f"{module} (floor {FLOORS[unit]}) imports {name} (floor {FLOORS[other]})"
-        assert not {unit, other} <= VERBS, f"the verb {module} imports the verb {name}"
+@pytest.mark.parametrize("folder", sorted(OURS_ALONE))
+def test_folders_of_the_top_level_are_parts_of_the_package(folder: str) -> None:
+    link = ROOT / "nowcast" / folder
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / folder
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=name_of)
-def test_networks_need_torch_only(path: Path) -> None:
-    import sys
-
-    foreign = {top(name) for name in imports(path)} - ALLOWED_IN_MODELS - set(sys.stdlib_module_names)
-    assert not foreign
+def started(tree: ast.AST) -> list[list[ast.expr]]:
+    """Lists and tuples that begin with ``sys.executable``: commands of Python processes."""
+    rows = [node.elts for node in ast.walk(tree) if isinstance(node, ast.List | ast.Tuple)]
+    return [row for row in rows if row and ast.unparse(row[0]) == "sys.executable"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "flows").rglob("*.py")), ids=name_of)
-def test_flows_hold_no_science(path: Path) -> None:
-    assert not {top(name) for name in imports(path)} & FORBIDDEN_IN_FLOWS
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "nowcast").rglob("*.py")), ids=name_of)
-def test_the_library_knows_no_orchestrator(path: Path) -> None:
-    if name_of(path) != "nowcast.cli":  # `nowcast up` and `nowcast run` are doors to the flows
-        assert not {top(name) for name in imports(path)} & FORBIDDEN_IN_LIBRARY
+@pytest.mark.parametrize("path", [path for path in sources() if "tests" not in path.parts], ids=name_of)
+def test_children_do_not_import_from_the_folder_they_start_in(path: Path) -> None:
+    for command in started(ast.parse(path.read_text())):
+        assert ast.unparse(command[1]) == "'-P'", ast.unparse(command[0])

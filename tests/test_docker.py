@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,8 +13,8 @@ from typer.testing import CliRunner
 
 from nowcast import config
 from nowcast.cli import app
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SERVICE = COMPOSE["services"]["nowcast"]
@@ -67,7 +66,7 @@ def test_runtime_is_the_environment_alone_and_not_root() -> None:
 def test_command_is_one_that_the_program_knows(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
     """Run up to the door: the arguments are read and the settings are valid."""
     started: list[tuple] = []
-    monkeypatch.setattr("flows.up.up", lambda path, **options: started.append((path, options)))
+    monkeypatch.setattr("nowcast.flows.up.up", lambda path, **options: started.append((path, options)))
     words = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in command]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output

@@ -15,8 +15,8 @@ from importlib import import_module
 
 from torch import Tensor
 
-from models import MODELS
-from models.nowcaster import Nowcaster
+from nowcast.models import MODELS
+from nowcast.models.nowcaster import Nowcaster
 
 SOURCES = {
     "convlstm_ef": "jhhuang96:CONVLSTM",
@@ -99,7 +99,7 @@ def find(source: str) -> Source:
     if source not in SOURCES:
         raise ValueError(f"Unknown source {source!r}; known: {', '.join(SOURCES)}.")
     module, _, name = SOURCES[source].partition(":")
-    return getattr(import_module(f"models.official.{module}"), name)
+    return getattr(import_module(f"nowcast.models.official.{module}"), name)
 
 
 def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowcaster:
@@ -118,7 +118,7 @@ def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowc
 
 
 def build(source: str, state_dict: Mapping, config: Config | None = None) -> tuple[str, dict, Nowcaster]:
-    """Like ``load``, and what ``models.build`` would be told: (name in ``MODELS``, keywords, network)."""
+    """Like ``load``, and what ``nowcast.models.build`` would be told: (name in ``MODELS``, keywords, network)."""
     known = find(source)
     settings, network = _built(known, source, state_dict, config or {})
     place = f"{known.model.__module__.removeprefix('models.')}:{known.model.__name__}"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.cms_lstm import CMSLSTM
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State, renamed
+from nowcast.models.cms_lstm import CMSLSTM
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State, renamed
 
 NAMES = {
     r"^embedding\.": "embed.",

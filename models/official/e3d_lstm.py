@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.e3d_lstm import E3DLSTM
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State
+from nowcast.models.e3d_lstm import E3DLSTM
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State
 
 SCOPE = "generator/e3d-lstm/"
 CONVOLUTIONS = {"from_h": "conv3d", "from_x": "conv3d_1", "cell_to_gate": "conv3d_3", "memory_to_gate": "conv3d_4"}

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from models.gs2pm import GS2PM
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State
-from models.official.openstl import simvp_names, simvp_options
+from nowcast.models.gs2pm import GS2PM
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State
+from nowcast.models.official.openstl import simvp_names, simvp_options
 
 
 def _names(model: Nowcaster) -> dict[str, Made]:

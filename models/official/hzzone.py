@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State, renamed
-from models.trajgru import TrajGRU
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State, renamed
+from nowcast.models.trajgru import TrajGRU
 
 CELL = {
     r"read\.": "i2h.",

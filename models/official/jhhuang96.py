@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from models.convlstm import ConvGRU, ConvLSTM
-from models.nowcaster import Nowcaster
-from models.official import Config, Source, State, renamed
+from nowcast.models.convlstm import ConvGRU, ConvLSTM
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Source, State, renamed
 
 # Stages are counted from 1, and named after what they do; "leaky" in a name means an activation.
 STAGES = {

@@ -7,9 +7,9 @@ from itertools import count
 
 import torch
 
-from models.lmc_memory import LMCMemory
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State, renamed
+from nowcast.models.lmc_memory import LMCMemory
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State, renamed
 
 # The official lists count activations and pools too.
 MOTION = {rf"\.convs\.{n}\.": f".{official}." for n, official in enumerate((0, 3, 6, 8, 11, 13))}

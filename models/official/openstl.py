@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.mau import MAU
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State, renamed
-from models.phydnet import PhyDNet
-from models.simvp import SimVP
-from models.tau import TAU
+from nowcast.models.mau import MAU
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State, renamed
+from nowcast.models.phydnet import PhyDNet
+from nowcast.models.simvp import SimVP
+from nowcast.models.tau import TAU
 
 # -- SimVP with all its middles, and TAU -----------------------------------------------------------
 

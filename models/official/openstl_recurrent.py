@@ -6,12 +6,12 @@ builds ConvLSTM and PredRNN++ with them.
 
 from __future__ import annotations
 
-from models.convlstm_stacked import StackedConvLSTM
-from models.mim import MIM
-from models.nowcaster import Nowcaster
-from models.official import Config, Source, State, renamed
-from models.official.thuml import cell_names, layers, stack_options
-from models.predrnn_pp import PredRNNpp
+from nowcast.models.convlstm_stacked import StackedConvLSTM
+from nowcast.models.mim import MIM
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Source, State, renamed
+from nowcast.models.official.thuml import cell_names, layers, stack_options
+from nowcast.models.predrnn_pp import PredRNNpp
 
 
 def _convlstm_options(tensors: State, config: Config) -> dict:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from models.nowcaster import Nowcaster
-from models.official import Config, Source, State, renamed
-from models.official.openstl import INCEPTION, UNITS, inception, lengths, stem
-from models.simvp import SimVP
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Source, State, renamed
+from nowcast.models.official.openstl import INCEPTION, UNITS, inception, lengths, stem
+from nowcast.models.simvp import SimVP
 
 
 def _options(tensors: State, config: Config) -> dict:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from models.nowcaster import Nowcaster
-from models.official import Config, Source, State, renamed
-from models.smaat_unet import SmaAtUNet
-from models.unet import UNet
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Source, State, renamed
+from nowcast.models.smaat_unet import SmaAtUNet
+from nowcast.models.unet import UNet
 
 UNITS = {
     r"^down\.0\.": "inc.double_conv.",

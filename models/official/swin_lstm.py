@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from itertools import count
 
-from models.nowcaster import Nowcaster
-from models.official import Config, Source, State, renamed
-from models.swin_lstm import SwinLSTMB, SwinLSTMD
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Source, State, renamed
+from nowcast.models.swin_lstm import SwinLSTMB, SwinLSTMD
 
 LAYERS = {
     r"^cells\.": "ST.layers.",

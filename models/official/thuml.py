@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.motionrnn import MOTION, MotionRNN
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State, renamed
-from models.predrnn import PredRNN
-from models.predrnn_v2 import PredRNNv2
+from nowcast.models.motionrnn import MOTION, MotionRNN
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State, renamed
+from nowcast.models.predrnn import PredRNN
+from nowcast.models.predrnn_v2 import PredRNNv2
 
 
 def layers(tensors: State, name: str = r"cell_list.{}.conv_h.0.weight") -> list[tuple[int, ...]]:

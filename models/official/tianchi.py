@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State, renamed
-from models.sa_convlstm import SAConvLSTM
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State, renamed
+from nowcast.models.sa_convlstm import SAConvLSTM
 
 NAMES = {
     r"^conv_last\.": "conv_output.",

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.nowcaster import Nowcaster
-from models.official import Config, Made, Source, State
-from models.sa_convlstm import SASequence
+from nowcast.models.nowcaster import Nowcaster
+from nowcast.models.official import Config, Made, Source, State
+from nowcast.models.sa_convlstm import SASequence
 
 PARTS = {
     "gates": "convlstm_cell.conv",

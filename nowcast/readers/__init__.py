@@ -39,7 +39,7 @@ from isal import isal_zlib
 from PIL import Image
 from pyproj import CRS
 
-from nowcast.cube import BadInput
+from nowcast.core.cube import BadInput
 
 READERS = {
     # radar benchmarks

@@ -27,8 +27,8 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, member, open_hdf5, part
 
 TITLE = "CIKM AnalytiCup 2017 radar reflectivity of Shenzhen"

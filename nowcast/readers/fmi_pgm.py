@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS, Proj
 
-from nowcast.coded import Coded, Table
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.encoded import Coded, Table
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
 
 TITLE = "FMI radar composite of Finland, lowest reflectivity"

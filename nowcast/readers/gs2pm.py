@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
+from nowcast.core.units import COLOURS, VIL_LEVELS, by_table, vil_from_level
 from nowcast.readers import Item, pixels, stills
-from nowcast.units import COLOURS, VIL_LEVELS, by_table, vil_from_level
 
 TITLE = "GS2PM collection"
 LICENCE = "none stated; the terms of each original data set hold"

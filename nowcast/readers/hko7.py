@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, grey_png
 
 TITLE = "HKO-7 radar reflectivity around Hong Kong"

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.units import COLOURS
 from nowcast.readers import ITEM_BYTES, Item, decoding, natural, pixels, stills
-from nowcast.units import COLOURS
 
 TITLE = "Human3.6M pictures"
 LICENCE = "academic use under the licence of Human3.6M (vision.imar.ro/human3.6m)"

@@ -20,11 +20,11 @@ import numpy as np
 import xarray as xr
 from pyproj.exceptions import ProjError
 
-from nowcast.coded import Coded, Table
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.encoded import Coded, Table
+from nowcast.core.grid import Grid
+from nowcast.core.units import MARSHALL_PALMER
 from nowcast.readers import Item, attribute, files, member, metric_crs, numbers, open_hdf5
-from nowcast.units import MARSHALL_PALMER
 
 TITLE = "KNMI radar composite of the Netherlands"
 LICENCE = "CC BY 4.0, Royal Netherlands Meteorological Institute (KNMI)"

@@ -22,8 +22,8 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
 
 TITLE = "MeteoSwiss radar precipitation of Switzerland, palette pictures"

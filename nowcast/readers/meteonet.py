@@ -32,10 +32,10 @@ import numpy as np
 import xarray as xr
 from numpy.lib import format as npy_format
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
+from nowcast.core.units import MARSHALL_PALMER
 from nowcast.readers import Item, arrays, decoding, files, member, natural, open_hdf5, part, parts
-from nowcast.units import MARSHALL_PALMER
 
 TITLE = "MeteoNet radar data of Meteo-France"
 LICENCE = "Etalab Open Licence 2.0, Meteo-France"

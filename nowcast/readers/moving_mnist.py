@@ -7,7 +7,7 @@ Three forms are read:
 - ``moving-mnist-{train,valid,test}.npz`` of E3D-LSTM and PredRNN: one long run of frames, and in
   ``clips`` the first frame and the length of the input and of the output of every clip;
 - the digits themselves, ``train-images-idx3-ubyte.gz`` and ``t10k-...``: the nominal 10,000 clips are
-  made from them, the same ones every time, see ``nowcast.moving``.
+  made from them, the same ones every time, see ``nowcast.readers.moving_images``.
 
 In a folder that holds grey and coloured sets the grey ones are taken; name the file of the coloured one.
 
@@ -27,9 +27,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast import moving
-from nowcast.cube import BadInput
-from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, part, parts, pixels
+from nowcast.core.cube import BadInput
+from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, moving_images, part, parts, pixels
 
 TITLE = "Moving MNIST"
 LICENCE = "MNIST digits: CC BY-SA 3.0, Y. LeCun and C. Cortes; clips: see arXiv:1502.04681"
@@ -49,7 +48,7 @@ def recognises(path: Path) -> bool:
         return set(KEYS) <= arrays.names(path)
     if path.suffix == ".npy":
         return len(_test_set(path).shape) in (4, 5)
-    return moving.idx_shape(path)[0] > 0
+    return moving_images.idx_shape(path)[0] > 0
 
 
 def find(source: Path) -> Iterator[Item]:
@@ -91,7 +90,7 @@ def _extent(path: Path) -> tuple[int, tuple[int, ...]]:
     if path.suffix == ".npy":
         shape = _test_set(path).shape
         return shape[1], (shape[0], *shape[2:])
-    moving.idx_shape(path)
+    moving_images.idx_shape(path)
     return MADE, (FRAMES, CANVAS, CANVAS)
 
 
@@ -179,11 +178,11 @@ def _made(path: Path, taken: slice) -> list[np.ndarray]:
     """Clips made from digits."""
     stat = path.stat()
     digits = _digits(path, stat.st_size, stat.st_mtime_ns)
-    made = moving.MovingImages(digits, canvas=CANVAS, frames=FRAMES, seed=SEED)
+    made = moving_images.MovingImages(digits, canvas=CANVAS, frames=FRAMES, seed=SEED)
     return list(made.clips(np.arange(taken.start, taken.stop)))
 
 
 @lru_cache(maxsize=1)
 def _digits(path: Path, size: int, modified: int) -> np.ndarray:
     """Pictures of one version of a file: all of them, for any may be in the next clip."""
-    return moving.load_images(path)
+    return moving_images.load_images(path)

@@ -28,10 +28,10 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
+from nowcast.core.units import by_table
 from nowcast.readers import Item, decoding, files
-from nowcast.units import by_table
 
 TITLE = "NOAA MRMS radar mosaic"
 LICENCE = "public domain, NOAA National Severe Storms Laboratory (NSSL)"

@@ -21,10 +21,10 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
+from nowcast.core.units import by_table
 from nowcast.readers import Item, attribute, files, metric_crs, natural, numbers, open_hdf5
-from nowcast.units import by_table
 
 TITLE = "Radar composite in ODIM_H5"
 LICENCE = "as stated by the producer; see the attribute institution"

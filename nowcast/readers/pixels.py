@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
-from nowcast.units import COLOURS
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
+from nowcast.core.units import COLOURS
 
 LEVELS = (np.arange(256) / 255).astype(np.float32)
 ROUNDING = 1e-5

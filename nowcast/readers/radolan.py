@@ -36,9 +36,9 @@ from typing import BinaryIO, cast
 import numpy as np
 import xarray as xr
 
-from nowcast.coded import Coded, Table
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.encoded import Coded, Table
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
 
 TITLE = "DWD radar composite of Germany (RADOLAN)"

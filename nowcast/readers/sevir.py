@@ -35,11 +35,11 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from nowcast.coded import Coded, Table
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.encoded import Coded, Table
+from nowcast.core.grid import Grid
+from nowcast.core.units import VIL_LEVELS, vil_from_level
 from nowcast.readers import Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts
-from nowcast.units import VIL_LEVELS, vil_from_level
 
 TITLE = "SEVIR storm events"
 LICENCE = "open data, MIT Lincoln Laboratory (registry.opendata.aws/sevir)"

@@ -22,8 +22,8 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, grey_png, natural
 
 TITLE = "Shanghai-2020 radar reflectivity"

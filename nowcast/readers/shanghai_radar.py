@@ -24,8 +24,8 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.cube import BadInput, check, make
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make
+from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, grey_png, member, natural, open_hdf5, part
 
 TITLE = "Shanghai radar composite reflectivity"

@@ -16,11 +16,11 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import ConfigError, load
-from nowcast.cube import BadInput, check, make, utc
-from nowcast.grid import Grid
+from nowcast.core.cube import BadInput, check, make, utc
+from nowcast.core.grid import Grid
+from nowcast.core.units import MARSHALL_PALMER
 from nowcast.readers import Item, decoding, files
 from nowcast.readers.weather import QUANTUM, Simulator, simulate
-from nowcast.units import MARSHALL_PALMER
 
 TITLE = "simulated rain"
 LICENCE = "none needed: simulated"

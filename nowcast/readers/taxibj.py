@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.cube import BadInput, check, make
+from nowcast.core.cube import BadInput, check, make
 from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, part, parts, pixels
 
 TITLE = "TaxiBJ crowd flows of Beijing"

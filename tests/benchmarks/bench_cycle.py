@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from nowcast import cycle, demo
 from nowcast.config import Operations
+from nowcast.operations import cycle
+from tests import paths
 
-SAMPLE = sorted((Path(demo.__file__).parent / "sample").glob("*.h5"))
+SAMPLE = sorted(paths.SAMPLE.glob("*.h5"))
 
 
 def test_landed_to_latest(benchmark, tmp_path: Path) -> None:

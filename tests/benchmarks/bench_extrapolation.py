@@ -12,21 +12,21 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from models import build
-from models.extrapolation import Extrapolation
+from nowcast.core.units import QUANTITIES
+from nowcast.models import build
+from nowcast.models.extrapolation import Extrapolation
 from nowcast.readers import knmi
-from nowcast.scores.categorical import counts
-from nowcast.scores.continuous import errors
-from nowcast.units import QUANTITIES
+from nowcast.verification.categorical import counts
+from nowcast.verification.continuous import errors
+from tests.paths import REAL_DATA
 
-FOLDER = Path(__file__).parents[3] / "shared" / "data" / "knmi"
+FOLDER = REAL_DATA / "knmi"
 SCALING = QUANTITIES["rainfall_rate"].scaling
 IN_STEPS, OUT_STEPS = 4, 12
 HOURLY = range(12, 80, 12)

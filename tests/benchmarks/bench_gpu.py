@@ -18,9 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models import Nowcaster, build
-from nowcast.checkpoint import fast_layout
-from nowcast.costs import device_name, macs
+from nowcast.benchmark.costs import macs
+from nowcast.core.machine import device_name
+from nowcast.models import Nowcaster, build
+from nowcast.registry.checkpoint import fast_layout
 from tests.benchmarks.bench_models import CASES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from numcodecs.zstd import Zstd
 
-from nowcast import demo, store
-from nowcast.ingest import ingest
-from tests import fixtures
+from nowcast import store
+from nowcast.ingestion.run import ingest
+from tests import fixtures, paths
 from tests.benchmarks.bench_loader import fields
+from tests.paths import REAL_DATA
 
-SAMPLE = sorted((Path(demo.__file__).parent / "sample").glob("*.h5"))
+SAMPLE = sorted(paths.SAMPLE.glob("*.h5"))
 MONTHS, ROUNDS, EVENTS, FILE_EVENTS = {5: "MAY", 7: "JUL", 8: "AUG"}, 3, 40, 20
 SEVIR_EVENTS = 20_000
 
@@ -103,8 +104,8 @@ def sizes(path: Path) -> tuple[int, int]:
 
 def test_size(feed: Path, tmp_path: Path) -> None:
     sources = {"knmi": [str(path) for path in sorted(feed.glob("*.h5"))[:36]], "sevir": [str(sevir(tmp_path, 4))]}
-    if (fixtures.SHARED / "fmi").is_dir():
-        sources["fmi-pgm"] = [str(fixtures.SHARED / "fmi" / "pgm")]
+    if (REAL_DATA / "fmi").is_dir():
+        sources["fmi-pgm"] = [str(REAL_DATA / "fmi" / "pgm")]
     for name, found in sources.items():
         ingest(name, found, tmp_path / f"{name}-store")
         kept, best = sizes(tmp_path / f"{name}-store")

@@ -16,11 +16,12 @@ import pytest
 import xarray as xr
 from numcodecs.zstd import Zstd
 
-from nowcast import cube, store
+from nowcast import store
 from nowcast.config import Span, WindowSettings
-from nowcast.grid import Grid
-from nowcast.units import VIL_LEVELS
-from nowcast.windows import Loader, Windows, loader
+from nowcast.core import cube
+from nowcast.core.grid import Grid
+from nowcast.core.units import VIL_LEVELS
+from nowcast.data.loader import Loader, Windows, loader
 
 WORKERS = 2
 ROUNDS = 3

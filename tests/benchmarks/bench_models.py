@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import MODELS, build
+from nowcast.models import MODELS, build
 
 REPEATS = 3
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -91,7 +91,7 @@ def measure(case: Case) -> dict[str, float]:
     """Runs one case in this process."""
     torch.manual_seed(0)
     model = build(case.model, in_steps=10, out_steps=10, channels=case.channels, **case.options)
-    for weight in model.parameters():  # as nowcast.checkpoint does, whose import would count as memory
+    for weight in model.parameters():  # as nowcast.registry.checkpoint does, whose import would count as memory
         if weight.ndim in LAYOUTS:
             weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
     if case.tuning:

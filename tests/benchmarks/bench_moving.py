@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nowcast.moving import MovingImages, load_images
-from tests import fixtures
+from nowcast.readers.moving_images import MovingImages, load_images
+from tests.paths import REAL_DATA
 
-DIGITS = fixtures.SHARED / "mnist" / "t10k-images-idx3-ubyte.gz"
+DIGITS = REAL_DATA / "mnist" / "t10k-images-idx3-ubyte.gz"
 BATCH = 64
 TARGET = 2000
 

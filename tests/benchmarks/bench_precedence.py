@@ -21,8 +21,8 @@ from time import sleep
 
 import yaml
 
-from nowcast import cycle
 from nowcast.config import Operations
+from nowcast.operations import cycle
 from tests import synthetic
 from tests.benchmarks.bench_cycle import SAMPLE
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nowcast import cube, demo, store
+from nowcast import store
+from nowcast.core import cube
 from nowcast.readers import Item, knmi
+from tests import paths
 
-SAMPLE = sorted((Path(demo.__file__).parent / "sample").glob("*.h5"))
+SAMPLE = sorted(paths.SAMPLE.glob("*.h5"))
 STEP = np.timedelta64(300, "s")
 
 

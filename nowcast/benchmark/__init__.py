@@ -1,0 +1,1 @@
+"""Networks trained and compared alike."""

@@ -1,0 +1,235 @@
+"""What networks are compared on: test windows, and the pixels on which every model has a forecast.
+
+All is compared in the physical unit and as ``nowcast verify`` would: whole frames, forecasts rounded to the
+step in which they are stored, sums per window, lead time and threshold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import xarray as xr
+
+from nowcast import __version__
+from nowcast.config import Benchmark, ConfigError, Moving, Span, WindowSettings
+from nowcast.core.units import quantity
+from nowcast.data.sources import Source, Stored, check_apart, source
+from nowcast.models import model_class
+from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Model, predict
+from nowcast.verification import scores as score
+
+STEP_TOLERANCE = 0.25
+"""Share by which the step of test frames may differ from that of training."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The windows of train, valid or test."""
+
+    sources: list[Source]
+
+    @property
+    def windows(self) -> int:
+        return sum(found.weights.size for found in self.sources)
+
+
+class Trial:
+    """Windows that models are scored on.
+
+    Args:
+        spans: Where from; whole frames are scored.
+        windows: Lengths, quantity and scaling.
+        references: Models without weights, scored on the same pixels: those that all of them cover.
+        thresholds: Event limits in the quantity's unit; None: the quantity's own.
+        lpips: The perceptual distance too.
+        block_minutes: Windows that begin in the same stretch of this length are not independent.
+        stride: Frames between the starts of two windows; None: as in ``windows``.
+        most: Windows in all, spread evenly; None: every one.
+    """
+
+    def __init__(
+        self,
+        spans: Sequence[Span | Moving],
+        windows: WindowSettings,
+        *,
+        references: Sequence[str],
+        thresholds: Sequence[float] | None = None,
+        lpips: bool = False,
+        block_minutes: float = 60,
+        stride: int | None = None,
+        most: int | None = None,
+    ) -> None:
+        whole = {"crop": None, "crops_per_window": 1, "stride": stride or windows.stride}
+        self.windows = windows.model_copy(update=whole)
+        self.sources, self.quantity = [source(span, self.windows) for span in spans], quantity(windows.quantity)
+        limits = self.quantity.thresholds if thresholds is None else thresholds
+        self.thresholds = tuple(float(limit) for limit in limits)
+        self.lpips, self.block_minutes = lpips, block_minutes
+        self.references = [_reference(name, windows) for name in references]
+        self.chosen = _spread([found.weights.size for found in self.sources], most)
+        """Windows of every source."""
+        self._common: dict[int, np.ndarray] = {}
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Rows and columns of the frames of the first source."""
+        side = self.windows.resize
+        return (side, side) if side else self.sources[0].size
+
+    @property
+    def names(self) -> list[str]:
+        """Keys of ``SCORES``."""
+        events, perceptual = ["csi"] if self.thresholds else [], ["lpips"] if self.lpips else []
+        return [*events, "mse", "mae", "ssim", *perceptual]
+
+    def blocks(self) -> np.ndarray:
+        """(window) name of the block that each window begins in: a stretch of a sequence of a source."""
+        length = np.timedelta64(round(60 * self.block_minutes), "s")
+        found = []
+        for number, (part, chosen) in enumerate(zip(self.sources, self.chosen, strict=True)):
+            labels, times = (values[chosen] for values in part.beginnings())
+            places = ((times - np.datetime64(0, "s")) // length).astype(int)
+            found += [f"{number} {label} {place}" for label, place in zip(labels, places, strict=True)]
+        return np.asarray(found)
+
+    def sums(self, model: Model, path: Path) -> xr.Dataset:
+        """Sums (window, lead_time, threshold) of a model and its seconds per forecast; kept in ``path``.
+
+        Raises:
+            ValueError: If a network forecasts what is not finite.
+        """
+        what = {"model": model.digest, "test": self._digest()}
+        if path.exists() and (kept := xr.load_dataset(path)).attrs == what:
+            return kept
+        rows = [self._row(model, number, *pair) for number, pair in enumerate(self.pairs())]
+        dims = ("window", "lead_time", "threshold")
+        table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        leads = np.arange(1, self.windows.out_steps + 1) * np.timedelta64(self.sources[0].step_seconds, "s")
+        limits = ("threshold", np.asarray(self.thresholds, np.float64), {"units": self.quantity.unit})
+        coords = {"lead_time": leads.astype("timedelta64[ns]"), "threshold": limits}
+        made = xr.Dataset({name: (dims[: values.ndim], values) for name, values in table.items()}, coords, what)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.to_netcdf(temporary := path.with_name(f".{path.name}"))
+        temporary.replace(path)
+        return made
+
+    @staticmethod
+    def words(found: Source) -> str:
+        """A source in words: what, from when to when, at which version."""
+        if not isinstance(found, Stored):
+            return ", ".join(f"{key} {value}" for key, value in found.facts().items() if value is not None)
+        labels, times = found.beginnings()
+        first, last = (np.datetime_as_string(time, unit="m") for time in (times.min(), times.max()))
+        return (
+            f"{found.name}, {found.touched.size} frames, sequences: {np.unique(labels).size}, windows beginning "
+            f"{first}Z to {last}Z, version {found.version}"
+        )
+
+    def _digest(self) -> str:
+        """All that the sums depend on, but the model."""
+        settings = {"references": [model.name for model in self.references], "lpips": self.lpips}
+        facts, count = [found.facts() for found in self.sources], sum(map(len, self.chosen))
+        return json.dumps([facts, self.windows.model_dump(mode="json"), settings, self.thresholds, count, __version__])
+
+    def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Past and future (time, y, x) of every window, physical, NaN for no data."""
+        for found, chosen in zip(self.sources, self.chosen, strict=True):
+            for window in chosen.tolist():
+                fields = found.physical(window)
+                yield fields[: self.windows.in_steps], fields[self.windows.in_steps :]
+
+    def _row(self, model: Model, number: int, past: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+        started = perf_counter()
+        made = self.forecast(model, past)
+        seconds = perf_counter() - started
+        compared = self._compared(number, past, seen)
+        if model.network.handles_missing:  # another scaling, another motion: what it leaves out there counts as dry
+            made = np.where(np.isnan(made), self.quantity.scaling.decode(np.zeros((), np.float32)), made)
+        if not np.isfinite(made[compared]).all():
+            raise ValueError("its forecasts are not finite")
+        step = np.float64(self.quantity.resolution)
+        rounded = (np.rint(made / step) * step).astype(np.float32)
+        rounded[~compared] = np.nan
+        fields = [score.floored(field, self.quantity.scaling) for field in (rounded, seen)]
+        sums = score.sums(*fields, thresholds=self.thresholds, scaling=self.quantity.scaling)
+        return sums | self._perceptual(*fields) | {"seconds": np.asarray(seconds)}
+
+    def forecast(self, model: Model, past: np.ndarray) -> np.ndarray:
+        """Physical fields (lead, y, x) of a model that may need less of the past."""
+        return predict(
+            model, past[-model.network.in_steps :], quantity_name=self.quantity.name, leads=self.windows.out_steps
+        )
+
+    def _compared(self, number: int, past: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Pixels (lead, y, x) that were observed then and at last, and that every reference covers."""
+        if number not in self._common:
+            known = np.isfinite(seen) & np.isfinite(past[-1])
+            for reference in self.references:
+                known &= np.isfinite(self.forecast(reference, past))
+            self._common[number] = np.packbits(known)
+        return np.unpackbits(self._common[number], count=seen.size).reshape(seen.shape).astype(bool)
+
+    def _perceptual(self, made: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.lpips:
+            return {}
+        from nowcast.verification.lpips import distance_sums  # a network, only where it is asked for
+
+        frames = [distance_sums(*pair, scaling=self.quantity.scaling) for pair in zip(made, seen, strict=True)]
+        return {name: np.asarray([frame[name] for frame in frames]) for name in frames[0]}
+
+
+class Exam(Trial):
+    """The test of a benchmark.
+
+    Raises:
+        ConfigError: If a frame is in two of train, valid and test, or steps differ.
+    """
+
+    def __init__(self, settings: Benchmark) -> None:
+        super().__init__(
+            settings.test,
+            settings.windows,
+            references=settings.references,
+            thresholds=settings.thresholds,
+            lpips=settings.lpips,
+            block_minutes=settings.block_minutes,
+            stride=settings.test_stride,
+        )
+        self.settings = settings
+        self.parts = {
+            name: Part(self.sources if name == "test" else [source(span, settings.windows) for span in spans])
+            for name, spans in _spans(settings).items()
+        }
+        self._check()
+
+    def _check(self) -> None:
+        for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+            check_apart(self.parts[one].sources, self.parts[other].sources, names=(one, other))
+        step = self.parts["train"].sources[0].step_seconds
+        for found in self.parts["test"].sources:
+            if abs(found.step_seconds - step) > STEP_TOLERANCE * step:
+                raise ConfigError(f"{found.name}: its step is {found.step_seconds} s, that of train {step} s; use one.")
+
+
+def _spread(sizes: Sequence[int], most: int | None) -> list[np.ndarray]:
+    """Numbers of the windows taken from sources of these sizes: all, or so many of them at even distances."""
+    total = sum(sizes)
+    taken = np.arange(total) if most is None or total <= most else np.arange(most) * total // most
+    ends = np.cumsum([0, *sizes])
+    return [taken[(taken >= first) & (taken < last)] - first for first, last in pairwise(ends)]
+
+
+def _spans(settings: Benchmark) -> dict[str, tuple[Span | Moving, ...]]:
+    return {"train": settings.train, "valid": settings.valid, "test": settings.test}
+
+
+def _reference(name: str, windows: WindowSettings) -> Model:
+    steps = min(model_class(name).history[1], windows.in_steps)
+    return checkpoint.reference(name, in_steps=steps, out_steps=windows.out_steps, code_version=__version__)

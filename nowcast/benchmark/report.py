@@ -1,0 +1,128 @@
+"""How good a trained network is on its validation windows, beside what needs no training, and what it looks like.
+
+The run folder gets ``scorecard.md``, with the scores by lead time as ``skill.png`` and one forecast as ``sample.png``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from nowcast.benchmark import costs
+from nowcast.benchmark.evaluate import Trial
+from nowcast.benchmark.leaderboard import Row, markdown, ranked
+from nowcast.config import Moving, Recipe, Span
+from nowcast.plotting.charts import leaderboard_chart, sample_chart
+from nowcast.plotting.colormaps import UNIT_SIGNS
+from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Model
+from nowcast.verification.bootstrap import LEVEL, estimates
+
+CARD, SKILL, SAMPLE = "scorecard.md", "skill.png", "sample.png"
+REFERENCES = ("persistence", "extrapolation")
+LEADS = 4
+"""Of the forecast that is shown."""
+
+
+def scorecard(recipe: Recipe, path: Path, *, windows: int = 24) -> Path | None:
+    """Scores a network on whole frames of validation windows.
+
+    Args:
+        recipe: What it was trained by.
+        path: Its checkpoint, in the run folder.
+        windows: How many, spread evenly over the validation spans.
+
+    Returns:
+        The page; None where no validation span holds the quantity that is forecast.
+    """
+    spans = [span for span in recipe.valid if _quantity(span, recipe) == recipe.windows.quantity]
+    if not spans:
+        return None
+    trial = Trial(spans, recipe.windows, references=REFERENCES, most=windows)
+    models = {model.name: model for model in trial.references} | dict(_networks(recipe, path, trial))
+    folder = path.parent
+    rows = [_row(name, model, trial, folder) for name, model in models.items()]
+    parts = [row.by_lead for row in rows if row.by_lead is not None]
+    skill = xr.concat(parts, xr.Variable("model", [row.name for row in rows]))
+    note = f"{sum(map(len, trial.chosen))} validation windows; sums, then ratios; bands: {LEVEL:.0%}"
+    (folder / SKILL).write_bytes(leaderboard_chart(skill, learned=[row.learned for row in rows], note=note))
+    (folder / SAMPLE).write_bytes(_sample(models, trial))
+    text = markdown(ranked(rows), title=recipe.name, protocol=_protocol(recipe, trial))
+    pictures = f"![Scores by lead time]({SKILL})\n\n![A forecast and what happened]({SAMPLE})\n"
+    (folder / CARD).write_text(f"{text}\n## By lead time\n\n{_by_lead(rows, trial)}\n\n{pictures}")
+    return folder / CARD
+
+
+def _quantity(span: Span | Moving, recipe: Recipe) -> str:
+    return "intensity" if isinstance(span, Moving) else span.quantity or recipe.windows.quantity
+
+
+def _networks(recipe: Recipe, path: Path, trial: Trial) -> Iterator[tuple[str, Model]]:
+    """What was trained, and what it was tuned from, on the scale of this recipe."""
+    device = "cuda" if torch.cuda.is_available() and recipe.trainer.accelerator != "cpu" else "cpu"
+    yield recipe.name, checkpoint.load(path, device=device, shared=True)
+    if recipe.tuning and recipe.start_from:
+        base = checkpoint.load(checkpoint.find(recipe.start_from), device=device, shared=True)
+        scaling = recipe.windows.scaling.build() if recipe.windows.scaling else trial.quantity.scaling
+        if base.network.in_steps <= recipe.windows.in_steps:
+            yield "before tuning", replace(base, quantity=trial.quantity.name, scaling=scaling)
+
+
+def _row(name: str, model: Model, trial: Trial, folder: Path) -> Row:
+    learned = model.network.trainable
+    sums = trial.sums(model, folder / f"scorecard-{name.replace(' ', '-')}.nc")
+    seconds = sums["seconds"].values
+    together, blocks = sums.drop_vars("seconds").expand_dims("seed"), trial.blocks()
+    spent = {"parameters": float(costs.parameters(model.network)), "milliseconds": 1000 * float(np.median(seconds))}
+    by_lead = estimates(together, trial.names, blocks=blocks)
+    overall = estimates(together, trial.names, blocks=blocks, over=("lead_time",))
+    return Row(name, learned, by_lead, overall, costs=spent)
+
+
+def _by_lead(rows: list[Row], trial: Trial) -> str:
+    """A line per lead time: the MSE, and the CSI of the middle threshold, of every model."""
+    middle = trial.thresholds[len(trial.thresholds) // 2] if trial.thresholds else None
+    unit = UNIT_SIGNS.get(trial.quantity.unit, trial.quantity.unit)
+    kinds: list[tuple[str, str, dict]] = [("MSE", "mse", {})]
+    if middle is not None:
+        kinds.append((f"CSI≥{middle:g} {unit}", "csi", {"threshold": middle}))
+    header = ["lead", *(f"{heading} {row.name}" for heading, *_ in kinds for row in rows)]
+    columns = [
+        row.by_lead.sel(estimate="value")[key].sel(chosen).values  # type: ignore[union-attr]
+        for _, key, chosen in kinds
+        for row in rows
+    ]
+    lines = [f"| {' | '.join(header)} |", f"|{'--:|' * len(header)}"]
+    for lead, values in enumerate(zip(*columns, strict=True), start=1):
+        lines.append(f"| {_lead(lead, trial)} | {' | '.join(f'{value:.3g}' for value in values)} |")
+    return "\n".join(lines)
+
+
+def _lead(number: int, trial: Trial) -> str:
+    seconds = number * trial.sources[0].step_seconds
+    return f"{seconds // 60} min" if seconds >= 60 else f"frame {number}"
+
+
+def _sample(models: Mapping[str, Model], trial: Trial) -> bytes:
+    """The window with the most rain, as observed and as forecast by all."""
+    past, seen = max(trial.pairs(), key=lambda pair: float(np.nan_to_num(pair[1]).mean()))
+    leads = np.unique(np.linspace(0, len(seen) - 1, LEADS).round().astype(int))
+    fields = {"observed": seen[leads]} | {name: trial.forecast(model, past)[leads] for name, model in models.items()}
+    return sample_chart(fields, [_lead(int(lead) + 1, trial) for lead in leads], quantity=trial.quantity.name)
+
+
+def _protocol(recipe: Recipe, trial: Trial) -> dict[str, str]:
+    size = " x ".join(map(str, trial.frame))
+    return {
+        "Windows": f"{sum(map(len, trial.chosen))} of the validation, spread evenly, "
+        + "; ".join(found.name for found in trial.sources),
+        "Pixels": f"whole frames of {size}, where all of {', '.join(REFERENCES)} have a forecast",
+        "Pooling": "sums over windows and lead times first, then ratios",
+        "Chosen on": "the same windows decided which weights are kept, so a test on others will be a little worse",
+        **({"Tuned": f"{recipe.tuning}, over {recipe.start_from}"} if recipe.tuning else {}),
+    }

@@ -1,0 +1,293 @@
+"""Networks trained alike and scored on the same frames and pixels: one table, one figure.
+
+    nowcast benchmark benchmarks/radar-debug.yaml
+    nowcast benchmark benchmarks/moving-mnist.yaml budget.steps=20000 seeds=[0,1,2]
+
+``<runs>/<name>/`` holds ``leaderboard.md`` (table and protocol), ``leaderboard.csv`` (every number) and
+``leaderboard.png``; beside them a run folder, a recipe and a log of every training, and the sums that the
+table is made of. Run again, it goes on where it stopped: what is trained and scored stays.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+import yaml
+
+from nowcast import __version__
+from nowcast.benchmark import costs, leaderboard
+from nowcast.core.machine import device_name
+from nowcast.benchmark.evaluate import Exam
+from nowcast.benchmark.leaderboard import Row
+from nowcast.config import Benchmark, ConfigError, Entrant, Recipe
+from nowcast.plotting.colormaps import UNIT_SIGNS
+from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Card, Model
+from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates
+
+FEW_BLOCKS = 10
+WIDE = "1000"
+"""Columns of the log of a training: its last line is the reason of a failure, whole."""
+Progress = Callable[[int, int, str], None]
+
+
+class TrainingFailed(RuntimeError):
+    """Why a network has no weights, in the words of its training."""
+
+
+def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
+    """Trains every network with every seed, scores it on the test windows, and writes the table after each.
+
+    Args:
+        settings: Networks, data, budget.
+        progress: Called with trainings done, trainings in all, name of the next one.
+
+    Returns:
+        The table, ``<runs>/<name>/leaderboard.md``.
+
+    Raises:
+        ConfigError: A frame in two of train, valid and test; data that changed since a run of this name began.
+    """
+    exam = Exam(settings)
+    folder = _begin(settings)
+    bars = {model.name: exam.sums(model, folder / f"{model.name}.nc") for model in exam.references}
+    rows = [_row(name, [sums], exam, {"parameters": 0}) for name, sums in bars.items()]
+    total = len(settings.entrants) * len(settings.seeds)
+    for place, entrant in enumerate(settings.entrants):
+        if progress:
+            progress(place * len(settings.seeds), total, str(entrant.name))
+        rows.append(_network(entrant, exam, bars))
+        leaderboard.write(folder, rows, title=settings.name, protocol=_protocol(exam), note=_note(exam))
+    if progress:
+        progress(total, total, "done")
+    return folder / leaderboard.TABLE
+
+
+def _begin(settings: Benchmark) -> Path:
+    """The folder. Rows of other data cannot be compared, and need another name."""
+    folder, now = settings.runs / settings.name, settings.model_dump(mode="json")
+    path = folder / "benchmark.yaml"
+    before = yaml.safe_load(path.read_text()) if path.exists() else now
+    if changed := [key for key in ("train", "valid", "windows") if before.get(key) != now[key]]:
+        raise ConfigError(f"{folder}: {', '.join(changed)} changed since this benchmark began; use another name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(now, sort_keys=False))
+    return folder
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _network(entrant: Entrant, exam: Exam, bars: Mapping[str, xr.Dataset]) -> Row:
+    """Trains and scores a network with every seed; what fails is noted, and the rest goes on."""
+    sums, failures, spent = [], [], []
+    for seed in exam.settings.seeds if not entrant.checkpoint else (0,):
+        try:
+            cost, found = _scored(entrant, exam) if entrant.checkpoint else _trained_and_scored(entrant, exam, seed)
+        except Exception as error:  # an exotic network must not cost the table of all others
+            failures.append(f"{entrant.name}-{seed}: {_sentence(error)}")
+            torch.cuda.empty_cache()
+            continue
+        spent.append(cost)
+        sums.append(found)
+    if not sums:
+        return Row(str(entrant.name), True, failures=tuple(failures))
+    mean = {key: float(np.mean([cost[key] for cost in spent])) for key in spent[0]}
+    return _row(str(entrant.name), sums, exam, mean, bars=bars, failures=tuple(failures))
+
+
+def _row(
+    name: str,
+    sums: list[xr.Dataset],
+    exam: Exam,
+    spent: dict[str, float],
+    *,
+    bars: Mapping[str, xr.Dataset] | None = None,
+    failures: tuple[str, ...] = (),
+) -> Row:
+    """A line of the table; ``bars`` are the references that a network is compared with, window by window."""
+    together = xr.concat(sums, "seed", combine_attrs="drop")
+    seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
+    spent = spent | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
+    table, blocks = together.drop_vars("seconds"), exam.blocks()
+    by_lead = estimates(table, exam.names, blocks=blocks)
+    overall = estimates(table, exam.names, blocks=blocks, over=("lead_time",))
+    # As many sums of a reference as there are seeds, so that counts can be compared.
+    gains = {
+        bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), exam.names, blocks=blocks)
+        for bar, theirs in (bars or {}).items()
+    }
+    return Row(name, bars is not None, by_lead, overall, gains, spent, failures)
+
+
+def _scored(entrant: Entrant, exam: Exam) -> tuple[dict[str, float], xr.Dataset]:
+    """A network that was trained elsewhere.
+
+    Raises:
+        ValueError: If it is made for other frames than those of the test.
+    """
+    path = checkpoint.find(str(entrant.checkpoint))
+    card, windows = checkpoint.read_card(path), exam.windows
+    step = exam.sources[0].step_seconds
+    if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
+        raise ValueError(
+            f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
+            f"test has {windows.in_steps} of {windows.quantity} every {step} s."
+        )
+    model = checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
+    folder = exam.settings.runs / exam.settings.name
+    return _spent(model, card, exam), exam.sums(model, folder / f"{entrant.name}.nc")
+
+
+def _trained_and_scored(entrant: Entrant, exam: Exam, seed: int) -> tuple[dict[str, float], xr.Dataset]:
+    recipe = exam.settings.recipe(entrant, seed=seed)
+    folder = recipe.runs / recipe.name
+    path = folder / "best.safetensors"
+    if not path.exists() or checkpoint.read_card(path).recipe != recipe.model_dump(mode="json"):
+        _train(recipe)
+    on_gpu = torch.cuda.is_available() and recipe.trainer.accelerator != "cpu"
+    model = checkpoint.load(path, device="cuda" if on_gpu else "cpu")
+    return _spent(model, checkpoint.read_card(path), exam), exam.sums(model, folder / "test.nc")
+
+
+def _train(recipe: Recipe) -> None:
+    """In a process of its own, which may start others for more GPUs: whatever a network breaks ends with it."""
+    file, log = (recipe.runs / f"{recipe.name}.{kind}" for kind in ("yaml", "log"))
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    command = [sys.executable, "-P", "-m", "nowcast.cli", "train", str(file)]
+    with (
+        log.open("a") as stream,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"COLUMNS": WIDE, "PYTHONSAFEPATH": "1"},
+        ) as child,
+    ):
+        try:
+            child.wait()
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode < 0:
+        raise TrainingFailed(f"ended by signal {-child.returncode}, as where memory is short; see {log}")
+    if child.returncode:
+        raise TrainingFailed(_last_line(log))
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line), f"no word in {log}")
+
+
+def _sentence(error: Exception) -> str:
+    text = (str(error).strip() or "no message").splitlines()[0][:300]
+    return text if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {text}"
+
+
+def _spent(model: Model, card: Card, exam: Exam) -> dict[str, float]:
+    """What a training and a forecast cost."""
+    facts: Any = card.training
+    shape = (1, card.in_steps, card.channels, *exam.frame)
+    hours = facts["seconds"] * facts["devices"] / 3600
+    on_gpu = facts["device"].startswith("cuda")
+    spent: dict[str, float] = {"parameters": costs.parameters(model.network), "macs": costs.macs(model.network, shape)}
+    spent |= {"gpu_hours": hours} if on_gpu else {"cpu_hours": hours * facts["threads"]}
+    return spent | {key: facts[key] for key in ("steps", "seconds", "peak_memory_bytes") if key in facts}
+
+
+# --- what was done --------------------------------------------------------------------------------
+
+
+def _protocol(exam: Exam) -> dict[str, str]:
+    """Name and sentence of everything that the numbers depend on."""
+    settings, windows, quantity = exam.settings, exam.windows, exam.quantity
+    unit = UNIT_SIGNS.get(quantity.unit, quantity.unit) or "1"
+    own = windows.scaling.build() if windows.scaling else quantity.scaling
+    limits = ", ".join(f"{limit:g}" for limit in exam.thresholds)
+    references = " and ".join(settings.references)
+    crop = f"crops of {settings.windows.crop} x {settings.windows.crop}" if settings.windows.crop else "whole frames"
+    size = " x ".join(map(str, exam.frame))
+    return {
+        "Pooling": "sums over all test windows, lead times and seeds first, then ratios; sorted by "
+        + ("the mean CSI of all thresholds" if limits else "MSE"),
+        "Pixels": f"whole frames of {size}"
+        + (
+            f"; pixels observed at the valid time and in the last frame, and covered by {references}: the same for all "
+            "models; what a network leaves out there counts as dry"
+            if references
+            else ""
+        ),
+        "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
+        + f"MSE in ({unit})², MAE in {unit}; SSIM on {_words(quantity.scaling)}",
+        "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_blocks(exam)}; ± is the standard "
+        "deviation over seeds",
+        **{
+            name.capitalize(): "; ".join(map(exam.words, part.sources)) + f": {part.windows} windows"
+            for name, part in exam.parts.items()
+        },
+        "Windows": f"{windows.in_steps} frames in, {windows.out_steps} out, every "
+        f"{exam.sources[0].step_seconds} s; {crop} in training; test windows start every "
+        f"{windows.stride} frames",
+        "Scaling": f"networks see {quantity.long_name} on {_words(own)}",
+        **_trainings(settings),
+        "Costs": "GMACs and ms of one forecast of one sample of a whole frame, with scaling there and back; median of "
+        "the test windows but the first; hours times devices, on CPUs times threads",
+        "Machine": f"forecasts on {device_name('cuda' if torch.cuda.is_available() else 'cpu')}; "
+        f"{platform.system()} {platform.machine()}",
+        "Versions": f"nowcast {__version__}, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy")),
+        "Made": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
+    }
+
+
+def _words(scaling: Any) -> str:
+    return f"[0, 1], {scaling.kind} from {scaling.low:g} to {scaling.high:g}"
+
+
+def _blocks(exam: Exam) -> str:
+    count = np.unique(exam.blocks()).size
+    rough = "; so few that the intervals are rough" if count < FEW_BLOCKS else ""
+    minutes = exam.settings.block_minutes
+    return f"{count} blocks, each the windows that begin in the same {minutes:g} minutes of a sequence{rough}"
+
+
+def _trainings(settings: Benchmark) -> dict[str, str]:
+    """How networks were trained, and which ones came as they are."""
+    before = [str(entrant.name) for entrant in settings.entrants if entrant.checkpoint]
+    found = {"Trained before": ", ".join(before)} if before else {}
+    if len(before) < len(settings.entrants):
+        ways = "; ".join(_way(entrant) for entrant in settings.entrants if not entrant.checkpoint)
+        found |= {"Budget": _budget(settings), "Seeds": ", ".join(map(str, settings.seeds)), "Optimisers": ways}
+    return found
+
+
+def _budget(settings: Benchmark) -> str:
+    budget = settings.budget
+    length = f"{budget.steps} steps" if budget.steps else f"{budget.minutes:g} minutes"
+    return f"{length}, validated every {budget.validate_every} steps; the best weights of them are scored"
+
+
+def _way(entrant: Entrant) -> str:
+    way = entrant.trainer
+    return f"{entrant.name} {way.optimiser} {way.learning_rate:g} {way.schedule}, batch {way.batch_size}"
+
+
+def _note(exam: Exam) -> str:
+    test = exam.parts["test"]
+    return (
+        f"{test.windows} test windows, {' + '.join(found.name for found in test.sources)}; sums, then ratios; "
+        f"bands: {LEVEL:.0%} of draws of {np.unique(exam.blocks()).size} blocks"
+    )

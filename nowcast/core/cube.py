@@ -1,0 +1,196 @@
+"""The Cube: radar frames as one xarray Dataset, the same for every source.
+
+One variable per channel with dims exactly (time, y, x); NaN = no data, 0 (or the floor in dBZ) =
+measured dry; ``time`` in UTC, strictly increasing within each ``sequence``, the label of an unbroken
+run of frames; CF units and grid mapping. Plain Datasets: ``make`` builds one, ``check`` holds it to
+the promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import numpy as np
+import xarray as xr
+from xarray.indexes import PandasIndex
+from xxhash import xxh3_64
+
+from nowcast.core.encoded import Coded
+from nowcast.core.grid import Grid
+from nowcast.core.units import quantity
+
+
+class BadInput(ValueError):
+    """An input that cannot be taken. One sentence: where, what is wrong, what to do."""
+
+    def __init__(self, where: object, fault: str, remedy: str = "") -> None:
+        self.where, self.fault, self.remedy = str(where), fault, remedy
+        super().__init__(f"{where}: {fault}" + (f"; {remedy}" if remedy else "") + ".")
+
+    def __reduce__(self) -> tuple:
+        return BadInput, (self.where, self.fault, self.remedy)
+
+
+def make(
+    fields: Mapping[str, np.ndarray | Coded],
+    time: Sequence[np.datetime64] | np.ndarray,
+    grid: Grid,
+    *,
+    sequence: str | Sequence[str] = "",
+    split: str | Sequence[str] | None = None,
+    cadence: int | None = None,
+    quantum: float | None = None,
+    floor: float | None = None,
+    levels: np.ndarray | None = None,
+    attrs: Mapping[str, object] | None = None,
+) -> xr.Dataset:
+    """Builds a Cube from arrays.
+
+    How the store packs it follows from the source's own quantisation, so that nothing is lost:
+    ``quantum`` alone packs to 16 bits, with ``floor`` to 8 bits, ``levels`` to 8 bits by a table, none
+    of them keeps float32.
+
+    Args:
+        fields: Quantity name -> (time, y, x) values in the unit of ``units.QUANTITIES``, NaN = no data; or
+            the codes of the source, which are decoded when somebody looks.
+        time: UTC stamps, one per frame.
+        grid: Where the pixels are.
+        sequence: Label(s) of unbroken runs; "" for a live feed, whose runs are found from ``cadence``.
+        split: Label(s) ``train``, ``valid`` or ``test`` where the source itself divides its data.
+        cadence: Seconds between frames of a live feed.
+        quantum: Step of the source's quantisation in the variable's unit.
+        floor: Lowest value of a source of 8 bits: all values are ``floor + n * quantum``, n in 0..254.
+        levels: The values that an uneven source of 8 bits can take, ascending, without NaN. 255 of them
+            at most, or all 256 where nothing is ever missing.
+        attrs: Title, source, licence and whatever else the source says about itself.
+    """
+    stamps = np.asarray(time, "datetime64[ns]")
+    labels = {"sequence": sequence} | ({"split": split} if split is not None else {})
+    frames = {
+        key: _label(value if isinstance(value, str) else tuple(value), stamps.size) for key, value in labels.items()
+    }
+    packing = {"quantum": quantum, "floor": floor, "levels": levels}
+    encoding = {key: value for key, value in packing.items() if value is not None}
+    variables = {name: _variable(name, values, encoding) for name, values in fields.items()}
+    moments = PandasIndex(stamps, "time")
+    axis = moments.create_variables()
+    axis["time"].attrs = {"standard_name": "time", "axis": "T"}
+    place, indexes = _place(grid)
+    coords = xr.Coordinates(axis | frames | place, {"time": moments} | indexes)
+    head = dict(attrs or {}) | ({"cadence_seconds": int(cadence)} if cadence else {})
+    return xr.Dataset(variables, coords=coords, attrs=head)
+
+
+@lru_cache(maxsize=64)
+def _label(words: str | tuple[str, ...], count: int) -> xr.Variable:
+    """Labels of all frames, kept: xarray takes a long look at arrays of objects."""
+    variable = xr.Variable("time", np.broadcast_to(np.asarray(words, object), (count,)))
+    variable.values.setflags(write=False)
+    return variable
+
+
+@lru_cache(maxsize=8)
+def _place(grid: Grid) -> tuple[dict[str, xr.Variable], dict[str, xr.Index]]:
+    """Coordinates of a grid with their indexes, which take longer to make than a frame to decode."""
+    coords = xr.Dataset(coords=grid.coordinates()).coords
+    return {str(name): coord.variable for name, coord in coords.items()}, dict(coords.xindexes)
+
+
+def _variable(name: str, values: np.ndarray | Coded, encoding: Mapping[str, object]) -> xr.Variable:
+    meta = quantity(name)
+    attrs = {"units": meta.unit, "long_name": meta.long_name, "grid_mapping": "crs"}
+    if meta.standard_name:
+        attrs["standard_name"] = meta.standard_name
+    data = values.lazy() if isinstance(values, Coded) else np.asarray(values, np.float32)
+    return xr.Variable(("time", "y", "x"), data, attrs, dict(encoding))
+
+
+def channels(cube: xr.Dataset) -> list[str]:
+    """Names of the data channels of a Cube (or of a Forecast), in order."""
+    return [str(name) for name, variable in cube.data_vars.items() if variable.dims[-2:] == ("y", "x")]
+
+
+def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
+    """Returns the Cube unchanged if it keeps the promise.
+
+    Raises:
+        BadInput: One sentence naming the first broken promise.
+    """
+    names, variables = channels(cube), cube.variables  # a variable of a Dataset is made anew at every look
+    if not names or any(variables[name].dims != ("time", "y", "x") for name in names):
+        raise BadInput(where, "data must have dims (time, y, x)", f"found {dict(cube.sizes)}")
+    if cube.sizes["time"] == 0:
+        raise BadInput(where, "no frames")
+    for name in names:
+        want, unit = quantity(name).unit, variables[name].attrs.get("units")
+        if unit != want:
+            raise BadInput(where, f"{name} is in {unit!r}", f"convert it to {want!r}")
+    stamps = variables["time"] if "time" in variables else cube["time"]
+    if stamps.dtype.kind != "M":
+        raise BadInput(where, f"time is {stamps.dtype}", "use datetime64 in UTC")
+    if "crs" not in cube.coords or "crs_wkt" not in variables["crs"].attrs:
+        raise BadInput(where, "no grid mapping", "put Grid.coordinates() on it")
+    if "sequence" not in cube.coords:
+        raise BadInput(where, "no sequence(time) label")
+    _check_axes(cube, where)
+    _check_order(cube, where)
+    return cube
+
+
+def _check_axes(cube: xr.Dataset, where: object) -> None:
+    for axis in ("y", "x"):
+        steps = np.diff(cube.variables[axis].values) if axis in cube.coords else np.zeros(1)
+        if not ((steps > 0).all() or (steps < 0).all()):
+            raise BadInput(where, f"{axis} is missing or does not run one way", "put Grid.coordinates() on it")
+
+
+def _check_order(cube: xr.Dataset, where: object) -> None:
+    labels, stamps = cube.variables["sequence"].values, cube.variables["time"].values
+    if np.isnat(stamps).any():
+        raise BadInput(where, "a frame has no time")
+    same = labels[1:] == labels[:-1]
+    if (same & (np.diff(stamps) <= np.timedelta64(0))).any():
+        raise BadInput(where, "time does not increase within a sequence", "sort the frames")
+
+
+def label_runs(time: np.ndarray, cadence: int, *, tolerated_gap: int = 0) -> np.ndarray:
+    """Labels the unbroken runs of a live feed by the time of their first frame.
+
+    Args:
+        time: Sorted datetime64 stamps.
+        cadence: Nominal seconds between frames.
+        tolerated_gap: Missing frames in a row that do not break a run.
+
+    Returns:
+        Object array of labels such as ``2010-08-26T00:00``.
+    """
+    stamps = np.asarray(time, "datetime64[s]")
+    limit = np.timedelta64(int(cadence * (tolerated_gap + 1.5)), "s")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > limit])[: stamps.size])
+    first = np.searchsorted(starts, np.arange(stamps.size), side="right") - 1
+    names = np.asarray([str(stamps[start])[:16] for start in starts], dtype=object)
+    return names[first] if stamps.size else np.empty(0, object)
+
+
+def event_labels(cube: xr.Dataset) -> np.ndarray:
+    """The sequence of every frame where sequences are events that may share times; "" in a live feed."""
+    labels = cube["sequence"].values
+    return np.full(labels.shape, "", object) if "cadence_seconds" in cube.attrs else labels
+
+
+def utc(time: datetime | np.datetime64) -> np.datetime64:
+    """Any time as datetime64[ns] in UTC; without a zone it is UTC already."""
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        time = time.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(time).astype("datetime64[ns]")
+
+
+def digest(*channels: np.ndarray) -> str:
+    """Fingerprint of one frame's values, of all its channels in turn: equal content, equal digest (XXH3, 64 bits)."""
+    fingerprint = xxh3_64()
+    for values in channels:
+        plain = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else values.dtype)
+        fingerprint.update(plain.data)
+    return fingerprint.hexdigest()

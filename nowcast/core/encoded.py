@@ -1,0 +1,52 @@
+"""Values that are still the integers of their source.
+
+Radar comes as codes of 8 or 16 bits and a rule for what they mean. Whatever holds for a code holds for all of its
+pixels: a reader hands over the codes and a table, the values are made where somebody asks for them, and to bring
+frames into a store, which keeps codes too, takes neither a division nor a rounding per pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from nowcast.core.units import by_table
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """float32 value of every code, NaN for no data. One object for many frames: what follows from it is kept."""
+
+    values: np.ndarray
+
+
+class Coded(BackendArray):
+    """An array as codes and what they stand for."""
+
+    def __init__(self, codes: np.ndarray, table: Table) -> None:
+        self.codes, self.table = codes, table
+        self.shape, self.dtype = codes.shape, np.dtype(np.float32)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._values)
+
+    def _values(self, key: tuple) -> np.ndarray:
+        return by_table(self.codes[key], self.table.values)
+
+    def lazy(self) -> indexing.MemoryCachedArray:
+        """Data for a variable: decoded once, at the first look."""
+        return indexing.MemoryCachedArray(indexing.LazilyIndexedArray(self))
+
+
+def behind(variable: xr.Variable) -> Coded | None:
+    """The codes of a whole variable at whose values nobody has looked yet, so that they are the source's; else None."""
+    held = variable._data  # no public way leads to it but that which makes the values
+    lazy = held.array if isinstance(held, indexing.MemoryCachedArray) else None
+    if not isinstance(lazy, indexing.LazilyIndexedArray) or not isinstance(lazy.array, Coded):
+        return None
+    whole = all(isinstance(part, slice) and part == slice(None) for part in lazy.key.tuple)
+    return lazy.array if whole else None

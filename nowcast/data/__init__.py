@@ -1,0 +1,1 @@
+"""Windows of frames as batches for networks."""

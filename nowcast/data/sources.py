@@ -1,0 +1,393 @@
+"""What windows of frames are taken from: spans of stores, and clips made on the fly.
+
+Which windows there are follows from the labels of a store alone. Its pixels are read as they lie there,
+one or two bytes each, together with a table that holds the scaled value of every code; only what is
+resized, or was never packed, is scaled here.
+
+Shape letters: T time, C channel, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import xarray as xr
+
+from nowcast import store
+from nowcast.config import ConfigError, Moving, Span, WindowSettings
+from nowcast.core.cube import utc
+from nowcast.core.units import COLOURS, MARSHALL_PALMER, convert, quantity
+from nowcast.readers.moving_images import MovingImages, load_images
+from nowcast.store.packing import Packing
+
+MISSING = -1
+"""Position of a frame that is not there, in a gap that the source tolerates."""
+AMOUNTS = ("rainfall_rate", "vil")
+"""Quantities whose mean tells how much rain there is; of others the share of wet pixels does."""
+
+
+class Source(Protocol):
+    """Where windows come from."""
+
+    name: str
+    weights: np.ndarray
+    """Of the windows among themselves."""
+    table: np.ndarray | None
+    """Scaled value of every 16-bit code as unsigned (or of 256 codes), NaN for no data; None: floats."""
+    dtype: np.dtype
+    channels: int
+    size: tuple[int, int]
+    """Rows and columns."""
+    step_seconds: int
+    """Time between frames: the median over the windows."""
+
+    def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
+        """(T, C, H, W) codes, in ``out`` where it is given, or float32 in [0, 1] where there is no table."""
+        ...
+
+    def facts(self) -> dict[str, object]:
+        """For the card of a checkpoint."""
+        ...
+
+    def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sequence, and time of the first frame, of every window."""
+        ...
+
+    def physical(self, window: int) -> np.ndarray:
+        """(T, H, W) float32 of the first channel in the unit of ``quantity``, NaN for no data."""
+        ...
+
+
+def source(span: Span | Moving, settings: WindowSettings) -> Source:
+    """The windows of a span.
+
+    Raises:
+        ConfigError: If there are none, or the store does not hold what is asked for.
+    """
+    found: Source = Generated(span, settings) if isinstance(span, Moving) else Stored(span, settings)
+    if not found.weights.size:
+        raise ConfigError(f"No window of {settings.in_steps + settings.out_steps} unbroken frames in {found.name}.")
+    return found
+
+
+class Stored:
+    """The windows of a span of a store."""
+
+    def __init__(self, span: Span, settings: WindowSettings) -> None:
+        self.span, self.settings, self.name = span, settings, _name(span)
+        self.version = store.snapshot(span.store)
+        timeline = store.timeline(span.store, version=self.version)
+        self.attrs, self.quantity = timeline.attrs, span.quantity or settings.quantity
+        self.names = _chosen(self.attrs["channels"], self.quantity, settings, span)
+        self.channels = len(self.names)
+        if self.channels > 1:
+            self.quantity = self.names[0]  # colours are scaled alike
+        scaling = span.scaling or (settings.scaling if span.quantity is None else None)
+        self.scaling = scaling.build() if scaling else quantity(self.quantity).scaling
+        self._index(timeline)
+        self._frames: dict[str, tuple[Any, Packing | None]] = {}
+        self.size = next(iter(self.frames().values()))[0].array.shape[1:]
+        packing = self._packing()
+        self.table = None if packing is None else self._table(packing)
+        self.dtype = np.dtype(np.float32) if packing is None else packing.dtype
+
+    def _packing(self) -> Packing | None:
+        """Of all channels, where batches may hold their codes."""
+        packings = [packing for _, packing in self.frames().values()]
+        first = packings[0]
+        if first is None or self.settings.resize or any(one is None or one.attrs != first.attrs for one in packings):
+            return None
+        return first if first.missing is not None or MISSING not in self.slots else None
+
+    # --- which frames
+
+    def _index(self, timeline: xr.Dataset) -> None:
+        """``slots``: positions of frames, run after run; ``starts``: where in them a window begins."""
+        length, stride = self.settings.in_steps + self.settings.out_steps, self.settings.stride
+        stamps, labels, inside = timeline["time"].values, timeline["sequence"].values, self._inside(timeline)
+        joined = (labels[1:] == labels[:-1]) & inside[1:] & inside[:-1]
+        slots, starts, size = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+        for run in np.split(np.arange(stamps.size), np.flatnonzero(~joined) + 1):
+            if run.size and inside[run[0]]:
+                slots.append(_slots(run, stamps, self.attrs))
+                starts.append(np.arange(size, size + slots[-1].size - length + 1, stride))
+                size += slots[-1].size
+        order, self.starts, self.length = np.concatenate(slots), np.concatenate(starts), length
+        self.slots = np.append(timeline["position"].values, MISSING)[order]
+        steps = np.diff(stamps)[joined] / np.timedelta64(1, "s")
+        self.step_seconds = int(np.median(steps)) if steps.size else 0
+        self.weights = self._weights(timeline, order)
+
+    def _inside(self, timeline: xr.Dataset) -> np.ndarray:
+        """Frames of the span."""
+        span, stamps, labels = self.span, timeline["time"].values, timeline["sequence"].values
+        inside = np.ones(stamps.size, bool)
+        if span.start:
+            inside &= stamps >= utc(span.start)
+        if span.end:
+            inside &= stamps < utc(span.end)
+        if "missing_share" in timeline:
+            inside &= ~(timeline["missing_share"].values > self.settings.most_missing)
+        if span.split is not None:
+            splits = timeline["split"].values if "split" in timeline else np.full(stamps.size, "")
+            if span.split not in splits:
+                found = ", ".join(sorted({str(split) for split in splits} - {""})) or "none"
+                raise ConfigError(f"{span.store}: there is no split {span.split!r}; its splits: {found}.")
+            inside &= splits == span.split
+        if span.sequences:
+            chosen = {label for label in set(labels.tolist()) if any(fnmatchcase(label, p) for p in span.sequences)}
+            inside &= np.isin(labels.astype(str), sorted(chosen))
+        return inside
+
+    def _weights(self, timeline: xr.Dataset, order: np.ndarray) -> np.ndarray:
+        """Of every window, from what the store knows of its frames: nothing is decoded."""
+        even = np.ones(self.starts.size)
+        label = "mean_value" if self.attrs["channels"][0] in AMOUNTS else "wet_share"
+        if not self.settings.event_weight or label not in timeline or not even.size:
+            return even
+        rain = np.append(np.nan_to_num(timeline[label].values), 0)[order]  # the last stands for ``MISSING``
+        sums = np.concatenate([[0], np.cumsum(rain, dtype=np.float64)])
+        means = (sums[self.starts + self.length] - sums[self.starts]) / self.length
+        return even + self.settings.event_weight * means / max(means.mean(), 1e-12)
+
+    def positions(self, window: int) -> np.ndarray:
+        """Where the frames of a window lie in the store; ``MISSING`` for one that is not there."""
+        start = self.starts[window]
+        return self.slots[start : start + self.length]
+
+    @property
+    def touched(self) -> np.ndarray:
+        """Positions of all frames that the windows touch."""
+        slots = np.zeros(self.slots.size + 1, np.int64)
+        np.add.at(slots, self.starts, 1)
+        np.add.at(slots, self.starts + self.length, -1)
+        places = self.slots[np.cumsum(slots[:-1]) > 0]
+        return np.unique(places[places != MISSING])
+
+    def facts(self) -> dict[str, object]:
+        """For the card of a checkpoint."""
+        span = self.span.model_dump(mode="json", exclude_defaults=True)
+        words = {key: str(self.attrs.get(key, "")) for key in ("title", "licence")}
+        return span | {"snapshot": self.version, "frames": int(self.touched.size)} | words
+
+    def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        timeline = store.timeline(self.span.store, version=self.version)
+        order = np.argsort(timeline["position"].values)
+        first = [places[places != MISSING][0] for places in map(self.positions, range(self.starts.size))]
+        there = timeline.isel(time=order[first])
+        return there["sequence"].values.astype(str), there["time"].values
+
+    # --- their pixels
+
+    def frames(self) -> dict[str, tuple[Any, Packing | None]]:
+        """The store's arrays, opened once per process at the version the index was made from."""
+        if not self._frames:
+            self._frames = store.packed(self.span.store, self.names, version=self.version)
+        return self._frames
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_frames": {}}
+
+    def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
+        places = self.positions(window)
+        if self.table is None:
+            return np.stack([self._values(name, places) for name in self.names], axis=1)
+        if out is None:
+            out = np.empty((self.length, self.channels, *self.size), self.dtype)
+        for index, name in enumerate(self.names):
+            self._codes(name, places, out[:, index])
+        return out
+
+    def physical(self, window: int) -> np.ndarray:
+        places = self.positions(window)
+        if self.settings.resize:  # squeezed as networks see it
+            return self.scaling.decode(self._values(self.names[0], places))
+        return self._converted(self._held(self.names[0], places))
+
+    def _codes(self, name: str, places: np.ndarray, out: np.ndarray) -> None:
+        frames, packing = self.frames()[name]
+        if places[0] != MISSING and (np.diff(places) > 0).all():
+            frames.read(places, out=out)
+            return
+        present = places != MISSING
+        unique, back = np.unique(places[present], return_inverse=True)  # late frames lie at the end of a store
+        out[present] = frames.read(unique)[back]
+        if not present.all():
+            out[~present] = packing.missing  # type: ignore[union-attr]
+
+    def _values(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Float32 in [0, 1], NaN for no data, resized where that is wanted."""
+        values = self._scaled(self._held(name, places))
+        if side := self.settings.resize:
+            values = np.stack([resized(frame, side) for frame in values])
+        return values
+
+    def _held(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Float32 in the unit of the store, NaN for no data."""
+        frames, packing = self.frames()[name]
+        present = places != MISSING
+        unique, back = np.unique(places[present], return_inverse=True)
+        codes = frames.read(unique)
+        whole = np.full((places.size, *codes.shape[1:]), np.nan, np.float32)
+        whole[present] = (packing.unpack(codes) if packing else codes)[back]
+        return whole
+
+    def _table(self, packing: Packing) -> np.ndarray:
+        """Scaled values, in the order of the codes' bit patterns."""
+        return self._scaled(np.roll(packing.table, np.iinfo(packing.dtype).min))
+
+    def _scaled(self, values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # of codes that no pixel has: thousands of dBZ, rain below 0
+            return self.scaling.encode(self._converted(values))
+
+    def _converted(self, values: np.ndarray) -> np.ndarray:
+        zr = (self.attrs["zr_a"], self.attrs["zr_b"]) if "zr_a" in self.attrs else MARSHALL_PALMER
+        return convert(values, self.names[0], self.quantity, zr=zr)
+
+
+class Generated:
+    """Clips made on the fly."""
+
+    channels, step_seconds = 1, 1
+
+    def __init__(self, span: Moving, settings: WindowSettings) -> None:
+        self.span, self.name = span, f"{span.images} (moving)"
+        self.side, self.weights = settings.resize, np.ones(span.clips)
+        self.size = (span.canvas, span.canvas)
+        length = settings.in_steps + settings.out_steps
+        images = load_images(span.images)[span.images_from : span.images_to]
+        if not len(images):
+            raise ConfigError(f"{span.images}: there are no images {span.images_from} to {span.images_to or 'end'}.")
+        self.clips = MovingImages(images, canvas=span.canvas, frames=length, count=span.objects, seed=span.seed)
+        own = settings.scaling if settings.quantity == "intensity" else None
+        scaling = own.build() if own else quantity("intensity").scaling
+        self.values = scaling.encode(np.arange(256, dtype=np.float32) / 255)
+        self.table = None if self.side else self.values
+        self.dtype = np.dtype(np.float32 if self.side else np.uint8)
+
+    def facts(self) -> dict[str, object]:
+        """For the card of a checkpoint."""
+        return self.span.model_dump(mode="json") | {"title": "Clips of moving pictures"}
+
+    def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        clips = self.span.clips
+        return np.arange(clips).astype(str), np.zeros(clips, "datetime64[ns]")
+
+    def physical(self, window: int) -> np.ndarray:
+        frames = self.clips.clip(window).astype(np.float32) / 255
+        return np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames
+
+    def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
+        frames = self.clips.clip(window)
+        if self.side:
+            return np.stack([resized(frame, self.side) for frame in self.values[frames]])[:, None]
+        if out is None:
+            return frames[:, None]
+        out[:, 0] = frames
+        return out
+
+
+def resized(frame: np.ndarray, side: int) -> np.ndarray:
+    """A field squeezed or stretched to a square; pixels without data stay so, and so do those beside them."""
+    shrinks = min(frame.shape) > side
+    return cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _chosen(held: Sequence[str], wanted: str, settings: WindowSettings, span: Span) -> list[str]:
+    """Channels of a store that are read."""
+    if settings.channels == len(COLOURS) and set(COLOURS) <= set(held) and wanted in ("intensity", *COLOURS):
+        return list(COLOURS)
+    if wanted in held:
+        return [wanted]
+    radar = ("rainfall_rate", "reflectivity")
+    if wanted in radar and set(held) & set(radar):
+        return [next(name for name in held if name in radar)]
+    raise ConfigError(
+        f"{span.store}: holds {', '.join(held)}, and no formula makes {wanted} of it; "
+        "name the quantity of this span, or choose another store."
+    )
+
+
+def _slots(run: np.ndarray, stamps: np.ndarray, attrs: dict) -> np.ndarray:
+    """Frames of a run on the raster of its cadence, ``MISSING`` where one is not there."""
+    if not attrs.get("tolerated_gap"):
+        return run
+    steps = np.rint((stamps[run] - stamps[run[0]]) / np.timedelta64(int(attrs["cadence_seconds"]), "s")).astype(int)
+    slots = np.full(steps[-1] + 1, MISSING)
+    slots[steps] = run
+    return slots
+
+
+def _name(span: Span) -> str:
+    """A span in words, for errors."""
+    parts = [f"split {span.split}"] if span.split else []
+    parts += [f"sequences {', '.join(span.sequences)}"] if span.sequences else []
+    start, end = (f"{time:%Y-%m-%dT%H:%MZ}" if time else "" for time in (span.start, span.end))
+    parts += [f"{start or 'start'} to {end or 'end'}"] if span.start or span.end else []
+    return f"{span.store} ({'; '.join(parts) or 'all of it'})"
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def check_apart(
+    train: Sequence[Source], valid: Sequence[Source], *, names: tuple[str, str] = ("train", "valid")
+) -> None:
+    """Refuses a split in which a frame is in two parts, such as trained on and validated on.
+
+    Frames of one store are the same by their position; of two stores by their time and content.
+
+    Raises:
+        ConfigError: Names the stores and the frames.
+    """
+    both = " and ".join(names)
+    for fitting in train:
+        for held in valid:
+            if isinstance(fitting, Generated) and isinstance(held, Generated):
+                if _clips(fitting.span) == _clips(held.span):
+                    raise ConfigError(f"{fitting.name}: {both} make the same clips; give them different seeds.")
+            elif isinstance(fitting, Stored) and isinstance(held, Stored) and (shared := _shared_frames(fitting, held)):
+                raise ConfigError(
+                    f"{fitting.span.store}: {len(shared)} frames are in {both}, {shared[0]} to "
+                    f"{shared[-1]}; give the spans start and end, splits or sequences."
+                )
+
+
+def _clips(span: Moving) -> tuple[Path, int]:
+    """The same for spans whose clips show the same pictures on the same ways, on whatever canvas."""
+    return span.images.resolve(), span.seed
+
+
+def _shared_frames(one: Stored, other: Stored) -> list[str]:
+    """Names of the frames that two sources have in common, in order of time."""
+    same = _place(one) == _place(other)
+    mine, theirs = (_identities(found, by_position=same) for found in (one, other))
+    return sorted(mine[key] for key in mine.keys() & theirs.keys())
+
+
+def _place(stored: Stored) -> str:
+    path = stored.span.store
+    return path.rstrip("/") if "://" in path else str(Path(path).resolve())
+
+
+def _identities(stored: Stored, *, by_position: bool) -> dict[Any, str]:
+    """Of every frame that the windows touch what it is known by, and its name."""
+    timeline = store.timeline(stored.span.store, version=stored.version)
+    timeline = timeline.isel(time=np.isin(timeline["position"].values, stored.touched))
+    times, positions = timeline["time"].values, timeline["position"].values.tolist()
+    names = [
+        f"{time} {label}".strip()
+        for time, label in zip(times.astype("datetime64[s]").astype(str), timeline["sequence"].values, strict=True)
+    ]
+    if by_position:
+        return dict(zip(positions, names, strict=True))
+    if "digest" not in timeline:
+        return {}
+    wet = timeline["wet_share"].values != 0 if "wet_share" in timeline else np.ones(times.size, bool)
+    keys = zip(times.astype(np.int64).tolist(), timeline["digest"].values, strict=True)
+    return {key: name for key, name, rain in zip(keys, names, wet, strict=True) if rain}  # dry frames are all alike

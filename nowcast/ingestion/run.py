@@ -1,0 +1,148 @@
+"""Files in, store out: every readable frame once, everything else refused by name.
+
+Idempotent: a file whose signature is known is not opened again; a frame of a known time and content
+is a no-op; one of a known time and other content becomes a new version, and the old one stays in the
+history of the store. Items are taken in batches, each of which is one commit: a conversion that was
+cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from nowcast import store
+from nowcast.config import QualitySettings
+from nowcast.core.cube import BadInput
+from nowcast.ingestion.append import Summary, Taking, write_here
+from nowcast.ingestion.cluster import cluster, in_parallel
+from nowcast.ingestion.decode import Found, Inspect, Prepared, inspect, one_core_each, prepare, together
+from nowcast.readers import Item, detect, get
+
+AUTO = "auto"
+BATCH_ITEMS, BATCH_BYTES = 512, 2**26
+"""Items, and bytes of their pixels, that one process commits together, and may have ready for the next time."""
+PREPARING = 2
+"""Threads that prepare items: libraries work outside of Python's lock for half of that."""
+Progress = Callable[[int, int, str], None]
+"""Called with: items done, items in all, name of the last one."""
+
+
+def ingest(
+    reader_name: str,
+    sources: Iterable[str | Path],
+    path: str | Path,
+    *,
+    now: datetime | None = None,
+    settings: QualitySettings | None = None,
+    workers: int = 0,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Brings files into a store.
+
+    Args:
+        reader_name: See ``readers.READERS``; ``auto`` asks which reader recognises each source.
+        sources: Files, folders or glob patterns.
+        path: Cube store; made if it does not exist.
+        now: Frames later than this are from the future and refused; None: the clock.
+        settings: Quality control.
+        workers: Processes that read and write, on this machine; 0: this process alone.
+        scheduler: Address of a running Dask cluster, ``tcp://host:port``, whose workers see the same
+            files and store; takes the place of ``workers``.
+        progress: Called after each item.
+
+    Raises:
+        ValueError: If the reader is unknown.
+        StoreError: If the store cannot be written. What was committed before stays.
+    """
+    if reader_name != AUTO:
+        get(reader_name)
+    with store.writing(path):
+        taking = Taking(path, settings or QualitySettings())
+        items = list(_find(reader_name, sources, taking.summary))
+        fresh = [found for found in items if taking.is_new(found[1])]
+        looking = partial(inspect, now=now, settings=taking.settings)
+        report = _reporter(progress, len(items), len(items) - len(fresh))
+        if (workers or scheduler) and fresh:
+            with cluster(workers, scheduler) as client:
+                in_parallel(fresh, looking, taking, client, report)
+        else:
+            _alone(fresh, looking, taking, report)
+    return taking.finished()
+
+
+# --- what to read -------------------------------------------------------------------------------------
+
+
+def _find(reader_name: str, sources: Iterable[str | Path], summary: Summary) -> Iterator[Found]:
+    for source in sources:
+        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else [source]  # noqa: PTH207
+        try:
+            found = [
+                (name, item)
+                for match in map(Path, matches)
+                for name in [detect(match) if reader_name == AUTO else reader_name]
+                for item in get(name).find(match)
+            ]
+        except (BadInput, ModuleNotFoundError) as error:
+            summary.refused.append(str(error))
+            continue
+        if not found:
+            summary.refused.append(f"{source}: nothing that this reader knows; check the path and the reader.")
+        yield from found
+
+
+def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Item], None]:
+    def report(item: Item) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total, str(item))
+
+    return report
+
+
+# --- in this process ------------------------------------------------------------------------------
+
+
+def _alone(found: Sequence[Found], looking: Inspect, taking: Taking, report: Callable[[Item], None]) -> None:
+    """Prepares the next items in other threads while a batch is written."""
+    with one_core_each(), ThreadPoolExecutor(PREPARING, "preparing") as pool:
+        prepared = (pool.submit(prepare, one, looking) for one in found)
+        for batch in _batches(_ahead(prepared)):
+            write_here(batch, taking)
+            for one in batch:
+                report(one.item)
+
+
+def _ahead(prepared: Iterable[Future[Prepared]]) -> Iterator[Prepared]:
+    """Items in order; meanwhile as many more are made as memory allows."""
+    waiting: deque[Future[Prepared]] = deque()
+    most = 1
+    for future in prepared:
+        waiting.append(future)
+        if len(waiting) > most:
+            one = waiting.popleft().result()
+            most = together([one], most, limit=BATCH_ITEMS)
+            yield one
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(prepared: Iterable[Prepared]) -> Iterator[list[Prepared]]:
+    batch: list[Prepared] = []
+    size = 0
+    for one in prepared:
+        batch.append(one)
+        size += one.size
+        if len(batch) >= BATCH_ITEMS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

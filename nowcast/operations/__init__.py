@@ -1,0 +1,1 @@
+"""What an operator runs: cycle, shadow forecasts, promotion, doctor, demo."""

@@ -1,0 +1,257 @@
+"""One frame through everything: ingest, forecast, verify, publish.
+
+The demo, the command line and the Prefect flow all call ``cycle``. Each step is idempotent, so a
+cycle that was killed is repaired by the next one: whatever is missing is done, whatever is there
+stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from nowcast import config, readers, store
+from nowcast.config import ConfigError, Operations
+from nowcast.core import device_lock
+from nowcast.forecasting.run import export, issue
+from nowcast.ingestion.run import AUTO, Progress, Summary, ingest
+from nowcast.operations import shadow
+from nowcast.operations.promotion import shadow_stores
+from nowcast.verification.run import verify
+from nowcast.web.publish import publish, publish_maps
+
+SHARE = 0.8
+"""Of the time between two cycles, what cycle and shadow may take together."""
+RECENT_FRAMES = 100
+"""Newest frames looked through for one that is due."""
+
+
+class Busy(store.StoreError):
+    """Another cycle of the same chain is running."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one cycle did."""
+
+    taken: int = 0
+    known: int = 0
+    revised: int = 0
+    refused: list[str] = field(default_factory=list)
+    newest: datetime | None = None
+    """Newest frame, UTC."""
+    issued: list[str] = field(default_factory=list)
+    """One line per product made."""
+    scored: int = 0
+    """Forecast frames verified."""
+    published: Path | None = None
+    """The manifest of the page."""
+    seconds: float = 0.0
+    """Until the page was out."""
+    shadowed: list[str] = field(default_factory=list)
+    """One line per forecast of a challenger, and what went wrong with them."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing new came and nothing was left to do."""
+        return not (self.taken or self.revised or self.issued or self.scored)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
+    """Reads the settings of an operational chain and checks what only the registries know.
+
+    Raises:
+        ConfigError: One sentence per mistake.
+    """
+    settings = config.load(Operations, path, overrides)
+    try:
+        if settings.feed.reader != AUTO:
+            readers.get(settings.feed.reader)
+    except ValueError as error:
+        raise ConfigError(f"{path}: feed.reader: {error}") from None
+    return settings
+
+
+def cycle(settings: Operations, *, now: datetime | None = None, progress: Progress | None = None) -> Report:
+    """Takes what has landed, forecasts from the newest frame, scores what became verifiable, publishes.
+
+    Trainings on the same card pause meanwhile. Then, where the chain has a registry, the challengers forecast in
+    the shadow.
+
+    Args:
+        settings: The chain.
+        now: Overrides the clock for archived data.
+        progress: Passed to the ingest.
+
+    Raises:
+        Busy: If another cycle of the same chain is running.
+        StoreError: If a store cannot be written.
+    """
+    started = perf_counter()
+    with _one_at_a_time(settings), device_lock.first(device_lock.card()):
+        summary = ingest(
+            settings.feed.reader,
+            [settings.feed.source],
+            settings.store,
+            now=now,
+            settings=settings.feed.quality,
+            progress=progress,
+        )
+        if summary.newest is None:
+            return _report(summary, started)
+        times = _recent(settings, summary.newest)
+        issued = _issue(settings, times)
+        report = _finish(settings, summary, issued, started)
+        _forget(settings)
+    return report if report.idle else replace(report, shadowed=_shadowed(settings, times, started))
+
+
+def backfill(
+    settings: Operations, *, start: datetime, end: datetime, dry_run: bool = False, progress: Progress | None = None
+) -> Report:
+    """Makes the forecasts that an outage left out, from every frame in [start, end), and scores them.
+
+    Args:
+        settings: The chain.
+        start: First reference time, UTC.
+        end: First reference time not taken.
+        dry_run: Say which forecasts would be made; write nothing.
+        progress: Called after each reference time.
+    """
+    started = perf_counter()
+    with _one_at_a_time(settings):
+        feed = settings.feed
+        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], settings.store, settings=feed.quality)
+        if not store.exists(settings.store):
+            return _report(summary, started)
+        stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
+        times = [time for time in (datetime.fromtimestamp(stamp, UTC) for stamp in stamps) if start <= time < end]
+        if dry_run:
+            due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(time, settings.issue_every_minutes)]
+            return _report(summary, started, issued=due)
+        issued = _issue(settings, times, progress)
+        return _finish(settings, summary, issued, started, since=start)
+
+
+def _shadowed(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
+    """What the challengers forecast in the time that is left, outside the lock: the next cycle need not wait."""
+    left = SHARE * 60 * settings.every_minutes - (perf_counter() - started)
+    due = [time for time in times if _due(time, settings.issue_every_minutes)]
+    due = [time for time in due if _due(time, settings.shadow.every_minutes)]
+    seconds = min(settings.shadow.budget_seconds, left)
+    return [line for time in due for line in shadow.run(settings, time, seconds=seconds)]
+
+
+def _issue(settings: Operations, times: Sequence[datetime], progress: Progress | None = None) -> list[str]:
+    lines: list[str] = []
+    for done, time in enumerate(times, 1):
+        if not _due(time, settings.issue_every_minutes):
+            continue
+        lines += issue(
+            settings.store,
+            settings.forecasts,
+            settings.makers,
+            fallback=settings.fallback,
+            leads=settings.leads,
+            time=time,
+            channel=settings.quantity,
+        )
+        if settings.netcdf:
+            export(settings.forecasts, time, settings.netcdf)
+        if progress:
+            progress(done, len(times), f"{time:%Y-%m-%d %H:%M}")
+    return lines
+
+
+def _finish(
+    settings: Operations, summary: Summary, issued: list[str], started: float, since: datetime | None = None
+) -> Report:
+    """Scores and publishes."""
+    if not store.exists(settings.forecasts):
+        return _report(summary, started)
+    newest = summary.newest or datetime.now(UTC)
+    scored = verify(
+        settings.store,
+        settings.forecasts,
+        settings.scores,
+        thresholds=settings.thresholds,
+        lpips=settings.lpips,
+        since=since or newest - timedelta(hours=24),
+    )
+    published = publish_site(settings)
+    return _report(summary, started, issued=issued, scored=scored, published=published)
+
+
+def publish_site(settings: Operations) -> Path:
+    """Brings the page of a chain up to date with its stores."""
+    observed, forecasts = store.open_store(settings.store), store.open_store(settings.forecasts)
+    scores = store.open_store(settings.scores) if store.exists(settings.scores) else None
+    manifest = publish(
+        observed,
+        forecasts,
+        scores,
+        settings.site,
+        title=settings.title,
+        channel=settings.quantity,
+        products=[product.name for product in settings.products],
+        thresholds=settings.thresholds,
+        age=settings.age,
+        keep_runs=settings.keep_runs,
+        keep_observed=settings.keep_observed,
+        replay=settings.replay,
+    )
+    if settings.map_leads:
+        publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
+    return manifest
+
+
+def _recent(settings: Operations, newest: datetime) -> list[datetime]:
+    """The frame to forecast from: the newest, or the newest that is due where several landed at once."""
+    if settings.issue_every_minutes is None:
+        return [newest]
+    stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
+    span = timedelta(minutes=settings.issue_every_minutes)
+    times = [datetime.fromtimestamp(stamp, UTC) for stamp in stamps[-RECENT_FRAMES:]]
+    return [moment for moment in times if newest - moment < span and _due(moment, settings.issue_every_minutes)][-1:]
+
+
+def _forget(settings: Operations) -> None:
+    """Once a day, drops old versions: every commit keeps a list of all chunks, hundreds a day."""
+    if not shadow.first_today(settings.site / ".versions"):
+        return
+    unseen = shadow_stores(settings) if settings.registry else ()
+    for path in (settings.store, settings.forecasts, settings.scores, *unseen):
+        if store.exists(path):
+            store.expire(path, older_than=timedelta(days=settings.keep_versions_days))
+
+
+def _due(time: datetime, every: int | None) -> bool:
+    """True on every frame, or on those at round multiples of some minutes."""
+    return every is None or (time.hour * 60 + time.minute) % every == 0
+
+
+def _report(summary: Summary, started: float, **more: object) -> Report:
+    counts = {name: getattr(summary, name) for name in ("taken", "known", "revised", "refused", "newest")}
+    return Report(**counts, seconds=perf_counter() - started, **more)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _one_at_a_time(settings: Operations) -> Iterator[None]:
+    """Two cycles of one chain must not overlap; the lock goes with the process."""
+    settings.site.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.site / ".cycle.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"{settings.site}: another cycle is running; let it finish.") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,177 @@
+"""Is this machine fit, are these settings valid, are these stores sound? What to fix if not."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nowcast import store
+from nowcast.config import CHAMPION, REGISTRY, ConfigError, Operations
+from nowcast.core.cube import BadInput
+from nowcast.core.cube import check as check_cube
+from nowcast.forecasting.run import stamp
+from nowcast.models import MODELS
+from nowcast.operations import cycle, promotion
+from nowcast.registry import checkpoint
+from nowcast.registry.registry import Registry, champion_file
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "xarray",
+    "zarr",
+    "icechunk",
+    "prefect",
+    "fastapi",
+    "sqlalchemy",
+    "opencv-python-headless",
+)
+DISK_GIB = 5
+PREFECT_BREAKS = {"fastapi": (0, 151), "sqlalchemy": (2, 1)}
+"""First versions that prefect 3.8 does not run with; with SQLAlchemy 2.1 its schedules silently stop."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    found: str
+    ok: bool = True
+    remedy: str = ""
+
+
+def examine(config: str | None = None) -> list[Finding]:
+    """Looks at the machine, and at an operational chain if one is named."""
+    return [*_machine(), *_packages(), *(_chain(config) if config else ())]
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding(
+        "python", f"{platform.python_version()} at {sys.prefix}", sys.version_info >= (3, 11), "use 3.11 or newer"
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; networks run on the CPU"
+    yield Finding("GPU", gpu)
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield Finding("disk", f"{free:.1f} GiB free here", free > DISK_GIB, f"free {DISK_GIB} GiB, or work elsewhere")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Finding(name, "missing", False, "pip install -c constraints.txt nowcast-radar")
+            continue
+        limit = PREFECT_BREAKS.get(name)
+        parts = tuple(int(part) for part in found.split(".")[:2])
+        fine = limit is None or parts < limit
+        yield Finding(name, found, fine, f"pip install -c constraints.txt {name}: prefect 3.8 breaks with this one")
+
+
+def _chain(config: str) -> Iterator[Finding]:
+    try:
+        settings = cycle.load(config)
+    except ConfigError as error:
+        yield Finding("settings", str(error), False, "correct the file")
+        return
+    yield Finding("settings", f"{config} is valid")
+    yield _feed(settings)
+    yield from _models(settings)
+    yield from _registry(settings)
+    for name, path in (("frames", settings.store), ("forecasts", settings.forecasts), ("scores", settings.scores)):
+        yield _store(name, path)
+    if store.exists(settings.store):
+        yield _age(settings)
+
+
+def _feed(settings: Operations) -> Finding:
+    there = settings.feed.source.exists()
+    return Finding("feed", str(settings.feed.source), there, "make the folder, or correct feed.source")
+
+
+def _models(settings: Operations) -> Iterator[Finding]:
+    for product in settings.products:
+        if product.model in MODELS or product.model == CHAMPION:
+            continue
+        try:
+            name = product.model
+            card = checkpoint.read_card(champion_file(name) if name.startswith(REGISTRY) else checkpoint.find(name))
+            yield Finding(
+                f"model {product.name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
+            )
+        except BadInput as error:
+            yield Finding(
+                f"model {product.name}", str(error), False, "correct products.model; until then its fallback runs"
+            )
+
+
+def _registry(settings: Operations) -> Iterator[Finding]:
+    """Champion and challengers: are their files whole, and how do they do?"""
+    if settings.registry is None:
+        return
+    shelf = promotion.registry(settings)
+    try:
+        now = shelf.standing
+    except BadInput as error:
+        yield Finding("registry", str(error), False, "restore the journal; until then champions' fallbacks run")
+        return
+    if now.champion is None:
+        wanted = any(product.model == CHAMPION for product in settings.products)
+        yield Finding("champion", "none", not wanted, "nowcast models promote; until then the fallback runs")
+    for digest in ([now.champion] if now.champion else []) + now.challengers:
+        yield _registered(settings, shelf, digest)
+
+
+def _registered(settings: Operations, shelf: Registry, digest: str) -> Finding:
+    now, path = shelf.standing, shelf.file(digest)
+    what, whole = now.state(digest), path.exists() and checkpoint.file_digest(path) == digest
+    found = f"{now.names[digest]}, {digest}"
+    if what == "challenger":
+        found += f", {_last_shadow(settings, now.names[digest])}"
+        found += f"; {promotion.compare(settings, digest).conclusion}" if now.champion else ""
+    return Finding(what, found, whole, f"{path} is missing or damaged: register it again")
+
+
+def _last_shadow(settings: Operations, name: str) -> str:
+    """How the newest forecast of a challenger ended."""
+    path, _ = promotion.shadow_stores(settings)
+    runs = store.open_store(path) if store.exists(path) else None
+    if runs is None or not (own := runs["model"].values == name).any():
+        return "no shadow forecast yet"
+    last = int(np.flatnonzero(own)[-1])
+    newest, time = runs.isel(run=last), runs["forecast_reference_time"].values[last]
+    return f"{stamp(time)} {newest['state'].item()} {newest['reason'].item()}".strip()
+
+
+def _store(name: str, path: str) -> Finding:
+    if not store.exists(path):
+        return Finding(name, f"{path} does not exist yet")
+    try:
+        dataset = store.open_store(path)
+        if "time" in dataset.dims:
+            check_cube(dataset, path)
+    except (BadInput, store.StoreError, OSError) as error:
+        return Finding(name, str(error), False, "restore the folder from a copy")
+    steps = dataset.sizes.get("time", dataset.sizes.get("run", 0))
+    return Finding(
+        name, f"{path}: {steps} {'frames' if 'time' in dataset.dims else 'runs'}, {store.size(path) / 2**20:.1f} MiB"
+    )
+
+
+def _age(settings: Operations) -> Finding:
+    newest = store.open_store(settings.store)["time"].values.max().astype("datetime64[s]").item().replace(tzinfo=UTC)
+    age = datetime.now(UTC) - newest
+    late = age > timedelta(minutes=settings.age.red) and not settings.replay
+    return Finding(
+        "newest frame", f"{newest:%Y-%m-%d %H:%M}Z", not late, "nothing arrives: look at the feed and at the flow"
+    )

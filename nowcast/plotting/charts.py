@@ -1,0 +1,192 @@
+"""Charts of skill: a score by lead time, a line per model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, product
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nowcast.plotting.colormaps import UNIT_SIGNS, ColourTable, table_for
+from nowcast.plotting.maps import INK, PALE
+from nowcast.verification.scores import SCORES, derive, per_model, title
+
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours, distinct in any colour vision."""
+
+
+def skill_chart(scores: xr.Dataset, *, score: str, threshold: float | None = None) -> bytes:
+    """PNG of a score by lead time, a line per model, pooled over all runs that the model made itself.
+
+    Args:
+        scores: A Scores Dataset.
+        score: Key of ``nowcast.verification.scores.SCORES``.
+        threshold: Event limit of a categorical score; the nearest stored one is taken.
+
+    Raises:
+        ValueError: If the score is unknown, or needs a threshold.
+    """
+    chosen = scores if threshold is None else scores.sel(threshold=threshold, method="nearest")
+    pooled = per_model(chosen)
+    values = derive(pooled, [score], over=())
+    if "threshold" in values[score].dims:
+        stored = ", ".join(f"{limit:g}" for limit in scores["threshold"].values)
+        raise ValueError(f"{score} needs a threshold; stored: {stored}.")
+    figure = Figure((8, 4.8), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    minutes = values["lead_time"].values / np.timedelta64(60, "s")
+    for model, colour in zip(values["model"].values, cycle(LINES), strict=False):
+        runs = int(pooled["runs"].sel(model=model).max())
+        line = values[score].sel(model=model)
+        axes.plot(minutes, line, "o-", ms=4, lw=2, color=colour, label=f"{model} ({runs} runs)")
+    _label_chart(axes, heading=title(score) + _event(chosen, score), n=values["n"].values)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _event(scores: xr.Dataset, score: str) -> str:
+    """``, 1 mm/h and more`` for a score of such an event; nothing for scores of amounts."""
+    if "threshold" in scores.dims or not SCORES[score].startswith("categorical:"):
+        return ""
+    unit = scores["threshold"].attrs.get("units", "")
+    return f", {scores['threshold'].item():g} {UNIT_SIGNS.get(unit, unit)} and more"
+
+
+def _label_chart(axes: Axes, *, heading: str, n: np.ndarray) -> None:
+    compared = n[n > 0]
+    count = "nothing compared yet"
+    if compared.size:
+        ends = np.unique([compared.min(), compared.max()])
+        count = " to ".join(f"{pixels:,}" for pixels in ends) + " pixels behind a point"
+        axes.legend(frameon=False)
+    axes.set_title(heading, loc="left", weight="bold", color=INK)
+    axes.set_xlabel(f"lead time (min)\nsums over runs, then ratios; {count}", color=PALE)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# --- many networks ----------------------------------------------------------------------------------
+
+COLUMNS = 3
+"""Panels beside each other."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ((), (4, 1.5), (1, 1.2))
+GREYS = ("#3d4852", "#8a949e", "#b8c0c7")
+"""Of the references, which stand behind all others."""
+
+
+def leaderboard_chart(skill: xr.Dataset, *, learned: Sequence[bool], note: str) -> bytes:
+    """PNG of every score by lead time, with its interval; models without weights as broad grey lines.
+
+    Args:
+        skill: Scores (model, estimate, lead_time[, threshold]), see ``nowcast.verification.bootstrap.estimates``.
+        learned: (model) False for the references.
+        note: What stands below: data, budget, what the bands are.
+    """
+    panels = list(_panels(skill))
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure((3.7 * columns + 0.4, 2.9 * rows + 1.2), dpi=100, layout="constrained")
+    for place, (heading, values) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        _lines(axes, values, learned)
+        axes.set_title(heading, loc="left", size=10, weight="bold", color=INK)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, colors=PALE)
+        if place >= len(panels) - columns:
+            axes.set_xlabel(_lead_axis(skill)[1], size=9, color=PALE)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.supxlabel(note, size=8, color=PALE)
+    return _small_png(figure)
+
+
+def _small_png(figure: Figure) -> bytes:
+    """A third of the bytes, by a palette: overlapping bands have hundreds of hues that nobody tells apart."""
+    content, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(content, format="png")
+    Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def _panels(skill: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
+    """Heading and values (model, estimate, lead_time) of every score and threshold."""
+    for name, values in skill.data_vars.items():
+        if "threshold" not in values.dims:
+            yield title(str(name)), values
+            continue
+        for limit in skill["threshold"].values:
+            one = skill.sel(threshold=limit)
+            yield str(name).upper() + _event(one, str(name)), one[name]
+
+
+def _lines(axes: Axes, values: xr.DataArray, learned: Sequence[bool]) -> None:
+    leads, greys = _lead_axis(values)[0], cycle(GREYS)
+    styles = cycle(
+        (marker, dash, colour)
+        for (dash, marker), colour in zip(product(DASHES, MARKERS), cycle(LINES[:-1]), strict=False)
+    )
+    for name, trained in zip(values["model"].values, learned, strict=True):
+        line, low, high = (values.sel(model=name, estimate=part) for part in ("value", "low", "high"))
+        marker, dash, colour = next(styles) if trained else ("", (), next(greys))
+        axes.plot(
+            leads,
+            line,
+            marker=marker,
+            ms=3.5,
+            lw=1.6 if trained else 4,
+            dashes=dash or (None, None),
+            color=colour,
+            label=name,
+            zorder=3 if trained else 1,
+        )
+        axes.fill_between(leads, low, high, color=colour, alpha=0.1, lw=0, zorder=2 if trained else 0)
+
+
+def _lead_axis(values: xr.DataArray | xr.Dataset) -> tuple[np.ndarray, str]:
+    """Lead times in minutes; of clips without a clock, in frames."""
+    minutes = values["lead_time"].values / np.timedelta64(60, "s")
+    if minutes[0] < 0.5:
+        return np.arange(1, minutes.size + 1), "lead (frames)"
+    return minutes, "lead time (min)"
+
+
+# --- one forecast -----------------------------------------------------------------------------------
+
+
+def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quantity: str) -> bytes:
+    """PNG of fields beside each other, a row per model and a column per lead time, in the colours of the maps.
+
+    Args:
+        fields: Name -> (lead, y, x) in the unit of the quantity; hatching is left out, no data is grey.
+        leads: Names of the columns.
+        quantity: Whose colours are used.
+    """
+    table, (rows, columns) = table_for(quantity), (len(fields), len(leads))
+    height, width = next(iter(fields.values())).shape[1:]
+    figure = Figure((2.2 * columns + 0.5, 2.2 * rows * height / width + 0.5), dpi=90, layout="constrained")
+    for row, (name, frames) in enumerate(fields.items()):
+        for column, frame in enumerate(frames):
+            axes = figure.add_subplot(rows, columns, row * columns + column + 1)
+            axes.imshow(_picture(frame, table), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if not row:
+                axes.set_title(leads[column], size=9, color=INK)
+            if not column:
+                axes.set_ylabel(name, size=9, color=INK)
+    return _small_png(figure)
+
+
+def _picture(frame: np.ndarray, table: ColourTable) -> np.ndarray:
+    classes = table.classes(np.nan_to_num(frame, nan=-np.inf))
+    picture = table.palette[classes]
+    picture[classes == 0] = 255
+    picture[np.isnan(frame)] = 225
+    return picture

@@ -1,0 +1,1 @@
+"""Checkpoints, their life, and their conversion."""

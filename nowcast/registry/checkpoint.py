@@ -1,0 +1,324 @@
+"""One file that is a network: weights, and a card with all that is needed to use them.
+
+The file is safetensors: loading it runs no code. The card travels in its header. A *prompt file* holds the few
+weights that were tuned (``Nowcaster.tune``), and its card names the checkpoint that has all others, its base.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nowcast.config import Frozen, ScalingSettings
+from nowcast.core.cube import BadInput
+from nowcast.core.units import Scaling, quantity
+from nowcast.models import Nowcaster, build, model_class
+
+HEADER_KEY = "nowcast"
+
+
+class Card(Frozen):
+    """What the weights are, what they need and where they come from."""
+
+    model: str
+    options: dict[str, Any]
+    in_steps: int
+    out_steps: int
+    channels: int = 1
+    quantity: str
+    """What goes in and comes out."""
+    scaling: ScalingSettings
+    """How it becomes [0, 1]."""
+    cadence_seconds: int
+    """Time between frames; other feeds are refused."""
+    recipe: dict[str, object] = Field(default={})
+    """Resolved settings of the training."""
+    data: tuple[dict[str, object], ...] = ()
+    """Stores, versions, spans and licences trained on."""
+    training: dict[str, object] = Field(default={})
+    """Epochs, best validation loss, duration, device."""
+    base: dict[str, str] | None = None
+    """Where these weights are only what was tuned: ``digest`` and ``path`` of the checkpoint that they belong to."""
+    code_version: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to forecast: from a checkpoint, or from the table of those that learn nothing."""
+
+    name: str
+    network: Nowcaster
+    quantity: str | None
+    """None: any."""
+    scaling: Scaling | None
+    """None: the quantity's own."""
+    cadence_seconds: int | None
+    """None: any."""
+    digest: str
+    """Of the checkpoint file; the name and code version where there is none."""
+    base: Model | None = None
+    """Of a prompt file."""
+
+
+_shared: WeakValueDictionary[tuple[Path, int, str], Model] = WeakValueDictionary()
+"""Checkpoints in use by file, its time and device, whose weights several networks hold together."""
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``; it takes its place when all of it is on the disk, or is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        _sync(aside)
+        aside.replace(path)
+        _sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(path: Path, network: Nowcaster, card: Card) -> Path:
+    """Writes the file whole or not at all; over a base only the weights that were learned."""
+    kept = learned(network) if card.base else network.state_dict()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
+    with written_whole(path) as aside:
+        save_file(weights, aside, metadata={HEADER_KEY: card.model_dump_json()})
+        aside.chmod(0o644)  # safetensors makes it private
+    return path
+
+
+def learned(network: Nowcaster) -> dict[str, torch.Tensor]:
+    """The weights that a training changes, where ``tune`` left some of them as they are."""
+    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+
+
+def find(name: str | Path) -> Path:
+    """The file itself, or the one of that name that comes with the package.
+
+    Raises:
+        BadInput: If there is neither; the message lists the shipped ones.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if str(name) not in (shipped := _shipped()):
+        raise BadInput(name, "no such checkpoint", f"give a file, or one that is shipped: {', '.join(shipped)}")
+    return shipped[str(name)]
+
+
+def _shipped() -> dict[str, Path]:
+    return {file.name: file for file in sorted(Path(str(files(__package__) / "weights")).glob("*.safetensors"))}
+
+
+def find_base(path: Path, base: Mapping[str, str]) -> Path:
+    """The base of a prompt file: where it was, beside the prompt under its name or its digest, or shipped.
+
+    Raises:
+        BadInput: If it is nowhere, or if other weights lie there.
+    """
+    digest, name = base["digest"], Path(base["path"]).name
+    places = [Path(base["path"]), path.with_name(name), path.with_name(f"{digest}.safetensors")]
+    there = [place for place in (*places, _shipped().get(name)) if place and place.is_file()]
+    for place in there:
+        if _digest(place, place.stat().st_mtime_ns) == digest:
+            return place
+    other = f"{there[0]} has the digest {_digest(there[0], there[0].stat().st_mtime_ns)}" if there else "it is gone"
+    raise BadInput(
+        path,
+        f"was tuned over {base['path']} with the digest {digest}, and {other}",
+        f"bring that checkpoint back, or put it beside this file as {digest}.safetensors",
+    )
+
+
+def read_card(path: Path) -> Card:
+    """Reads the card alone.
+
+    Raises:
+        BadInput: If the file is not a checkpoint of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(path, f"is no checkpoint ({error})", "give a .safetensors file of `nowcast train`") from None
+    if text is None:
+        raise BadInput(path, "holds weights without a card", "import it with the recipe it was trained with")
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise BadInput(path, f"card: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
+    """Loads a checkpoint, or a prompt file over its base, in evaluation mode.
+
+    Args:
+        path: The file.
+        device: Where the weights go.
+        shared: Weights that other networks loaded so have too are in memory once, and must not be changed: all
+            prompts of a base cost little more than one.
+
+    Raises:
+        BadInput: If the file is not a checkpoint, its weights do not fit its card, or its base is not found.
+    """
+    key = path.resolve(), path.stat().st_mtime_ns if path.is_file() else 0, device
+    if shared and (held := _shared.get(key)):
+        return held
+    card = read_card(path)
+    base = load(find_base(path, card.base), device=device, shared=shared) if card.base else None
+    network = _filled(path, card, base).to(device).eval()
+    name, scaling = card.model.partition(":")[0], card.scaling.build()
+    model = Model(name, fast_layout(network), card.quantity, scaling, card.cadence_seconds, file_digest(path), base)
+    if shared:
+        _shared[key] = model
+    return model
+
+
+def _filled(path: Path, card: Card, base: Model | None) -> Nowcaster:
+    """The network of a card with the weights of its file; those of the base are taken over, not copied."""
+    network = build(
+        card.model, in_steps=card.in_steps, out_steps=card.out_steps, channels=card.channels, **card.options
+    )
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if base:
+        weights = base.network.state_dict() | weights
+    try:
+        network.load_state_dict(weights, assign=base is not None)
+    except RuntimeError as error:
+        raise BadInput(path, f"weights do not fit {card.model}: {str(error).splitlines()[-1].strip()}") from None
+    return network
+
+
+def adopt(network: Nowcaster, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Takes over the weights that fit, of a checkpoint that may have other lengths or channels.
+
+    Returns:
+        Names of the weights that are new: no other has their name and shape.
+    """
+    own = network.state_dict()
+    fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    network.load_state_dict(own | fitting)
+    return [name for name in own if name not in fitting]
+
+
+def reference(name: str, *, in_steps: int, out_steps: int, code_version: str) -> Model:
+    """A model of the table that has nothing to learn.
+
+    Raises:
+        ValueError: If the name is unknown, or names a network that needs a checkpoint.
+    """
+    if model_class(name).trainable:
+        raise ValueError(f"{name} is a network: give its checkpoint file instead of its name.")
+    network = build(name, in_steps=in_steps, out_steps=out_steps).eval()
+    return Model(name, network, None, None, None, f"{name}-{code_version}")
+
+
+def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -> np.ndarray:
+    """Runs a model on physical fields.
+
+    A network that gives fewer frames than asked is fed its own forecast again.
+
+    Args:
+        model: Built for ``len(past)`` frames.
+        past: (time, y, x) in the model's quantity, NaN = no data.
+        quantity_name: Which quantity that is.
+        leads: Frames wanted.
+
+    Returns:
+        (leads, y, x) float32 in the same unit, the mean of a colour network's channels; NaN where nothing is known.
+    """
+    network, scaling, frames = model.network, _scaling(model, quantity_name), _frames(model, past, quantity_name)
+    made: list[torch.Tensor] = []
+    with torch.inference_mode():
+        while sum(part.shape[1] for part in made) < leads:
+            made.append(network(frames))
+            frames = torch.cat([frames, made[-1]], dim=1)[:, -network.in_steps :]
+    future = torch.cat(made, dim=1)[0, :leads].mean(1, dtype=torch.float32).cpu().numpy()
+    values = scaling.decode(future, clip=network.trainable)
+    return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
+
+
+def exceedance(model: Model, past: np.ndarray, *, quantity_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """How likely thresholds are reached, by a network that ``gives_probabilities``.
+
+    Args:
+        model: Built for ``len(past)`` frames.
+        past: (time, y, x) in the model's quantity, NaN = no data.
+        quantity_name: Which quantity that is.
+
+    Returns:
+        Thresholds in the same unit, ascending, and float32 (threshold, out_steps, y, x) in [0, 1]; NaN where nothing is
+        known.
+    """
+    with torch.inference_mode():
+        chance_NLKHW, known_NLHW = model.network.exceedance(_frames(model, past, quantity_name))
+    chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)
+    levels = _scaling(model, quantity_name).decode(model.network.levels.cpu().numpy())
+    return levels, chance_KLHW.float().cpu().numpy()
+
+
+def _scaling(model: Model, quantity_name: str) -> Scaling:
+    return model.scaling or quantity(quantity_name).scaling
+
+
+def _frames(model: Model, past: np.ndarray, quantity_name: str) -> torch.Tensor:
+    """Physical fields as the network wants them, BTCHW and where it is."""
+    network = model.network
+    clip = network.trainable  # what merely moves values must not cut them at the limits of a scale
+    frames = torch.from_numpy(_scaling(model, quantity_name).encode(past, clip=clip))[None, :, None]
+    frames = frames.expand(-1, -1, network.channels, -1, -1)  # as in training, where a colour network is given grey
+    if not network.handles_missing:
+        frames = frames.nan_to_num(0.0)
+    return frames.to(next(network.parameters(), frames).device)
+
+
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Of kernels over two and over three dimensions."""
+
+
+def fast_layout(network: Nowcaster) -> Nowcaster:
+    """Lays weights out channels last: a third faster on CPUs, and what tensor cores want."""
+    for weight in network.parameters():
+        if weight.ndim in LAYOUTS:
+            weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
+    return network
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, modified: int) -> str:
+    """Of a file that may be gigabytes, computed once."""
+    return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """Fingerprint of a file's bytes."""
+    with path.open("rb") as file:
+        state = blake2b(digest_size=8)
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()

@@ -1,0 +1,368 @@
+"""The registered checkpoints of a domain, and which of them is its champion.
+
+A registry is a folder: checkpoint files named by their digest, and a journal of one JSON line per event. The
+journal is the only state. Champion and challengers are what its replay says, so a rollback is one line more, and
+whoever reads while another process writes sees the lines before or after, never half of one.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import AwareDatetime, Field, ValidationError
+
+from nowcast.config import CHAMPION, REGISTRY, Frozen
+from nowcast.core.cube import BadInput
+from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Card
+
+JOURNAL = "journal.jsonl"
+LOCK_SECONDS = 120
+SHORT = 6
+"""Characters of a digest that make a name unique."""
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class Refused(ValueError):
+    """What the registry does not do, and why; one sentence."""
+
+
+class Event(Frozen):
+    """One line of the journal."""
+
+    time: AwareDatetime
+    who: str
+    what: Literal["registered", "promoted", "rolled back", "retired"]
+    digest: str
+    """Whom it concerns; of a rollback, the champion afterwards."""
+    name: str
+    why: str = ""
+    evidence: dict[str, object] = Field(default={})
+    """Scores that a promotion rests on."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is who, after some events."""
+
+    names: Mapping[str, str]
+    """Digest -> name, in the order of registration."""
+    retired: frozenset[str] = frozenset()
+    reign: tuple[str, ...] = ()
+    """Champions up to the present one."""
+
+    @property
+    def champion(self) -> str | None:
+        """Digest."""
+        return self.reign[-1] if self.reign else None
+
+    @property
+    def challengers(self) -> list[str]:
+        """Digests of all that are neither champion nor retired, former champions too."""
+        return [digest for digest in self.names if digest not in self.retired and digest != self.champion]
+
+    @property
+    def before(self) -> str | None:
+        """Who a rollback brings back."""
+        return next((digest for digest in reversed(self.reign[:-1]) if digest not in self.retired), None)
+
+    def state(self, digest: str) -> str:
+        """``champion``, ``challenger`` or ``retired``."""
+        if digest == self.champion:
+            return CHAMPION
+        return "retired" if digest in self.retired else "challenger"
+
+    def after(self, event: Event) -> Standing:
+        """The standing once ``event`` has happened."""
+        match event.what:
+            case "registered":
+                names = {**self.names, event.digest: event.name}
+                return replace(self, names=names, retired=self.retired - {event.digest})
+            case "promoted":
+                return replace(self, reign=(*self.reign, event.digest))
+            case "rolled back":
+                former = self.reign[:-1]
+                back = len(former) - former[::-1].index(event.digest)
+                return replace(self, reign=former[:back])
+            case _:
+                return replace(self, retired=self.retired | {event.digest})
+
+
+def standing(events: Iterable[Event]) -> Standing:
+    """Replays a journal."""
+    return reduce(Standing.after, events, Standing({}))
+
+
+class Registry:
+    """Checkpoints of one domain; safe for several processes at once."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._lock = FileLock(self.folder / f"{JOURNAL}.lock", timeout=LOCK_SECONDS)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> list[Event]:
+        """The journal, oldest first.
+
+        Raises:
+            BadInput: If somebody else wrote into it.
+        """
+        path = self.folder / JOURNAL
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            return [Event.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"]
+            raise BadInput(path, f"holds a line that is no event ({fault})", "restore it from a copy") from None
+
+    @property
+    def standing(self) -> Standing:
+        """Who is who now."""
+        return standing(self.events)
+
+    def file(self, digest: str) -> Path:
+        """Where a checkpoint lies."""
+        return self.folder / f"{digest}.safetensors"
+
+    def find(self, word: str) -> str:
+        """The digest behind a name, the beginning of a digest, or ``champion``.
+
+        Raises:
+            Refused: If there is none, or several; the message lists the known ones.
+        """
+        now = self.standing
+        if word == CHAMPION:
+            return self.champion
+        found = [digest for digest, name in now.names.items() if word == name]
+        found = found or [digest for digest in now.names if digest.startswith(word)]
+        if len(found) != 1:
+            known = ", ".join(now.names.values()) or "none, see `nowcast models register`"
+            raise Refused(f"{self.folder}: {word!r} names {len(found)} registered checkpoints; known: {known}.")
+        return found[0]
+
+    @property
+    def champion(self) -> str:
+        """Digest of the champion.
+
+        Raises:
+            BadInput: If there is none.
+        """
+        if (digest := self.standing.champion) is None:
+            raise BadInput(
+                self.folder, f"no checkpoint is promoted in {self.folder}", "promote one: nowcast models promote"
+            )
+        return digest
+
+    def lineage(self) -> list[dict[str, object]]:
+        """One row per checkpoint: standing, what it takes, and where it comes from; the last to come at the top."""
+        events, now = self.events, self.standing
+        since = {event.digest: event.time for event in events}
+        return [self._row(digest, now, since[digest]) for digest in list(now.names)[::-1]]
+
+    def _row(self, digest: str, now: Standing, since: datetime) -> dict[str, object]:
+        row: dict[str, object] = {
+            "name": now.names[digest],
+            "state": now.state(digest),
+            "since": f"{since:%Y-%m-%d %H:%M}Z",
+            "digest": digest,
+        }
+        try:
+            card = checkpoint.read_card(self.file(digest))
+        except BadInput as error:
+            return row | dict.fromkeys(("model", "frames", "step", "loss", "base"), "") | {"fault": str(error)}
+        loss = card.training.get("best_valid_loss")
+        return row | {
+            "model": card.model,
+            "frames": f"{card.in_steps} -> {card.out_steps}",
+            "step": f"{card.cadence_seconds} s",
+            "loss": f"{loss:.4g}" if isinstance(loss, float) else "",
+            "base": card.base["digest"] if card.base else "",
+            "card": card.model_dump(mode="json"),
+        }
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def register(self, path: str | Path, *, name: str | None = None, why: str = "") -> str:
+        """Copies a checkpoint in, and the base that it needs; what is there already stays.
+
+        Args:
+            path: A checkpoint file.
+            name: What it is called here; None: after its recipe (or file) and its digest.
+            why: A remark.
+
+        Returns:
+            Its digest.
+
+        Raises:
+            BadInput: If it is not a checkpoint of ours.
+            Refused: If the name belongs to another one.
+        """
+        path = checkpoint.find(path)
+        card = checkpoint.read_card(path)
+        with self._writing():
+            digest, now = self._copy(path), self.standing
+            name = name or now.names.get(digest) or f"{_stem(path, card)}-{digest[:SHORT]}"
+            self._check_name(name, digest, now)
+            if digest not in now.names or digest in now.retired:
+                self._append("registered", digest, name, why)
+        return digest
+
+    def promote(self, digest: str, *, over: str | None, why: str, evidence: Mapping[str, object] | None = None) -> None:
+        """Makes a challenger the champion.
+
+        Args:
+            digest: Of the challenger.
+            over: The champion that it was compared with; None where there was none.
+            why: A reason.
+            evidence: Scores that speak for it.
+
+        Raises:
+            Refused: If it is champion, retired or damaged, or if another became champion in the meantime.
+        """
+        with self._writing():
+            now = self.standing
+            name = now.names[digest]
+            if now.champion != over:
+                raise Refused(f"{self.folder}: the champion has changed in the meantime; compare again.")
+            if digest not in now.challengers:
+                raise Refused(f"{self.folder}: {name} is {now.state(digest)}; only challengers can be promoted.")
+            self._check_whole(digest, name)
+            self._append("promoted", digest, name, why, evidence)
+
+    def rollback(self, *, why: str = "") -> str:
+        """Makes the champion before the present one champion again; returns its digest.
+
+        Raises:
+            Refused: If there was none, or its file is damaged.
+        """
+        with self._writing():
+            now = self.standing
+            if (digest := now.before) is None:
+                raise Refused(f"{self.folder}: there is no earlier champion to go back to.")
+            self._check_whole(digest, now.names[digest])
+            self._append("rolled back", digest, now.names[digest], why)
+        return digest
+
+    def retire(self, digest: str, *, why: str = "") -> None:
+        """Ends the shadow forecasts of a challenger; its file stays, so that old runs can be made again.
+
+        Raises:
+            Refused: If it is the champion, or retired.
+        """
+        with self._writing():
+            now = self.standing
+            if digest not in now.challengers:
+                raise Refused(f"{self.folder}: {now.names[digest]} is {now.state(digest)}; only challengers retire.")
+            self._append("retired", digest, now.names[digest], why)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Holds the registry's lock; it goes with the process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise Refused(f"{self.folder}: another process holds the journal; let it finish.") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _append(
+        self, what: str, digest: str, name: str, why: str, evidence: Mapping[str, object] | None = None
+    ) -> None:
+        """One line more, by rename: a reader, or a crash, never meets half of it."""
+        event = Event.model_validate(
+            {
+                "time": datetime.now(UTC),
+                "who": _who(),
+                "what": what,
+                "digest": digest,
+                "name": name,
+                "why": why,
+                "evidence": dict(evidence or {}),
+            }
+        )
+        path = self.folder / JOURNAL
+        before = path.read_bytes() if path.exists() else b""
+        temporary = path.with_name(f".{path.name}.new")
+        with temporary.open("wb") as file:
+            file.write(before + event.model_dump_json().encode() + b"\n")
+            _flush(file.fileno())
+        temporary.replace(path)
+        _flush_folder(self.folder)
+
+    def _copy(self, path: Path) -> str:
+        """Base first. The digest is that of the copy: a source may change while it is read."""
+        if base := checkpoint.read_card(path).base:
+            self._copy(checkpoint.find_base(path, base))
+        temporary = self.folder / ".incoming"
+        with path.open("rb") as source, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+            _flush(target.fileno())
+        digest = checkpoint.file_digest(temporary)
+        temporary.replace(self.file(digest))
+        return digest
+
+    def _check_name(self, name: str, digest: str, now: Standing) -> None:
+        if not NAME.fullmatch(name) or name == CHAMPION:
+            raise Refused(f"{name!r} cannot be a name here; use small letters, digits, - and _.")
+        if now.names.get(digest, name) != name:
+            raise Refused(f"{self.folder}: this checkpoint is registered as {now.names[digest]}.")
+        if any(known == name and other != digest for other, known in now.names.items()):
+            raise Refused(f"{self.folder}: another checkpoint is called {name}; give a --name.")
+
+    def _check_whole(self, digest: str, name: str) -> None:
+        path = self.file(digest)
+        if not path.exists() or checkpoint.file_digest(path) != digest:
+            raise Refused(f"{path}: the file of {name} is missing or damaged; register it again.")
+
+
+def champion_file(word: str) -> Path:
+    """The checkpoint that ``registry:FOLDER`` stands for now.
+
+    Raises:
+        BadInput: If the folder has no champion, or has lost its file.
+    """
+    registry = Registry(word.removeprefix(REGISTRY))
+    return checkpoint.find(registry.file(registry.champion))
+
+
+def _stem(path: Path, card: Card) -> str:
+    """After the recipe; every training exports ``best`` and ``last``."""
+    words = str(card.recipe.get("name") or path.stem).lower()
+    return re.sub(r"[^a-z0-9_-]+", "-", words).strip("-_") or "model"
+
+
+def _who() -> str:
+    user = str(os.getuid())
+    with suppress(OSError, KeyError):  # containers may have no name for their user
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
+
+
+def _flush(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename survives a power cut only with its folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Scores, and which forecast meets which observation."""

@@ -1,0 +1,173 @@
+"""Which forecasts meet which observations, and where the sums are kept.
+
+A forecast frame is scored once its valid time has been observed, on the pixels where both exist.
+What is stored are sums per run, lead and threshold; ratios are made on reading (``nowcast.verification.scores``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nowcast import store
+from nowcast.config import ConfigError
+from nowcast.core.cube import channels, event_labels, utc
+from nowcast.core.units import quantity
+from nowcast.verification import scores as score
+
+RUNS_PER_COMMIT = 64
+Pair = tuple[int, int, str]
+COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
+SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames", "lpips", "lpips_frames")
+INTEGERS = ("n", "frames", "lpips_frames")
+
+
+def verify(
+    path: str,
+    forecasts: str,
+    scores: str,
+    *,
+    thresholds: Sequence[float] | None = None,
+    since: datetime | None = None,
+    lpips: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> int:
+    """Scores every forecast frame that can be scored and is not yet.
+
+    Args:
+        path: Cube store.
+        forecasts: Forecast store.
+        scores: Score store; made if it does not exist.
+        thresholds: Event limits in the quantity's unit; None: the quantity's own. A score store
+            keeps those it was made with.
+        since: Only runs from this reference time on, UTC; None: all.
+        lpips: Compute the perceptual distance too; needs its weights, and a second per frame on a CPU.
+        progress: Called with runs done, runs in all, name of the run.
+
+    Returns:
+        Number of forecast frames scored now.
+    """
+    observed, runs = store.open_store(path), store.open_store(forecasts)
+    name = channels(runs)[0]
+    with store.writing(scores):
+        limits = _limits(scores, name, thresholds)
+        _open_rows(runs, scores, limits, since)
+        total = 0
+        rows = _pending(runs, observed, scores) if store.exists(scores) else []
+        for start in range(0, len(rows), RUNS_PER_COMMIT):
+            batch = rows[start : start + RUNS_PER_COMMIT]
+            total += _score_batch(batch, runs[name], observed[name], scores, limits, lpips=lpips)
+            if progress:
+                progress(min(start + RUNS_PER_COMMIT, len(rows)), len(rows), scores)
+    return total
+
+
+def _limits(scores: str, name: str, thresholds: Sequence[float] | None) -> np.ndarray:
+    if store.exists(scores):
+        there = store.open_store(scores)["threshold"].values
+        if thresholds is not None and not np.array_equal(there, thresholds):
+            raise ConfigError(
+                f"{scores} counts events at {there.tolist()}, not {list(thresholds)}; use another score store."
+            )
+        return there
+    return np.asarray(quantity(name).thresholds if thresholds is None else thresholds, np.float64)
+
+
+def _open_rows(runs: xr.Dataset, scores: str, limits: np.ndarray, since: datetime | None) -> None:
+    """Adds an empty row for every run that has none; withheld runs have nothing to score."""
+    known = set(keys(store.open_store(scores))) if store.exists(scores) else set()
+    started = runs["forecast_reference_time"].values
+    recent = np.ones(started.size, bool) if since is None else started >= utc(since)
+    made = recent & (runs["producer"].values != "")
+    wanted = [index for index, key in enumerate(keys(runs)) if key not in known and made[index]]
+    if wanted:
+        store.append(scores, _empty(runs.isel(run=wanted), limits), along="run", message=f"Expect {len(wanted)} runs")
+
+
+def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
+    shape = (runs.sizes["run"], runs.sizes["lead_time"], limits.size)
+    table: dict[str, tuple] = {name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS}
+    for name in SUMS:
+        kind = np.int64 if name in INTEGERS else np.float64
+        table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
+    table["observed_digest"] = (("run", "lead_time"), np.full(shape[:2], "", object))
+    labels = ("forecast_reference_time", "sequence", "model", "producer", "state")
+    coords = {name: ("run", runs[name].values) for name in labels}
+    unit = quantity(channels(runs)[0]).unit
+    return xr.Dataset(
+        table,
+        coords=coords
+        | {"lead_time": runs["lead_time"].drop_vars("time", errors="ignore").variable}
+        | {"threshold": ("threshold", limits, {"units": unit})},
+        attrs={
+            "title": "Verification sums",
+            "quantity": channels(runs)[0],
+            "event": "value >= threshold",
+            "ssim_on": "the quantity scaled to [0, 1]",
+        },
+    )
+
+
+def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[Pair]]]:
+    """(row in scores, row in runs, [(lead, frame observed then, its digest)]) of all that can be scored now.
+
+    A frame that was corrected since is scored again.
+    """
+    table = store.open_store(scores)
+    place = {key: index for index, key in enumerate(keys(runs))}
+    frame = {key: index for index, key in enumerate(zip(observed["time"].values, event_labels(observed), strict=True))}
+    leads, scored = runs["lead_time"].values, table["observed_digest"].values
+    seen = observed["digest"].values if "digest" in observed.coords else observed["time"].values.astype(str)
+    rows = []
+    for row, key in enumerate(keys(table)):
+        valid = [(lead, frame.get((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
+        pairs = [
+            (lead, index, seen[index])
+            for lead, index in valid
+            if index is not None and scored[row, lead] != seen[index]
+        ]
+        if pairs and key in place:
+            rows.append((row, place[key], pairs))
+    return rows
+
+
+def _score_batch(
+    rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray, *, lpips: bool
+) -> int:
+    """Scores some runs and writes them back in one commit."""
+    first, last = min(row for row, *_ in rows), max(row for row, *_ in rows)
+    table = store.open_store(scores).isel(run=slice(first, last + 1)).load()
+    count = 0
+    for row, run, pairs in rows:
+        for lead, sums in _frames(run, pairs, forecast, observed, limits, lpips=lpips):
+            count += 1
+            for name, value in sums.items():
+                table[name].values[row - first, lead] = value
+    store.replace(scores, table, along="run", at=slice(first, last + 1), message=f"Score {count} frames")
+    return count
+
+
+def _frames(
+    run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray, limits: np.ndarray, *, lpips: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    scaling = quantity(str(forecast.name)).scaling
+    for lead, frame, fingerprint in pairs:
+        made, seen = forecast[run, lead].values, observed[frame].values
+        made, seen = (score.floored(field, scaling) for field in (made, seen))
+        sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
+        sums["observed_digest"] = fingerprint
+        if lpips:
+            from nowcast.verification.lpips import distance_sums  # torch and a network, only where they are asked for
+
+            sums |= distance_sums(made, seen, scaling=scaling)
+        yield lead, sums
+
+
+def keys(table: xr.Dataset) -> list[tuple[np.datetime64, str, str]]:
+    """(reference time, event, model) of every run."""
+    names = ("forecast_reference_time", "sequence", "model")
+    return list(zip(*(table[name].values for name in names), strict=True))

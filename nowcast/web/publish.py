@@ -1,0 +1,401 @@
+"""Writes what a browser reads: the page, its pictures, and the manifest that names them.
+
+Everything in the site folder but the manifest, the scores and the page itself is immutable: a name
+carries the digest of the content. ``latest.json`` is written last and by rename, and files that it no
+longer names go only after that, so a reader sees a whole page whenever this process dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from nowcast.config import AgeLimits
+from nowcast.core import cube
+from nowcast.core.cube import BadInput
+from nowcast.core.grid import Grid
+from nowcast.plotting import maps
+from nowcast.plotting.levels import Picture, geography
+from nowcast.verification.scores import derive, per_model
+
+MANIFEST, SCORES, MAPS = "latest.json", "scores.json", "maps/index.json"
+UNFINISHED = ".new-"
+SCHEMA = 1
+AGE = AgeLimits()
+SKILL = ("csi", "pod", "far", "bias", "ssim", "mse", "mae")
+
+
+def publish(
+    observed: xr.Dataset,
+    forecasts: xr.Dataset,
+    scores: xr.Dataset | None,
+    site: Path,
+    *,
+    title: str = "Precipitation nowcast",
+    channel: str | None = None,
+    products: Sequence[str] = (),
+    thresholds: Sequence[float] | None = None,
+    age: AgeLimits = AGE,
+    keep_runs: int = 24,
+    keep_observed: int = 36,
+    replay: bool = False,
+    retain: timedelta = timedelta(hours=6),
+) -> Path:
+    """Brings the site folder up to date with the stores.
+
+    Args:
+        observed: Cube, opened lazily; only the newest frames are read.
+        forecasts: Forecast store (run, lead_time, y, x); it may have no runs.
+        scores: Score store (run, lead_time, threshold), or None.
+        site: Folder served to browsers; made if it does not exist.
+        title: Heading of the page.
+        channel: Quantity shown; None is the first of the forecasts, or of the Cube.
+        products: Names of the products in the order of the page, the first one opens; products that
+            only the forecasts know follow.
+        thresholds: Event limits offered by the skill chart; None: those of the scores.
+        age: Minutes after which the page warns.
+        keep_runs: Newest reference times kept on the page.
+        keep_observed: Newest observed frames kept on the page.
+        replay: Archived data: the page's clock stands at the newest frame.
+        retain: Files that the manifest no longer names stay this long, for pages still open.
+
+    Returns:
+        The manifest ``latest.json``.
+
+    Raises:
+        BadInput: If the forecasts are on another grid than the observations, or nothing is observed.
+    """
+    name, grid = channel or _channel(observed, forecasts), Grid.of(observed)
+    if not observed.sizes["time"]:
+        raise BadInput("observed", "has no frames", "ingest some first")
+    if forecasts.sizes["run"] and Grid.of(forecasts).digest != grid.digest:
+        raise BadInput("forecasts", "are on another grid than the observations", "use a forecast store per grid")
+    site.mkdir(parents=True, exist_ok=True)
+    picture = Picture.of(name, grid)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        frames = _publish_observed(observed[name].isel(time=slice(-keep_observed, None)), site, picture, pool)
+        runs = _publish_runs(forecasts, name, site, picture, pool, keep_runs)
+    manifest = {
+        "schema": SCHEMA,
+        "page": _publish_page(site),
+        "created": _iso(datetime.now(UTC)),
+        "replay": replay,
+        "title": title,
+        "attribution": _attribution(observed),
+        "cadence_s": observed.attrs.get("cadence_seconds"),
+        "quantity": {"name": name, "unit": maps.table_for(name).unit, "long_name": picture.quantity.long_name},
+        "base": _publish_base(site, grid, picture),
+        "values": picture.manifest(),
+        "colours": _colours(name),
+        "age_minutes": {"amber": age.amber, "red": age.red},
+        "observed": frames,
+        "products": _products(products, runs),
+        "runs": runs,
+        "scores": None,
+        "maps": _read(site / MAPS),
+    }
+    if scores is not None:
+        _write(site / SCORES, _json(_skill(scores, thresholds, keep_runs)))
+        manifest["scores"] = SCORES
+    _write(site / MANIFEST, _json(manifest))
+    _remove_unnamed(site, manifest, retain)
+    return site / MANIFEST
+
+
+def publish_maps(
+    observed: xr.Dataset,
+    forecasts: xr.Dataset,
+    site: Path,
+    *,
+    leads: Sequence[int] = (1, 6, 12),
+    channel: str | None = None,
+    product: str | None = None,
+) -> list[Path]:
+    """Draws the newest run as map pictures and a loop, to be passed on, and names them in the manifest.
+
+    Args:
+        observed: Cube, opened lazily.
+        forecasts: Forecast store.
+        site: Folder served to browsers.
+        leads: Forecast steps drawn as single pictures, from 1; the loop has them all.
+        channel: Quantity drawn, as in ``publish``.
+        product: Product drawn; None is the first of the newest run.
+
+    Returns:
+        The pictures; none if the run was withheld or there is none yet.
+    """
+    name, index, drawn = channel or _channel(observed, forecasts), None, []
+    run = _newest(forecasts, product)
+    if run is not None and str(run["state"].values) != "withheld":
+        reference = _utc(run["forecast_reference_time"])
+        folder = site / "maps" / f"{reference:%Y%m%dT%H%MZ}" / _run_name(run, name, *leads)
+        if not folder.exists():
+            _write_folder(folder, _draw(observed, run[name], leads))
+        drawn = sorted(folder.iterdir())
+        links = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
+        index = {"reference_time": _iso(reference), "model": str(run["model"].values), "files": links}
+    (site / "maps").mkdir(parents=True, exist_ok=True)
+    _write(site / MAPS, _json(index))
+    if manifest := _read(site / MANIFEST):
+        _write(site / MANIFEST, _json(manifest | {"maps": index}))
+    return drawn
+
+
+# --- pictures ---------------------------------------------------------------------------------------
+
+
+def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> list[dict]:
+    folder = site / "observed"
+    folder.mkdir(exist_ok=True)
+
+    def write(index: int) -> dict:
+        frame = frames.isel(time=index)
+        stamp = _utc(frame["time"])
+        # A store remembers the digests, so that frames published before are not read again.
+        content = str(frame["digest"].values) if "digest" in frame.coords else cube.digest(frame.values)
+        name = f"{stamp:%Y%m%dT%H%M%SZ}-{_digest(_json([picture.meaning, content]))}.png"
+        if not (folder / name).exists():
+            _write(folder / name, picture.png(frame.values))
+        return {"time": _iso(stamp), "file": f"observed/{name}"}
+
+    return list(pool.map(write, range(frames.sizes["time"])))
+
+
+def _publish_runs(
+    forecasts: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor, keep: int
+) -> list[dict]:
+    """Newest reference time first; the models of a run in the order of the store."""
+    references = forecasts["forecast_reference_time"].values
+    runs = []
+    for reference in np.unique(references)[::-1][:keep]:
+        rows = {str(forecasts["model"].values[row]): row for row in np.flatnonzero(references == reference)}
+        models = [_publish_run(forecasts.isel(run=row), name, site, picture, pool) for row in rows.values()]
+        runs.append({"reference_time": _iso(_utc(reference)), "models": models})
+    return runs
+
+
+def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> dict:
+    known = [key for key in ("model", "producer", "state", "reason", "checkpoint") if key in run.coords]
+    labels = {key: str(run[key].values) for key in known}
+    created = _utc(run["created"])
+    entry: dict = labels | {"created": _iso(created), "folder": None, "leads": []}
+    if labels["state"] == "withheld":
+        return entry
+    folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
+    leads = [_minutes(lead) for lead in run["lead_time"].values]
+    if not folder.exists():
+        _write_folder(
+            folder,
+            pool.map(lambda row: (_lead_name(leads[row]), picture.png(run[name][row].values)), range(len(leads))),
+        )
+    return entry | {
+        "folder": folder.relative_to(site).as_posix(),
+        "leads": leads,
+        "files": [_lead_name(lead) for lead in leads],
+    }
+
+
+def _run_name(run: xr.Dataset, *meaning: object) -> str:
+    """Model and digest. A run is told by where it came from, so that old ones are not read again."""
+    origin = ("model", "producer", "state", "reason", "created", "checkpoint", "snapshot", "input_frames")
+    words = [str(run[key].values) for key in origin if key in run.coords]
+    return f"{run['model'].values}-{_digest(_json([*words, *map(str, meaning)]))}"
+
+
+def _newest(forecasts: xr.Dataset, product: str | None) -> xr.Dataset | None:
+    reference = forecasts["forecast_reference_time"].values
+    wanted = np.full(reference.shape, True) if product is None else forecasts["model"].values == product
+    rows = np.flatnonzero(wanted & np.isin(reference, np.unique(reference)[-1:]))
+    return forecasts.isel(run=rows[0]) if rows.size else None
+
+
+def _draw(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+    """The chosen steps as (name, PNG), and a loop that begins with the radar frame of the run."""
+    painter = maps.MapPainter(Grid.of(observed), str(run.name), source=_attribution(observed))
+    start = observed[str(run.name)].sel(time=run["forecast_reference_time"].values, method="nearest")
+    frames = [start, *(run.isel(lead_time=step) for step in range(run.sizes["lead_time"]))]
+    drawn = [painter.png(frame.values, caption=maps.Caption.of(frame)) for frame in frames]
+    for step in leads:
+        if step < len(drawn):
+            yield _lead_name(_minutes(run["lead_time"].values[step - 1])), drawn[step]
+    yield "loop.gif", maps.loop(drawn)
+
+
+def _lead_name(minutes: float) -> str:
+    """+005.png; cadences that are not whole minutes keep their fraction: +005.75.png."""
+    whole, dot, fraction = f"{minutes:g}".partition(".")
+    return f"+{whole:0>3}{dot}{fraction}.png"
+
+
+# --- what goes around the pictures ------------------------------------------------------------------
+
+
+def _publish_page(site: Path) -> str:
+    """Copies the page's own files where they differ; returns their digest, by which a page reloads itself."""
+    shipped = files(__package__).joinpath("site").iterdir()
+    contents = {item.name: item.read_bytes() for item in shipped if item.is_file()}
+    for name, content in contents.items():
+        target = site / name
+        if not target.exists() or target.read_bytes() != content:
+            _write(target, content)
+    return _digest(b"".join(contents[name] for name in sorted(contents)))
+
+
+def _publish_base(site: Path, grid: Grid, picture: Picture) -> str:
+    """Boundaries and the longitude/latitude lattice in pixel coordinates; drawn once per grid."""
+    name = f"base-{_digest(_json([picture.meaning, grid.digest]))}.json"
+    if not (site / name).exists():
+        _write(site / name, _json(geography(grid, picture)))
+    return name
+
+
+def _colours(name: str) -> dict[str, dict]:
+    tables = {"default": maps.table_for(name), "safe": maps.table_for(name, safe=True)}
+    return {
+        kind: {"name": table.name, "breaks": [_round(value) for value in table.breaks], "colours": table.colours}
+        for kind, table in tables.items()
+    }
+
+
+def _products(wanted: Sequence[str], runs: list[dict]) -> list[str]:
+    """Configured names first; then those that only the forecasts know, newest run first."""
+    return list(dict.fromkeys([*wanted, *(entry["model"] for run in runs for entry in run["models"])]))
+
+
+def _attribution(observed: xr.Dataset) -> str:
+    return " · ".join(str(observed.attrs[key]) for key in ("title", "source", "licence") if observed.attrs.get(key))
+
+
+def _channel(observed: xr.Dataset, forecasts: xr.Dataset) -> str:
+    shown = [str(name) for name, field in forecasts.data_vars.items() if field.dims[-2:] == ("y", "x")]
+    return (shown or cube.channels(observed))[0]
+
+
+def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) -> dict[str, object]:
+    """Scores of the newest verified runs, pooled and run by run; None where undefined."""
+    if thresholds is not None:
+        known = np.isclose(scores["threshold"].values[:, None], np.asarray(thresholds)).any(axis=1)
+        scores = scores.isel(threshold=np.flatnonzero(known))
+    scores = scores.isel(run=np.flatnonzero((scores["n"] > 0).any("lead_time").values)).load()
+    reference = scores["forecast_reference_time"].values
+    kept = np.unique(reference)[::-1][:keep]
+    scores = scores.isel(run=np.isin(reference, kept))
+    issued = scores.assign_coords(state=("run", ["ok"] * scores.sizes["run"]))  # a product answers for its fallbacks
+    each = scores.assign(runs=(scores["n"] > 0).astype(np.int64))
+    rows = list(zip(reference[np.isin(reference, kept)], scores["model"].values, _ratios(each, "run"), strict=True))
+    return {
+        "rule": "Counts and sums are added over runs before dividing. "
+        "Products are judged as they were issued, fallbacks included.",
+        "thresholds": [_round(value) for value in scores["threshold"].values],
+        "leads": [_minutes(lead) for lead in scores["lead_time"].values],
+        "pooled": _named(per_model(issued)) if kept.size else {},
+        "runs": [
+            {
+                "reference_time": _iso(_utc(time)),
+                "models": {str(model): ratios for start, model, ratios in rows if start == time},
+            }
+            for time in kept
+        ],
+    }
+
+
+def _named(pooled: xr.Dataset) -> dict[str, dict]:
+    return dict(zip(pooled["model"].values.tolist(), _ratios(pooled, "model"), strict=True))
+
+
+def _ratios(sums: xr.Dataset, along: str) -> list[dict]:
+    """Per row: scores by lead, categorical ones by threshold and lead, with the pixels and runs behind them."""
+    ratios = derive(sums, SKILL, over=())
+    columns = {key: ratios[key].transpose(along, ..., "lead_time").values for key in SKILL}
+    support = [
+        {"pixels": n.tolist(), "runs": runs.tolist()}
+        for n, runs in zip(sums["n"].values, sums["runs"].values, strict=True)
+    ]
+    return [row | {key: _numbers(values[at]) for key, values in columns.items()} for at, row in enumerate(support)]
+
+
+# --- writing, forgetting ----------------------------------------------------------------------------
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, also after a power cut."""
+    temporary = path.with_name(UNFINISHED + path.name)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_folder(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    temporary = folder.with_name(UNFINISHED + folder.name)
+    temporary.mkdir(parents=True, exist_ok=True)
+    for name, content in contents:
+        _write(temporary / name, content)
+    temporary.rename(folder)
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_bytes()) if path.exists() else None
+
+
+def _remove_unnamed(site: Path, manifest: Mapping, retain: timedelta) -> None:
+    """Removes pictures that the manifest does not name and that nobody can be looking at any more."""
+    named = {frame["file"] for frame in manifest["observed"]} | {manifest["base"]}
+    named |= {entry["folder"] for run in manifest["runs"] for entry in run["models"] if entry["folder"]}
+    named |= {entry["file"].rpartition("/")[0] for entry in (manifest["maps"] or {"files": []})["files"]}
+    limit = time.time() - retain.total_seconds()
+    for pattern in ("base-*.json", "observed/*", "runs/*/*", "maps/*/*", f"**/{UNFINISHED}*"):
+        for path in list(site.glob(pattern)):
+            if path.relative_to(site).as_posix() not in named and path.exists() and path.stat().st_mtime < limit:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for folder in (*site.glob("runs/*"), *site.glob("maps/*")):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+# --- numbers and times for JSON ---------------------------------------------------------------------
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _round(value: float, digits: int = 5) -> float:
+    """Shortest number with so many significant digits; whole ones without a point."""
+    short = float(f"{float(value):.{digits}g}")
+    return int(short) if short.is_integer() else short
+
+
+def _numbers(values: np.ndarray) -> list:
+    """Nested lists; JSON has no NaN, so what is not finite becomes None."""
+    if values.ndim > 1:
+        return [_numbers(row) for row in values]
+    return [_round(value, 7) if np.isfinite(value) else None for value in values]
+
+
+def _minutes(lead: np.timedelta64) -> float:
+    return _round(lead / np.timedelta64(60, "s"))
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=4).hexdigest()
+
+
+def _utc(stamp: xr.DataArray | np.datetime64) -> datetime:
+    return np.asarray(stamp).astype("datetime64[s]").item().replace(tzinfo=UTC)
+
+
+def _iso(stamp: datetime) -> str:
+    return f"{stamp:%Y-%m-%dT%H:%M:%SZ}"

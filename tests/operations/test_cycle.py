@@ -1,0 +1,128 @@
+"""One frame through everything, again and again, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nowcast import store
+from nowcast.config import Operations
+from nowcast.operations import cycle
+from tests.paths import SAMPLE
+
+FRAMES = sorted(SAMPLE.glob("*.h5"))
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Operations:
+    (tmp_path / "feed").mkdir()
+    return Operations.model_validate(
+        {
+            "title": "test",
+            "feed": {"reader": "knmi", "source": tmp_path / "feed"},
+            "store": str(tmp_path / "frames"),
+            "forecasts": str(tmp_path / "forecasts"),
+            "scores": str(tmp_path / "scores"),
+            "site": tmp_path / "site",
+            "products": [{"name": "persistence", "model": "persistence"}],
+            "leads": 2,
+            "map_leads": (),
+            "replay": True,
+            "netcdf": tmp_path / "netcdf",
+        }
+    )
+
+
+def land(chain: Operations, *indices: int) -> None:
+    for index in indices:
+        shutil.copy(FRAMES[index], chain.feed.source)
+
+
+def manifest(chain: Operations) -> dict:
+    return json.loads((chain.site / "latest.json").read_text())
+
+
+def test_an_empty_feed_is_an_idle_cycle(chain: Operations) -> None:
+    report = cycle.cycle(chain)
+    assert report.idle
+    assert report.newest is None
+    assert not (chain.site / "latest.json").exists()
+
+
+def test_a_new_frame_goes_through_everything(chain: Operations) -> None:
+    land(chain, 0, 1)
+    first = cycle.cycle(chain)
+    assert (first.taken, first.scored) == (2, 0)
+    assert first.newest == datetime(2010, 8, 26, 4, 10, tzinfo=UTC)
+    assert first.issued == ["persistence 2010-08-26T04:10Z ok"]
+    land(chain, 2)
+    second = cycle.cycle(chain)
+    assert (second.taken, second.scored) == (1, 1)
+    assert [run["reference_time"][11:16] for run in manifest(chain)["runs"]] == ["04:15", "04:10"]
+    assert len(list(chain.netcdf.rglob("*.nc"))) == 2  # type: ignore[union-attr]
+
+
+def test_a_cycle_without_news_changes_nothing(chain: Operations) -> None:
+    land(chain, 0)
+    cycle.cycle(chain)
+    before = [store.snapshot(path) for path in (chain.store, chain.forecasts, chain.scores)]
+    assert cycle.cycle(chain).idle
+    assert [store.snapshot(path) for path in (chain.store, chain.forecasts, chain.scores)] == before
+
+
+def test_a_bad_file_does_not_stop_the_chain(chain: Operations) -> None:
+    (chain.feed.source / FRAMES[1].name).write_bytes(b"torn")
+    land(chain, 0)
+    report = cycle.cycle(chain)
+    assert (report.taken, len(report.refused), len(report.issued)) == (1, 1, 1)
+
+
+def test_forecasts_are_issued_only_when_due(chain: Operations) -> None:
+    sparse = chain.model_copy(update={"issue_every_minutes": 30})
+    land(chain, 4)
+    assert not cycle.cycle(sparse).issued
+    land(chain, 5)
+    assert cycle.cycle(sparse).issued == ["persistence 2010-08-26T04:30Z ok"]
+
+
+def test_the_newest_due_frame_is_forecast_if_several_land_at_once(chain: Operations) -> None:
+    land(chain, 4, 5, 6)
+    sparse = chain.model_copy(update={"issue_every_minutes": 30})
+    assert cycle.cycle(sparse).issued == ["persistence 2010-08-26T04:30Z ok"]
+
+
+def test_old_versions_are_forgotten_once_a_day(chain: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr(store, "expire", lambda path, older_than: forgotten.append(path))
+    land(chain, 0)
+    cycle.cycle(chain)
+    cycle.cycle(chain)
+    assert forgotten == [chain.store, chain.forecasts, chain.scores][: len(forgotten)]
+    assert len(forgotten) >= 2
+
+
+def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
+    land(chain, *range(5))
+    span = {"start": datetime(2010, 8, 26, 4, 0, tzinfo=UTC), "end": datetime(2010, 8, 26, 4, 20, tzinfo=UTC)}
+    cycle.cycle(chain)
+    assert cycle.backfill(chain, dry_run=True, **span).issued == [
+        "2010-08-26T04:05Z",
+        "2010-08-26T04:10Z",
+        "2010-08-26T04:15Z",
+    ]
+    report = cycle.backfill(chain, **span)
+    assert (len(report.issued), report.scored) == (3, 6)
+    assert cycle.backfill(chain, **span).issued == []
+
+
+def test_two_cycles_do_not_overlap(chain: Operations) -> None:
+    with (
+        cycle._one_at_a_time(chain),
+        pytest.raises(store.StoreError, match="another cycle is running"),
+        cycle._one_at_a_time(chain),
+    ):
+        pass

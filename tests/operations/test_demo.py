@@ -1,0 +1,100 @@
+"""The demo, whole, from the wheel and outside of the checkout: what it prints, draws, writes and publishes; twice is
+once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from nowcast import store
+from nowcast.operations import demo
+from nowcast.verification.tables import table
+from tests.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+COMMAND = "import nowcast; print(nowcast.__file__); from nowcast.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def site_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an environment whose only package is the wheel; it borrows the dependencies of this one."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = (sys.executable, "-m", "pip", "--quiet")
+    _run(*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    _run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(_run(folder / "venv/bin/python", "-c", where, cwd=folder).strip())
+    # a path file in a path file is not followed: the editable install of us stays out of sight
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    (wheel,) = folder.glob("*.whl")
+    _run(*pip, "install", "--no-deps", "--no-index", "--target", packages, wheel, cwd=folder)
+    return packages
+
+
+@pytest.fixture(scope="module")
+def printed(site_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What the demo says, and the folder it made."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    python = site_packages.parents[2] / "bin/python"
+    return _run(python, "-c", COMMAND, "demo", "--no-serve", cwd=folder), folder / "demo"
+
+
+@pytest.fixture(scope="module")
+def again(printed: tuple[str, Path]) -> tuple[demo.Result, bool]:
+    """The demo in the same folder once more, and whether that left the stores as they were."""
+    folder = printed[1]
+    before = {name: store.snapshot(folder / name) for name in ("frames", "forecasts", "scores")}
+    result = demo.run(folder, progress=lambda done, total, name: None)
+    return result, {name: store.snapshot(folder / name) for name in before} == before
+
+
+def _run(*command: object, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def test_it_runs_from_the_wheel(printed: tuple[str, Path], site_packages: Path) -> None:
+    text, folder = printed
+    assert str(site_packages) in text
+    assert "CSI≥1" in text
+    assert (folder / "site/latest.json").exists()
+
+
+def test_every_product_is_made_by_its_own_model_and_scored(again: tuple[demo.Result, bool]) -> None:
+    result, _ = again
+    assert result.lines == []
+    rows = {row["model"]: row for row in table(result.scores)}
+    assert set(rows) == {"extrapolation", "lagrangian", "persistence"}
+    assert len({row["frames"] for row in rows.values()}) == 1
+    for model in ("extrapolation", "lagrangian"):
+        assert rows[model]["CSI≥1"] > rows["persistence"]["CSI≥1"]
+        assert rows[model]["MSE"] < rows["persistence"]["MSE"]
+
+
+def test_pictures_files_and_page_are_there(printed: tuple[str, Path]) -> None:
+    folder = printed[1]
+    pictures = {path.name for path in folder.rglob("*.png")} | {path.name for path in folder.rglob("*.gif")}
+    assert {"loop.gif", "csi_1.png", "mse.png", "observed_030.png", "lagrangian_060.png"} <= pictures
+    files = sorted((folder / "netcdf").rglob("*.nc"))
+    assert len(files) == 6 * 3
+    with xr.open_dataset(files[0], decode_timedelta=True) as run:
+        assert run.sizes["lead_time"] == 12
+    manifest = json.loads((folder / "site/latest.json").read_text())
+    assert manifest["replay"]
+    assert [len(run["models"]) for run in manifest["runs"]] == [3] * 6
+
+
+def test_again_changes_nothing(again: tuple[demo.Result, bool]) -> None:
+    assert again[1]

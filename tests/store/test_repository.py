@@ -1,0 +1,213 @@
+"""Stores: one commit is one frame, a correction is a version, nothing reads as zero rain."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nowcast.core import cube as cubes
+from nowcast.core.cube import BadInput
+from nowcast.core.grid import Grid
+from nowcast.ingestion import run as ingestion
+from nowcast.store import repository as store
+from tests import paths
+
+SAMPLE = sorted(paths.SAMPLE.glob("*.h5"))
+START = np.datetime64("2010-08-26T00:00")
+GRID = Grid.regular("EPSG:28992", (4, 5), upper_left=(0, 400_000), pixel=(1000, 1000))
+
+
+def frame(
+    index: int,
+    value: float = 1.2,
+    *,
+    grid: Grid = GRID,
+    sequence: str = "",
+    cadence: int | None = 300,
+    quantum: float | None = 0.12,
+) -> xr.Dataset:
+    field = np.full((1, *grid.shape), value, np.float32)
+    field[0, 0, 0] = np.nan
+    cube = cubes.make(
+        {"rainfall_rate": field},
+        [START + np.timedelta64(index * 300, "s")],
+        grid,
+        sequence=sequence,
+        cadence=cadence,
+        quantum=quantum,
+        attrs={"title": "test"},
+    )
+    return cube.assign_coords(digest=("time", np.asarray([cubes.digest(field)], object)))
+
+
+def test_frames_come_back_as_they_went_in(tmp_path: Path) -> None:
+    for index in range(3):
+        store.append(tmp_path / "s", frame(index, 0.12 * index), message=f"frame {index}")
+    cube = cubes.check(store.open_store(tmp_path / "s"))
+    assert cube["rainfall_rate"].dtype == np.float32
+    assert cube["rainfall_rate"][:, 1, 1].values == pytest.approx([0, 0.12, 0.24])
+    assert np.isnan(cube["rainfall_rate"][:, 0, 0]).all()
+    assert (cube["time"].values == START + np.arange(3) * np.timedelta64(300, "s")).all()
+    assert Grid.of(cube).digest == GRID.digest
+    assert cube.attrs["title"] == "test"
+    assert [commit.message for commit in store.history(tmp_path / "s", limit=3)] == ["frame 2", "frame 1", "frame 0"]
+
+
+def test_a_late_frame_is_sorted_in_and_joins_two_runs(tmp_path: Path) -> None:
+    for index in (0, 1, 3):
+        store.append(tmp_path / "s", frame(index, index), message="m")
+    assert len(set(store.open_store(tmp_path / "s")["sequence"].values)) == 2
+    store.append(tmp_path / "s", frame(2, 2), message="late")
+    cube = store.open_store(tmp_path / "s")
+    assert len(set(cube["sequence"].values)) == 1
+    assert cube["rainfall_rate"][:, 1, 1].values == pytest.approx([0, 1.0, 2.0, 3.0], abs=0.06)
+
+
+def test_sequences_stay_together_in_order_of_arrival(tmp_path: Path) -> None:
+    for label, index in (("b", 5), ("a", 0), ("b", 4)):
+        store.append(tmp_path / "s", frame(index, sequence=label, cadence=None), message="m")
+    assert store.open_store(tmp_path / "s")["sequence"].values.tolist() == ["b", "b", "a"]
+
+
+def test_a_correction_is_a_version_and_the_old_one_can_be_read(tmp_path: Path) -> None:
+    before = store.append(tmp_path / "s", frame(0, 1.2), message="first")
+    store.replace(tmp_path / "s", frame(0, 2.4), at=0, message="corrected")
+    assert store.open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
+    assert store.open_store(tmp_path / "s", version=before)["rainfall_rate"][0, 1, 1].item() == pytest.approx(1.2)
+
+
+def test_old_versions_are_forgotten_on_demand(tmp_path: Path) -> None:
+    before = store.append(tmp_path / "s", frame(0), message="first")
+    store.replace(tmp_path / "s", frame(0, 2.4), at=0, message="corrected")
+    assert store.expire(tmp_path / "s", older_than=timedelta(0)) > 0
+    with pytest.raises(store.StoreError, match="cannot read version"):
+        store.open_store(tmp_path / "s", version=before)
+    assert store.open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
+
+
+def test_a_chunk_that_was_never_written_is_no_data(tmp_path: Path) -> None:
+    store.append(tmp_path / "s", frame(0), message="m")
+    session = store._writable(tmp_path / "s")
+    import zarr
+
+    zarr.open_group(session.store, mode="a")["rainfall_rate"].resize((2, 4, 5))
+    session.commit("half a frame")
+    raw = zarr.open_group(store._repository(tmp_path / "s").readonly_session("main").store, mode="r")
+    assert (raw["rainfall_rate"][1] == -32768).all()
+
+
+@pytest.mark.parametrize(
+    ("other", "fault"),
+    [
+        (frame(1, grid=Grid(GRID.crs, GRID.y[:-1], GRID.x)), "another y"),
+        (frame(1, grid=Grid(GRID.crs, GRID.y, GRID.x + 500)), "another x"),
+        (frame(1, grid=Grid.regular("EPSG:3035", (4, 5), upper_left=(0, 400_000), pixel=(1000, 1000))), "projection"),
+        (frame(1).rename(rainfall_rate="reflectivity"), "has no reflectivity"),
+        (frame(1, 5000.0), "beyond what this store can hold, -3932"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, other: xr.Dataset, fault: str) -> None:
+    store.append(tmp_path / "s", frame(0), message="m")
+    before = store.snapshot(tmp_path / "s")
+    with pytest.raises(BadInput, match=fault):
+        store.append(tmp_path / "s", other, message="m")
+    assert store.snapshot(tmp_path / "s") == before
+
+
+def test_a_writer_killed_before_its_first_commit_left_nothing(tmp_path: Path) -> None:
+    store._writable(tmp_path / "s")
+    assert not store.exists(tmp_path / "s")
+    with pytest.raises(store.StoreError, match="no store here"):
+        store.open_store(tmp_path / "s")
+    store.append(tmp_path / "s", frame(0), message="m")
+    assert store.open_store(tmp_path / "s").sizes["time"] == 1
+
+
+def test_no_store_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(store.StoreError, match="no store here; make one with `nowcast ingest`"):
+        store.open_store(tmp_path / "nothing")
+    with pytest.raises(store.StoreError, match="s3://bucket/prefix"):
+        store.open_store("ftp://host/x")
+
+
+def test_describe_names_the_gap(tmp_path: Path) -> None:
+    for index in (0, 1, 4):
+        store.append(tmp_path / "s", frame(index), message="m")
+    facts = store.describe(tmp_path / "s")
+    assert facts["frames"] == 3
+    assert facts["gaps"] == ["2010-08-26T00:05:00Z to 2010-08-26T00:20:00Z (2 frames)"]
+    assert facts["grid"] == "4 x 5 pixels of 1000 m, north-up, Amersfoort / RD New"
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(5)), quantum=st.sampled_from([0.12, 0.01, None]))
+def test_any_order_of_arrival_gives_the_same_cube(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], quantum: float | None
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "s"
+    for index in order:
+        store.append(path, frame(index, 0.12 * index, quantum=quantum), message="m")
+    cube = cubes.check(store.open_store(path))
+    assert cube["rainfall_rate"][:, 2, 2].values == pytest.approx(0.12 * np.arange(5), abs=1e-6)
+    assert len(set(cube["sequence"].values)) == 1
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A place in a bucket on a local S3 server, whose contents outlive it in this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }.items():
+        monkeypatch.setenv(name, value)
+    with urlopen(Request(f"{endpoint}/radar", method="PUT")):
+        yield f"s3://radar/{tmp_path.name}"
+    server.stop()
+
+
+def test_an_object_store_is_a_store(bucket: str) -> None:
+    for index in range(2):
+        store.append(bucket, frame(index), message=f"frame {index}")
+    assert cubes.check(store.open_store(bucket)).sizes["time"] == 2
+    assert [commit.message for commit in store.history(bucket, limit=2)] == ["frame 1", "frame 0"]
+
+
+def test_channels_come_in_the_order_of_the_quantities(tmp_path: Path) -> None:
+    """A listing of a store comes in any order; the first channel is the one that is forecast."""
+    one = frame(0)
+    names = ("outflow", "inflow", "blue", "red", "green")
+    fields = {name: one["rainfall_rate"].rename(name).assign_attrs(units="1") for name in names}
+    store.append(tmp_path / "s", one.drop_vars("rainfall_rate").assign(fields), message="m")
+    assert list(store.open_store(tmp_path / "s").data_vars) == ["red", "green", "blue", "inflow", "outflow"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_go_into_an_object_store(bucket: str, tmp_path: Path, workers: int) -> None:
+    """A conversion, and one that goes on: alone, and by processes that each write to the bucket."""
+    feed = tmp_path / "feed"
+    feed.mkdir()
+    for some in (slice(0, 3), slice(3, 9)):
+        for path in SAMPLE[some]:
+            shutil.copy(path, feed)
+        summary = ingestion.ingest("knmi", [feed], bucket, workers=workers)
+        ingestion.ingest("knmi", [feed], tmp_path / "local")
+    assert (summary.taken, summary.known, summary.refused) == (6, 3, [])
+    there, here = (store.open_store(path).drop_attrs() for path in (bucket, tmp_path / "local"))
+    xr.testing.assert_identical(there.load(), here.load())
