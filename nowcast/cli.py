@@ -662,7 +662,7 @@ def _serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
 
 def _score_table(sums: Any, *, by_lead: bool = False) -> Table:
     """Pooled scores: sums over all runs (and leads) first, then the ratio."""
-    from nowcast.plotting.colormaps import UNIT_SIGNS
+    from nowcast.core.units import UNIT_SIGNS
     from nowcast.verification.tables import table
 
     rows = [

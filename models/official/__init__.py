@@ -121,7 +121,7 @@ def build(source: str, state_dict: Mapping, config: Config | None = None) -> tup
     """Like ``load``, and what ``nowcast.models.build`` would be told: (name in ``MODELS``, keywords, network)."""
     known = find(source)
     settings, network = _built(known, source, state_dict, config or {})
-    place = f"{known.model.__module__.removeprefix('models.')}:{known.model.__name__}"
+    place = f"{known.model.__module__.removeprefix('nowcast.models.')}:{known.model.__name__}"
     return next(name for name, where in MODELS.items() if where == place), settings, network
 
 

@@ -17,8 +17,8 @@ from nowcast.benchmark import costs
 from nowcast.benchmark.evaluate import Trial
 from nowcast.benchmark.leaderboard import Row, markdown, ranked
 from nowcast.config import Moving, Recipe, Span
+from nowcast.core.units import UNIT_SIGNS
 from nowcast.plotting.charts import leaderboard_chart, sample_chart
-from nowcast.plotting.colormaps import UNIT_SIGNS
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Model
 from nowcast.verification.bootstrap import LEVEL, estimates

@@ -27,11 +27,11 @@ import yaml
 
 from nowcast import __version__
 from nowcast.benchmark import costs, leaderboard
-from nowcast.core.machine import device_name
 from nowcast.benchmark.evaluate import Exam
 from nowcast.benchmark.leaderboard import Row
 from nowcast.config import Benchmark, ConfigError, Entrant, Recipe
-from nowcast.plotting.colormaps import UNIT_SIGNS
+from nowcast.core.machine import device_name
+from nowcast.core.units import UNIT_SIGNS
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates

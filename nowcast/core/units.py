@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+UNIT_SIGNS = {"mm h-1": "mm/h", "kg m-2": "kg/m²", "degC": "°C", "1": ""}
+"""CF units as people read them; others are shown as they are."""
+
 
 @dataclass(frozen=True)
 class Quantity:

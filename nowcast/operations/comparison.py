@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import ConfigError, Promotion
-from nowcast.plotting.colormaps import UNIT_SIGNS
+from nowcast.core.units import UNIT_SIGNS
 from nowcast.verification.bootstrap import differences
 from nowcast.verification.scores import derive
 

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nowcast.plotting.colormaps import UNIT_SIGNS, ColourTable, table_for
+from nowcast.core.units import UNIT_SIGNS
+from nowcast.plotting.colormaps import ColourTable, table_for
 from nowcast.plotting.maps import INK, PALE
 from nowcast.verification.scores import SCORES, derive, per_model, title
 

@@ -8,10 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from nowcast.core.units import quantity, vil_from_level
-
-UNIT_SIGNS = {"mm h-1": "mm/h", "kg m-2": "kg/m²", "degC": "°C", "1": ""}
-"""CF units as people read them; others are shown as they are."""
+from nowcast.core.units import UNIT_SIGNS, quantity, vil_from_level
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,8 @@ def box(operations: Path) -> Iterator[Box]:
     """Server, deployments and page as real processes, ended by the signal that a service manager sends."""
     port, page_port = free_port(), free_port()
     started = Box(f"http://127.0.0.1:{port}/api", f"http://127.0.0.1:{page_port}", operations.parent / "up.log")
-    command = "import sys; from nowcast.flows.up import up; up(sys.argv[1], port=int(sys.argv[2]), page_port=int(sys.argv[3]))"
+    command = "import sys; from nowcast.flows.up import up; "
+    command += "up(sys.argv[1], port=int(sys.argv[2]), page_port=int(sys.argv[3]))"
     with started.log.open("wb") as log:
         arguments = [sys.executable, "-c", command, str(operations), str(port), str(page_port)]
         process = subprocess.Popen(arguments, stdout=log, stderr=log)

@@ -105,7 +105,7 @@ class Hand:
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch, cube: xr.Dataset | None) -> Inspection:
-    monkeypatch.setattr(inspect, "get", lambda name: Hand(cube))
+    monkeypatch.setattr(inspection, "get", lambda name: Hand(cube))
     return inspect(Path("hand"), reader="hand")
 
 

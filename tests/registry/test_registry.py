@@ -68,7 +68,7 @@ def test_promotion_rollback_and_retirement(registry: Registry, files: list[Path]
     a, b, c, _ = (registry.register(path) for path in files)
     for digest, over in ((a, None), (b, a), (c, b)):
         registry.promote(digest, over=over, why="better")
-    assert registry.champion_file(f"registry:{registry.folder}") == registry.file(c)
+    assert lifecycle.champion_file(f"registry:{registry.folder}") == registry.file(c)
     assert registry.rollback(why="too wet") == b
     registry.retire(c)
     assert registry.standing.state(c) == "retired"
@@ -238,7 +238,7 @@ def test_a_writer_that_dies_leaves_the_journal_before_or_after(
             raise OSError("the disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(registry, "_flush", flush)
+        broken.setattr(lifecycle, "_flush", flush)
         with suppress(OSError):
             Registry(registry.folder).register(files[1])
     after = (registry.folder / lifecycle.JOURNAL).read_bytes()
