@@ -1,0 +1,37 @@
+"""What all settings share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+)
+
+Settings = TypeVar("Settings", bound="Frozen")
+
+
+class ConfigError(ValueError):
+    """A settings file or override that is refused; one sentence per mistake."""
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; one sentence says why, and what to do."""
+
+
+class Frozen(BaseModel):
+    """Base of all settings: nothing may be changed later, unknown keys are mistakes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_known(kind: str, name: str, names: Iterable[str]) -> None:
+    """Refuse a name that is not in a table.
+
+    Raises:
+        ValueError: With the names that are; pydantic makes a mistake of that key of it.
+    """
+    if name.partition(":")[0] not in names:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(names)}")

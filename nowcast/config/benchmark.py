@@ -1,0 +1,175 @@
+"""Settings of a benchmark: networks trained alike and compared."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from nowcast.config.base import Frozen, check_known
+from nowcast.config.load import load
+from nowcast.config.training import (
+    Loss,
+    Moving,
+    Recipe,
+    Span,
+    TrainerSettings,
+    WindowSettings,
+)
+from nowcast.models import MODELS
+
+BUDGETED = {"epochs", "minutes", "batches_per_epoch", "patience", "seed"}
+"""Settings of the trainer that a benchmark sets for all networks alike."""
+WAY = {
+    "optimiser",
+    "learning_rate",
+    "betas",
+    "weight_decay",
+    "schedule",
+    "warm_up",
+    "milestones",
+    "gamma",
+    "lowest_rate",
+    "wet_weight",
+    "clip_value",
+    "clip_norm",
+    "ema_decay",
+}
+"""Settings of the trainer that a network takes over from its recipe."""
+
+
+class Budget(Frozen):
+    """How long every network trains: so many steps, or so many minutes."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    validate_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between two validations; the best of them is kept."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Budget:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give steps or minutes, one of them")
+        if self.steps and self.steps % self.validate_every:
+            raise ValueError(
+                f"{self.steps} steps are not a multiple of validate_every ({self.validate_every}), "
+                "so the last of them would not be validated"
+            )
+        return self
+
+
+class Entrant(Frozen):
+    """A network that takes part in a benchmark."""
+
+    model: str | None = None
+    """Name in the model table, with or without a size: ``convlstm:small``; None: that of the recipe."""
+    recipe: str | None = None
+    """Recipe whose model, options, loss and way of optimising apply, see ``WAY``."""
+    checkpoint: str | None = None
+    """Trained weights that take part as they are: nothing is trained."""
+    name: str | None = Field(None, pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """In the table; None: the model, ``convlstm-small``, or the name of the checkpoint."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Constructor keywords of the network, beside those of the recipe."""
+    loss: Loss | None = None
+    """See ``Recipe.loss``; None: that of the recipe."""
+    trainer: TrainerSettings = TrainerSettings()
+    """What is set here applies to this network alone."""
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Entrant:
+        if self.checkpoint and self.model_fields_set - {"checkpoint", "name"}:
+            raise ValueError("a checkpoint is scored as it is; leave everything but its name out")
+        if not (self.model or self.recipe or self.checkpoint):
+            raise ValueError("name a model, a recipe or a checkpoint")
+        if self.model:
+            check_known("model", self.model, MODELS)
+        return self
+
+
+class Benchmark(Frozen):
+    """Everything that ``nowcast benchmark`` needs: networks trained alike, and one table of how good they are."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    networks: Annotated[tuple[Entrant, ...], Field(min_length=1)]
+    references: tuple[str, ...] = ("persistence", "extrapolation")
+    """Models without weights that are scored beside the networks, on the pixels that all of them cover."""
+    train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """The weights with the lowest loss here are kept."""
+    test: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """What the table is made of; no frame of it may be in train or valid. Whole frames are scored."""
+    windows: WindowSettings
+    test_stride: Annotated[int, Field(ge=1)] | None = None
+    """Frames between the starts of two test windows; None: as in training."""
+    budget: Budget
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    """Each network is trained once with each."""
+    trainer: TrainerSettings = TrainerSettings()
+    """Of all networks, but for what a network sets itself and what the budget sets."""
+    thresholds: tuple[float, ...] | None = None
+    """Event limits in the quantity's unit; None: the quantity's own."""
+    lpips: bool = False
+    """Score the perceptual distance too; needs its weights."""
+    block_minutes: Annotated[float, Field(gt=0)] = 60
+    """Neighbouring windows are not independent: the intervals are drawn from blocks of a sequence of this length."""
+    runs: Path = Path("runs")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Benchmark:
+        for name in self.references:
+            check_known("reference", name, MODELS)
+        names = [*self.references, *(network.name for network in self.entrants)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two rows share a name: {', '.join(map(str, names))}")
+        if self.windows.channels > 1:
+            raise ValueError("one channel is scored; leave windows.channels out")
+        for span in self.test:
+            if (span.quantity if isinstance(span, Span) else "intensity") not in (None, self.windows.quantity):
+                raise ValueError(f"test is scored in {self.windows.quantity}, and a span of it is not")
+        return self
+
+    @cached_property
+    def entrants(self) -> tuple[Entrant, ...]:
+        """The networks, complete: with name, model, options, and every setting of their training."""
+        return tuple(self._complete(network) for network in self.networks)
+
+    def _complete(self, network: Entrant) -> Entrant:
+        if network.checkpoint:
+            return network.model_copy(update={"name": network.name or Path(network.checkpoint).stem})
+        recipe = load(Recipe, network.recipe) if network.recipe else None
+        model = network.model or (recipe.model if recipe else "")
+        options = (recipe.options if recipe else {}) | network.options
+        shared, own = (settings.model_dump(exclude_unset=True) for settings in (self.trainer, network.trainer))
+        if fixed := BUDGETED & (shared.keys() | own.keys()):
+            raise ValueError(f"{model}: the budget sets {', '.join(sorted(fixed))} of the trainer")
+        way = recipe.trainer.model_dump(include=WAY) if recipe else {}
+        trainer = TrainerSettings.model_validate(shared | way | own | self._budgeted())
+        loss = network.loss if network.loss is not None else (recipe.loss if recipe else ())
+        name = network.name or model.replace(":", "-")
+        return Entrant(model=model, options=options, name=name, loss=loss, trainer=trainer)
+
+    def _budgeted(self) -> dict[str, Any]:
+        every, endless = self.budget.validate_every, 10**6
+        epochs = self.budget.steps // every if self.budget.steps else endless
+        return {"epochs": epochs, "minutes": self.budget.minutes, "batches_per_epoch": every, "patience": endless}
+
+    def recipe(self, entrant: Entrant, *, seed: int) -> Recipe:
+        """How one of the ``entrants`` is trained."""
+        trainer = entrant.trainer.model_copy(update={"seed": seed})
+        return Recipe(
+            name=f"{entrant.name}-{seed}",
+            model=str(entrant.model),
+            options=entrant.options,
+            loss=entrant.loss or (),
+            train=self.train,
+            valid=self.valid,
+            windows=self.windows,
+            trainer=trainer,
+            runs=self.runs / self.name,
+        )

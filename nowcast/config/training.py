@@ -1,0 +1,279 @@
+"""Settings of a training: its windows of frames, its network, its loss, its trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from nowcast.config.base import Frozen, check_known
+from nowcast.core.units import MARSHALL_PALMER, QUANTITIES, Scaling
+from nowcast.models import LOSSES, MODELS
+
+OWN = "own"
+"""Name of the loss of a network's paper."""
+
+
+class ScalingSettings(Frozen):
+    """How physical values become [0, 1]; see ``nowcast.core.units.Scaling``."""
+
+    kind: Literal["linear", "decibel"]
+    low: float
+    high: float
+
+    def build(self) -> Scaling:
+        return Scaling(self.kind, self.low, self.high)
+
+
+class Span(Frozen):
+    """Part of a store: all of it, a stretch of time, one of its splits, some of its sequences."""
+
+    store: str
+    start: AwareDatetime | None = None
+    """First time taken; a date needs its zone: 2016-09-28T14:00Z."""
+    end: AwareDatetime | None = None
+    """First time not taken."""
+    split: str | None = None
+    """Only frames that their source counts among these: train, valid or test."""
+    sequences: tuple[str, ...] = ()
+    """Only sequences (events, persons, files) whose labels match one of these patterns: ``train/boxing/person0*``."""
+    quantity: str | None = None
+    """What to take from this store where it is not the quantity of the windows: video beside radar."""
+    scaling: ScalingSettings | None = None
+    """Of that quantity; None: its own."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often this span is drawn, compared with what its size and ``temperature`` give it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Span:
+        if self.start and self.end and self.start >= self.end:
+            raise ValueError(f"start {self.start} is not before end {self.end}")
+        if self.quantity is not None:
+            check_known("quantity", self.quantity, QUANTITIES)
+        return self
+
+
+class Moving(Frozen):
+    """Clips made on the fly from images that move and bounce: Moving MNIST, and its like from any images."""
+
+    images: Path
+    """``train-images-idx3-ubyte.gz``, an ``.npy`` of grey images, or a folder of pictures."""
+    objects: Annotated[int, Field(ge=1, le=3)] = 2
+    """Images in a clip."""
+    canvas: Annotated[int, Field(ge=8)] = 64
+    """Side of the frames in pixels."""
+    clips: Annotated[int, Field(ge=1)] = 10_000
+    """Clips in an epoch."""
+    images_from: Annotated[int, Field(ge=0)] = 0
+    """First image taken."""
+    images_to: Annotated[int, Field(ge=1)] | None = None
+    """First image not taken; None: all the rest."""
+    seed: int = 0
+    """Train, valid and test need different ones, of whatever images: it is also that of their ways."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """See ``Span.weight``."""
+
+
+class WindowSettings(Frozen):
+    """Which windows of frames a network learns from."""
+
+    quantity: str
+    """Quantity forecast; stores that hold another are converted where a formula exists."""
+    in_steps: Annotated[int, Field(ge=1)]
+    out_steps: Annotated[int, Field(ge=1)]
+    stride: Annotated[int, Field(ge=1)] = 1
+    """Frames between the starts of two windows."""
+    channels: Literal[1, 3] = 1
+    """3: red, green and blue of a colour video; what has one channel is given three times."""
+    resize: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square that whole frames are resized to, before any crop; None: as they are."""
+    crop: Annotated[int, Field(ge=8)] | None = None
+    """Side of random square crops in pixels; None: whole frames."""
+    crops_per_window: Annotated[int, Field(ge=1)] = 1
+    """Crops cut from a window once it is decoded."""
+    rain_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Crops are drawn with probability 1 + rain_weight x (share of wet pixels / its mean)."""
+    event_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Windows are drawn with probability 1 + event_weight x (mean rain / its mean over the span): the floor keeps
+    dry weather in. Drawing all intensities alike is not offered: it makes networks invent storms."""
+    temperature: Annotated[float, Field(ge=1)] = 1.0
+    """Of several spans one is drawn with probability windows^(1 / temperature): 1 by their size, 100 all alike."""
+    most_missing: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """A frame with a larger share of missing pixels is not there: no window crosses it."""
+    flips: bool = False
+    """Mirror and transpose at random: weather of the other hemisphere, but more of it."""
+    scaling: ScalingSettings | None = None
+    """None: the quantity's own."""
+
+    @model_validator(mode="after")
+    def _quantity_exists(self) -> WindowSettings:
+        check_known("quantity", self.quantity, QUANTITIES)
+        return self
+
+
+class TrainerSettings(Frozen):
+    """How the weights are found."""
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Training ends after this time, validations included, if the epochs have not ended it; None: no limit."""
+    batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """None: every window once."""
+    valid_batches: Annotated[int, Field(ge=1)] | None = None
+    """Batches of the validation, always the same ones; None: every window once."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Crops (or windows) that one device takes at once."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches per step of the optimiser, which then follows from batch_size x accumulate x devices x nodes crops."""
+    wet_weight: Annotated[float, Field(ge=0)] = 0.0
+    """The error of a pixel counts 1 + wet_weight x its scaled observation: most pixels are dry, and an even mean
+    lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
+    optimiser: Literal["adam", "adamw"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decays of Adam's running means, of the gradient and of its square."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "step", "cosine", "plateau", "one-cycle"] = "plateau"
+    """Of the learning rate. The first three are laid out over the training, by epochs or minutes, whichever end it;
+    ``plateau`` halves it where validation stalls."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training over which the rate rises from 0, before the schedule."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the training at which schedule ``step`` multiplies the rate by ``gamma``."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    lowest_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the learning rate below which ``step`` and ``cosine`` do not go."""
+    patience: Annotated[int, Field(ge=1)] = 20
+    """Epochs without a better validation loss before training stops."""
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    """Gradient values are clipped to +- this."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradient norm is clipped to this."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running mean of the weights that is validated and kept; None: none."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    """Of one machine."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines. The same command runs on each of them, started by Slurm or torchrun."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """For several devices: ``ddp`` keeps the network on all of them, ``fsdp`` a part of it on each."""
+    compile: bool = False
+    """Network and loss are compiled by torch.compile: minutes at the start, then less time per step on GPUs."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
+    """``last.ckpt`` is written after every epoch, and in long ones this often."""
+    log_every: Annotated[int, Field(ge=1)] = 5
+    """Steps between two rows of the logs."""
+    mlflow: str | None = None
+    """MLflow to report to beside the logs in the run folder: ``http://host:5000``, or a folder; needs
+    ``pip install 'nowcast-radar[mlflow]'``."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass instead of kept: less memory, more time."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainerSettings:
+        if self.clip_value and self.clip_norm:
+            raise ValueError("clip_value and clip_norm exclude each other")
+        if self.strategy == "fsdp" and (self.ema_decay or self.precision == "16-mixed"):
+            raise ValueError("ema_decay and precision 16-mixed need whole weights, of which fsdp has parts; use ddp")
+        if self.minutes and self.schedule == "one-cycle":
+            raise ValueError(
+                "schedule one-cycle is laid out over steps, and minutes do not say how many; use cosine with warm_up"
+            )
+        if self.warm_up and self.schedule in ("plateau", "one-cycle"):
+            raise ValueError(f"warm_up is for constant, step and cosine; schedule {self.schedule} has none")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule step and milestones need each other")
+        return self
+
+
+class LossTerm(Frozen):
+    """One part of what training makes small, see ``models/losses.py``."""
+
+    name: str
+    """Name in the table of losses; ``own``: that of the network's paper."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """It counts this much beside other parts."""
+    limits: tuple[float, ...] = ()
+    """Of a loss that has limits, in the unit of ``quantity``."""
+    quantity: str | None = None
+    """What limits are given in; None: the quantity of the windows."""
+    zr: tuple[float, float] = MARSHALL_PALMER
+    """a, b of Z = a R^b, where limits are rain rates and the windows reflectivity."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Its other keywords."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> LossTerm:
+        check_known("loss", self.name, (*LOSSES, OWN))
+        if self.quantity is not None:
+            check_known("quantity", self.quantity, QUANTITIES)
+        return self
+
+
+def _terms(value: Any) -> Any:
+    """A name stands for a loss, and a loss for a sum of one."""
+    value = {"name": value} if isinstance(value, str) else value
+    return (value,) if isinstance(value, dict) else value
+
+
+Loss = Annotated[tuple[LossTerm, ...], BeforeValidator(_terms)]
+"""``mse``, or ``{name: balanced, limits: [2, 5, 10, 30]}``, or a list of such, which are added up."""
+
+
+class Recipe(Frozen):
+    """Everything that ``nowcast train`` needs."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """Names the run and its checkpoint."""
+    model: str
+    """Name in the model table, with or without a size: ``convlstm:small``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Constructor keywords of the network."""
+    train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    windows: WindowSettings
+    loss: Loss = ()
+    """What made and true frames are compared by; none: as the network's paper does. What else belongs to the training
+    of a network (frames that are fed, regularisers) stays."""
+    trainer: TrainerSettings = TrainerSettings()
+    runs: Path = Path("runs")
+    """Folder of run folders: logs, checkpoints, the exported network."""
+    start_from: Path | None = None
+    """Checkpoint to go on from: its network's options apply where none are given, weights that fit are taken over."""
+    tuning: str | None = None
+    """How the weights of ``start_from`` are fitted to these data, one of the network's ``tunings``: ``full``: all of
+    them; ``prompt``: GS2PM's prompt alone, for a small file over that checkpoint. None: trained as from the start."""
+
+    @field_validator("valid", mode="before")
+    @classmethod
+    def _no_random_split(cls, spans: Any) -> Any:
+        if isinstance(spans, float | int | str):
+            raise ValueError(
+                "a share of the windows at random would hold frames that are trained on, since windows "
+                "overlap; give spans: by start and end, by split, or by sequences"
+            )
+        return spans
+
+    @property
+    def members(self) -> int:
+        """Forecasts that are drawn of every sample in training, for a loss of ensembles."""
+        return max((int(term.options.get("members", 1)) for term in self.loss), default=1)
+
+    @model_validator(mode="after")
+    def _model_exists(self) -> Recipe:
+        check_known("model", self.model, MODELS)
+        if self.tuning and not self.start_from:
+            raise ValueError(f"tuning {self.tuning} needs start_from, the checkpoint that is tuned")
+        return self
