@@ -150,11 +150,16 @@ class Lagrangian(Nowcaster):
         self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
-        newest_NHW = past_BTCHW[:, -1].flatten(0, 1)
-        field_NLHW = self.field(*self.exceedance(past_BTCHW), newest_NHW)
-        return field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
+        return self.distribution(past_BTCHW)[0]
 
     # --- probabilities ---
+
+    def distribution(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The field, and the probabilities that it is made of, see ``exceedance``."""
+        chance_NLKHW, known_NLHW = self.exceedance(past_BTCHW)
+        field_NLHW = self.field(chance_NLKHW, known_NLHW, past_BTCHW[:, -1].flatten(0, 1))
+        field_BTCHW = field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
+        return field_BTCHW, chance_NLKHW, known_NLHW
 
     def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Probability of each level to be reached, NLKHW, not rising with the level; where it is known, NLHW."""

@@ -61,7 +61,7 @@ class Nowcaster(nn.Module):
     False: the caller fills NaN with 0 and masks the forecast."""
 
     gives_probabilities: ClassVar[bool] = False
-    """True: has ``levels`` on the scale of its input, and ``exceedance`` says how likely each is reached."""
+    """True: has ``levels`` on the scale of its input, and ``distribution`` says how likely each is reached."""
 
     levels: Tensor
 
@@ -107,9 +107,16 @@ class Nowcaster(nn.Module):
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def exceedance(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability (N, out_steps, levels, H, W) that levels are reached, and where that is known, (N, out_steps, H,
-        W); N is batch x channels."""
+    def distribution(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Forecast with its probabilities, for the price of one.
+
+        Args:
+            past_BTCHW: As for ``forward``.
+
+        Returns:
+            What ``forward`` returns, BTCHW; the probability (N, out_steps, levels, H, W) that levels are reached; and
+            where that is known, (N, out_steps, H, W). N is batch x channels.
+        """
         raise NotImplementedError
 
     def training_loss(

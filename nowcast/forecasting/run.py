@@ -28,7 +28,7 @@ from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER, convert, quantity
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
-from nowcast.registry.checkpoint import Model, predict
+from nowcast.registry.checkpoint import Model, predict, predict_distribution
 from nowcast.registry.registry import champion_file
 
 OK, FALLBACK, WITHHELD = "ok", "fallback", "withheld"
@@ -89,9 +89,8 @@ def forecast(
         CannotForecast: Missing frames, another cadence or quantity, a result that is not finite.
     """
     frames = past(cube, time=time, channel=channel)
-    values, used = _run(str(model), frames, leads)
-    made = _dataset(cube, frames, values, used, leads)
-    return made.assign(_exceedance(used, frames, leads)) if used.network.gives_probabilities else made
+    values, used, chances = _run(str(model), frames, leads, probabilities=True)
+    return _dataset(cube, frames, values, used, leads).assign(chances)
 
 
 def issue(
@@ -245,7 +244,7 @@ def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequenc
     reasons: list[str] = []
     for name in dict.fromkeys((product.model, *fallback)):
         try:
-            values, used = _run(name, frames, leads)
+            values, used, _ = _run(name, frames, leads)
         except Exception as error:  # a nowcast must come out whatever a network does; the reason goes with it
             log.warning("%s cannot forecast from %s: %s", name, stamp(frames.time[-1]), error)
             reasons.append(f"{_short(name)}: {_sentence(error)}")
@@ -257,52 +256,45 @@ def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequenc
     return _as_run(run, frames.sequence, product.name, "", WITHHELD, "; ".join(reasons))
 
 
-def _run(name: str, frames: Past, leads: int) -> tuple[np.ndarray, Model]:
-    """Physical fields (leads, y, x) in the cube's unit, and the model that made them."""
+def _run(
+    name: str, frames: Past, leads: int, *, probabilities: bool = False
+) -> tuple[np.ndarray, Model, dict[str, xr.DataArray]]:
+    """Physical fields (leads, y, x) in the cube's unit, the model that made them, and its probabilities if wanted."""
     model = _load(name, frames.time.size, leads)
     steps = model.network.in_steps
     if frames.time.size < steps:
         have = frames.time.size
         raise CannotForecast(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
     check_fits(model, quantity_name=frames.quantity, cadence_seconds=frames.cadence_seconds)
-    target, zr, fields = _inputs(model, frames)
-    values = predict(model, fields, quantity_name=target, leads=leads)
+    target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
+    fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
+    chances: dict[str, xr.DataArray] = {}
+    if probabilities and model.network.gives_probabilities:
+        made = predict_distribution(model, fields, quantity_name=target, leads=leads)
+        values, limits = made.values, convert(made.thresholds, target, frames.quantity, zr=zr)
+        chances = _exceedance(made.exceedance, limits, frames.quantity)
+    else:
+        values = predict(model, fields, quantity_name=target, leads=leads)
     known = np.isfinite(values)
     if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
         raise CannotForecast("returned values that are not finite")
     limit = np.float32(STORED_STEPS * quantity(frames.quantity).resolution)  # beyond it there is no weather
-    made = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
-    return np.where(known, made, np.float32(np.nan)), model
+    converted = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
+    return np.where(known, converted, np.float32(np.nan)), model, chances
 
 
-def _inputs(model: Model, frames: Past) -> tuple[str, tuple[float, float], np.ndarray]:
-    """The model's quantity, the relation that leads to it, and the frames in it."""
-    target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
-    newest = frames.field[-model.network.in_steps :].values
-    return target, zr, convert(newest, frames.quantity, target, zr=zr)
-
-
-def _exceedance(model: Model, frames: Past, leads: int) -> dict[str, xr.DataArray]:
-    """Probabilities by thresholds in the cube's unit, named as IMPROVER does, since CF has no name for them; NaN beyond
-    the lead times that the network makes at once."""
-    target, zr, fields = _inputs(model, frames)
-    thresholds, chance_KLHW = checkpoint.exceedance(model, fields, quantity_name=target)
-    chance_KLHW = np.pad(
-        chance_KLHW[:, :leads],
-        [(0, 0), (0, max(0, leads - chance_KLHW.shape[1])), (0, 0), (0, 0)],
-        constant_values=np.nan,
-    )
-    known = quantity(frames.quantity)
-    limits = [float(f"{limit:.2g}") for limit in convert(thresholds, target, frames.quantity, zr=zr)]
+def _exceedance(chance_KLHW: np.ndarray, thresholds: np.ndarray, name: str) -> dict[str, xr.DataArray]:
+    """Probabilities by thresholds in the cube's unit, named as IMPROVER does, since CF has no name for them."""
+    known = quantity(name)
+    limits = [float(f"{limit:.2g}") for limit in thresholds]
     relation = {"units": known.unit, "spp__relative_to_threshold": "greater_than_or_equal_to"}
     about = {
         "units": "1",
         "long_name": f"Probability that {known.long_name.lower()} reaches the threshold",
         "grid_mapping": "crs",
     }
-    name = f"{PROBABILITY}{frames.quantity}_above_threshold"
     return {
-        name: xr.DataArray(
+        f"{PROBABILITY}{name}_above_threshold": xr.DataArray(
             chance_KLHW,
             dims=("threshold", "lead_time", "y", "x"),
             attrs=about,

@@ -252,34 +252,52 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
     Returns:
         (leads, y, x) float32 in the same unit, the mean of a colour network's channels; NaN where nothing is known.
     """
-    network, scaling, frames = model.network, _scaling(model, quantity_name), _frames(model, past, quantity_name)
-    made: list[torch.Tensor] = []
+    frames = _frames(model, past, quantity_name)
     with torch.inference_mode():
-        while sum(part.shape[1] for part in made) < leads:
-            made.append(network(frames))
-            frames = torch.cat([frames, made[-1]], dim=1)[:, -network.in_steps :]
-    future = torch.cat(made, dim=1)[0, :leads].mean(1, dtype=torch.float32).cpu().numpy()
-    values = scaling.decode(future, clip=network.trainable)
+        return _field(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity_name)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a network that ``gives_probabilities`` makes of some frames."""
+
+    values: np.ndarray
+    """(leads, y, x) float32: the forecast, as ``predict`` returns it."""
+    thresholds: np.ndarray
+    """(threshold,) in the unit of the values, ascending."""
+    exceedance: np.ndarray
+    """(threshold, leads, y, x) float32 in [0, 1]: how likely each is reached; NaN where that is unknown, and beyond the
+    lead times that the network makes at once."""
+
+
+def predict_distribution(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -> Distribution:
+    """Runs a network that ``gives_probabilities`` once, for its forecast and for them; see ``predict``."""
+    frames = _frames(model, past, quantity_name)
+    with torch.inference_mode():
+        first, chance_NLKHW, known_NLHW = model.network.distribution(frames)
+        values = _field(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity_name)
+        chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)[:, :leads]
+        exceedance = np.full((len(chance_KLHW), *values.shape), np.nan, np.float32)
+        exceedance[:, : chance_KLHW.shape[1]] = chance_KLHW.float().cpu().numpy()
+    thresholds = _scaling(model, quantity_name).decode(model.network.levels.cpu().numpy())
+    return Distribution(values, thresholds, exceedance)
+
+
+def _rolled_out(model: Model, frames: torch.Tensor, made: list[torch.Tensor], leads: int) -> torch.Tensor:
+    """At least ``leads`` frames BTCHW: what is made already, and what the network makes of its newest frames."""
+    network = model.network
+    while sum(part.shape[1] for part in made) < leads:
+        newest = torch.cat([frames, *made], dim=1)[:, -network.in_steps :]
+        made = [*made, network(newest)]
+    return torch.cat(made, dim=1)
+
+
+def _field(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity_name: str) -> np.ndarray:
+    """The frames as physical values; without data where the newest frame is, but for networks that know better."""
+    network = model.network
+    future = future_BTCHW[0].mean(1, dtype=torch.float32).cpu().numpy()
+    values = _scaling(model, quantity_name).decode(future, clip=network.trainable)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
-
-
-def exceedance(model: Model, past: np.ndarray, *, quantity_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """How likely thresholds are reached, by a network that ``gives_probabilities``.
-
-    Args:
-        model: Built for ``len(past)`` frames.
-        past: (time, y, x) in the model's quantity, NaN = no data.
-        quantity_name: Which quantity that is.
-
-    Returns:
-        Thresholds in the same unit, ascending, and float32 (threshold, out_steps, y, x) in [0, 1]; NaN where nothing is
-        known.
-    """
-    with torch.inference_mode():
-        chance_NLKHW, known_NLHW = model.network.exceedance(_frames(model, past, quantity_name))
-    chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)
-    levels = _scaling(model, quantity_name).decode(model.network.levels.cpu().numpy())
-    return levels, chance_KLHW.float().cpu().numpy()
 
 
 def _scaling(model: Model, quantity_name: str) -> Scaling:

@@ -17,6 +17,7 @@ from nowcast.config import ConfigError, Product, ScalingSettings
 from nowcast.forecasting import run as forecasting
 from nowcast.forecasting.run import CannotForecast
 from nowcast.models import MODELS, Nowcaster
+from nowcast.models.lagrangian import Lagrangian
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
 from tests import synthetic
@@ -116,6 +117,14 @@ def test_probabilities_come_with_a_network_that_gives_them(tmp_path: Path) -> No
         assert stored.attrs["grid_mapping"] == "crs" and stored.attrs["units"] == "1"
         np.testing.assert_allclose(stored, chance, atol=0.0026)
         np.testing.assert_allclose(read["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
+
+
+def test_a_network_with_probabilities_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    runs, made = [], Lagrangian.exceedance
+    monkeypatch.setattr(Lagrangian, "exceedance", lambda self, past: runs.append(past.shape) or made(self, past))
+    forecasting.forecast(cube, "lagrangian-radar.safetensors", leads=12)
+    assert len(runs) == 1
 
 
 def test_the_same_forecast_twice_is_the_same_bits(tmp_path: Path) -> None:
