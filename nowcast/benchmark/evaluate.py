@@ -18,6 +18,7 @@ import xarray as xr
 
 from nowcast import __version__
 from nowcast.config import Benchmark, ConfigError, Moving, Span, WindowSettings
+from nowcast.core.files import atomic_file
 from nowcast.core.units import quantity
 from nowcast.data.sources import Source, Stored, check_apart, source
 from nowcast.models import model_class
@@ -115,9 +116,8 @@ class Trial:
         limits = ("threshold", np.asarray(self.thresholds, np.float64), {"units": self.quantity.unit})
         coords = {"lead_time": leads.astype("timedelta64[ns]"), "threshold": limits}
         made = xr.Dataset({name: (dims[: values.ndim], values) for name, values in table.items()}, coords, what)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.to_netcdf(temporary := path.with_name(f".{path.name}"))
-        temporary.replace(path)
+        with atomic_file(path) as aside:
+            made.to_netcdf(aside)
         return made
 
     @staticmethod

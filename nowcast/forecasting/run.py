@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ import xarray as xr
 from nowcast import __version__, store
 from nowcast.config import CHAMPION, REGISTRY, ConfigError, Product
 from nowcast.core.cube import BadInput, channels, event_labels, utc
+from nowcast.core.files import atomic_file
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER, convert, quantity
 from nowcast.models import MODELS, model_class
@@ -199,8 +199,6 @@ def export(forecasts: str, reference: datetime, folder: Path) -> list[Path]:
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
     """Writes a Forecast as CF NetCDF, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     name = channels(dataset)[0]
     stamps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
     encoding: dict[str, Any] = {
@@ -231,8 +229,8 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
         }
     for variable in (name, *chances):
         plain[variable].attrs.pop("grid_mapping", None)
-    plain.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
-    temporary.replace(path)
+    with atomic_file(path) as aside:
+        plain.to_netcdf(aside, engine="netcdf4", encoding=encoding)
     return path
 
 

@@ -6,9 +6,7 @@ weights that were tuned (``Nowcaster.tune``), and its card names the checkpoint 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -25,6 +23,7 @@ from safetensors.torch import save_file
 
 from nowcast.config import Frozen, ScalingSettings
 from nowcast.core.cube import BadInput
+from nowcast.core.files import atomic_file
 from nowcast.core.units import Scaling, quantity
 from nowcast.models import Nowcaster, build, model_class
 
@@ -79,33 +78,11 @@ _shared: WeakValueDictionary[tuple[Path, int, str], Model] = WeakValueDictionary
 """Checkpoints in use by file, its time and device, whose weights several networks hold together."""
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``; it takes its place when all of it is on the disk, or is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        _sync(aside)
-        aside.replace(path)
-        _sync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save(path: Path, network: Nowcaster, card: Card) -> Path:
     """Writes the file whole or not at all; over a base only the weights that were learned."""
     kept = learned(network) if card.base else network.state_dict()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
-    with written_whole(path) as aside:
+    with atomic_file(path) as aside:
         save_file(weights, aside, metadata={HEADER_KEY: card.model_dump_json()})
         aside.chmod(0o644)  # safetensors makes it private
     return path

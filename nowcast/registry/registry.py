@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, Field, ValidationError
 
 from nowcast.config import CHAMPION, REGISTRY, Frozen
+from nowcast.core import files
 from nowcast.core.cube import BadInput
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
@@ -299,21 +300,15 @@ class Registry:
         )
         path = self.folder / JOURNAL
         before = path.read_bytes() if path.exists() else b""
-        temporary = path.with_name(f".{path.name}.new")
-        with temporary.open("wb") as file:
-            file.write(before + event.model_dump_json().encode() + b"\n")
-            _flush(file.fileno())
-        temporary.replace(path)
-        _flush_folder(self.folder)
+        files.write_atomic(path, before + event.model_dump_json().encode() + b"\n")
 
     def _copy(self, path: Path) -> str:
         """Base first. The digest is that of the copy: a source may change while it is read."""
         if base := checkpoint.read_card(path).base:
             self._copy(checkpoint.find_base(path, base))
         temporary = self.folder / ".incoming"
-        with path.open("rb") as source, temporary.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-            _flush(target.fileno())
+        shutil.copyfile(path, temporary)
+        files.sync(temporary)
         digest = checkpoint.file_digest(temporary)
         temporary.replace(self.file(digest))
         return digest
@@ -353,16 +348,3 @@ def _who() -> str:
     with suppress(OSError, KeyError):  # containers may have no name for their user
         user = getpass.getuser()
     return f"{user}@{socket.gethostname()}"
-
-
-def _flush(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    """A rename survives a power cut only with its folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _flush(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,8 +26,8 @@ from lightning.pytorch import callbacks  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 
 from nowcast.config import Recipe, TrainingError  # noqa: E402
+from nowcast.core.files import atomic_file  # noqa: E402
 from nowcast.data.loader import Batch  # noqa: E402
-from nowcast.registry.checkpoint import written_whole  # noqa: E402
 
 SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What errors say of GPUs and of torch's allocator on CPUs."""
@@ -38,7 +38,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
-            with written_whole(Path(path)) as aside, aside.open("wb") as file:
+            with atomic_file(Path(path)) as aside, aside.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -138,7 +138,7 @@ def save_batch(path: Path, batch: Batch, names: Callable[[Sequence[int]], list[s
     """Writes the frames of a batch, their weights, and which windows they are."""
     arrays = {name: part.float().cpu().numpy() for name, part in batch.items() if name != "window"}
     windows = np.asarray(names(batch["window"].tolist()))
-    with written_whole(path) as aside, aside.open("wb") as file:
+    with atomic_file(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **arrays, windows=windows)  # type: ignore[arg-type]
     return path
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -24,13 +24,13 @@ import xarray as xr
 from nowcast.config import AgeLimits
 from nowcast.core import cube
 from nowcast.core.cube import BadInput
+from nowcast.core.files import UNFINISHED, atomic_folder, write_atomic
 from nowcast.core.grid import Grid
 from nowcast.plotting import maps
 from nowcast.plotting.levels import Picture, geography
 from nowcast.verification.scores import derive, per_model
 
 MANIFEST, SCORES, MAPS = "latest.json", "scores.json", "maps/index.json"
-UNFINISHED = ".new-"
 SCHEMA = 1
 AGE = AgeLimits()
 SKILL = ("csi", "pod", "far", "bias", "ssim", "mse", "mae")
@@ -106,9 +106,9 @@ def publish(
         "maps": _read(site / MAPS),
     }
     if scores is not None:
-        _write(site / SCORES, _json(_skill(scores, thresholds, keep_runs)))
+        write_atomic(site / SCORES, _json(_skill(scores, thresholds, keep_runs)))
         manifest["scores"] = SCORES
-    _write(site / MANIFEST, _json(manifest))
+    write_atomic(site / MANIFEST, _json(manifest))
     _remove_unnamed(site, manifest, retain)
     return site / MANIFEST
 
@@ -141,14 +141,15 @@ def publish_maps(
         reference = _utc(run["forecast_reference_time"])
         folder = site / "maps" / f"{reference:%Y%m%dT%H%MZ}" / _run_name(run, name, *leads)
         if not folder.exists():
-            _write_folder(folder, _draw(observed, run[name], leads))
+            with atomic_folder(folder) as aside:
+                for file, content in _draw(observed, run[name], leads):
+                    (aside / file).write_bytes(content)
         drawn = sorted(folder.iterdir())
         links = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
         index = {"reference_time": _iso(reference), "model": str(run["model"].values), "files": links}
-    (site / "maps").mkdir(parents=True, exist_ok=True)
-    _write(site / MAPS, _json(index))
+    write_atomic(site / MAPS, _json(index))
     if manifest := _read(site / MANIFEST):
-        _write(site / MANIFEST, _json(manifest | {"maps": index}))
+        write_atomic(site / MANIFEST, _json(manifest | {"maps": index}))
     return drawn
 
 
@@ -166,7 +167,7 @@ def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: 
         content = str(frame["digest"].values) if "digest" in frame.coords else cube.digest(frame.values)
         name = f"{stamp:%Y%m%dT%H%M%SZ}-{_digest(_json([picture.meaning, content]))}.png"
         if not (folder / name).exists():
-            _write(folder / name, picture.png(frame.values))
+            write_atomic(folder / name, picture.png(frame.values))
         return {"time": _iso(stamp), "file": f"observed/{name}"}
 
     return list(pool.map(write, range(frames.sizes["time"])))
@@ -195,10 +196,10 @@ def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool:
     folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
     leads = [_minutes(lead) for lead in run["lead_time"].values]
     if not folder.exists():
-        _write_folder(
-            folder,
-            pool.map(lambda row: (_lead_name(leads[row]), picture.png(run[name][row].values)), range(len(leads))),
-        )
+        with atomic_folder(folder) as aside:
+            pictures = pool.map(lambda row: picture.png(run[name][row].values), range(len(leads)))
+            for lead, content in zip(leads, pictures, strict=True):
+                (aside / _lead_name(lead)).write_bytes(content)
     return entry | {
         "folder": folder.relative_to(site).as_posix(),
         "leads": leads,
@@ -248,7 +249,7 @@ def _publish_page(site: Path) -> str:
     for name, content in contents.items():
         target = site / name
         if not target.exists() or target.read_bytes() != content:
-            _write(target, content)
+            write_atomic(target, content)
     return _digest(b"".join(contents[name] for name in sorted(contents)))
 
 
@@ -256,7 +257,7 @@ def _publish_base(site: Path, grid: Grid, picture: Picture) -> str:
     """Boundaries and the longitude/latitude lattice in pixel coordinates; drawn once per grid."""
     name = f"base-{_digest(_json([picture.meaning, grid.digest]))}.json"
     if not (site / name).exists():
-        _write(site / name, _json(geography(grid, picture)))
+        write_atomic(site / name, _json(geography(grid, picture)))
     return name
 
 
@@ -326,24 +327,6 @@ def _ratios(sums: xr.Dataset, along: str) -> list[dict]:
 
 
 # --- writing, forgetting ----------------------------------------------------------------------------
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also after a power cut."""
-    temporary = path.with_name(UNFINISHED + path.name)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _write_folder(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
-    temporary = folder.with_name(UNFINISHED + folder.name)
-    temporary.mkdir(parents=True, exist_ok=True)
-    for name, content in contents:
-        _write(temporary / name, content)
-    temporary.rename(folder)
 
 
 def _read(path: Path) -> dict | None:

@@ -225,7 +225,7 @@ def test_any_order_of_commands_ends_as_the_rules_say(
 # --- crashes and crowds ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", range(1, 5))
+@pytest.mark.parametrize("step", range(1, 4))
 def test_a_writer_that_dies_leaves_the_journal_before_or_after(
     registry: Registry, files: list[Path], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -233,12 +233,12 @@ def test_a_writer_that_dies_leaves_the_journal_before_or_after(
     registry.promote(a, over=None, why="")
     before, calls = (registry.folder / lifecycle.JOURNAL).read_bytes(), iter(range(1, 100))
 
-    def flush(_: int) -> None:
+    def flush(_: Path) -> None:
         if next(calls) == step:
             raise OSError("the disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(lifecycle, "_flush", flush)
+        broken.setattr("nowcast.core.files.sync", flush)
         with suppress(OSError):
             Registry(registry.folder).register(files[1])
     after = (registry.folder / lifecycle.JOURNAL).read_bytes()
