@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint 
 # One process per core, with one thread each: otherwise they wait for each other.
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench lock clean
 
 demo: $(VENV)/.installed  ## install, then run the main job on three hours of real radar
 	$(VENV)/bin/nowcast demo $(DEMO)
@@ -25,14 +25,18 @@ check: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test  ## print the measured figures
 	$(VENV)/bin/python -m pytest -o addopts= tests/benchmarks/bench_*.py --benchmark-columns=min,median,max,rounds -s
 
-clean:
-	rm -rf demo runs $(VENV)
+lock:  ## write requirements.lock anew: what constraints.txt pins, with hashes; needs uv
+	uv pip compile pyproject.toml --extra all --extra mlflow --constraint constraints.txt --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:  ## remove what make made; stores and trained networks (var, runs) stay
+	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+	$(PIP) --editable '.[all]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

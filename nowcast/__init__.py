@@ -1,3 +1,60 @@
-"""Precipitation nowcasting: radar files in, verified forecasts and maps out."""
+"""Precipitation nowcasting: radar files in, verified forecasts and maps out.
 
-__version__ = "0.1.0"
+What a notebook needs is here, and is loaded when it is asked for::
+
+    import nowcast
+
+    nowcast.ingest("knmi", ["/data/knmi"], "var/frames")
+    cube = nowcast.open_store("var/frames")
+    made = nowcast.forecast(cube, "extrapolation", leads=12)
+    nowcast.plot_map(made.isel(lead_time=5))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nowcast.core.version import __version__
+    from nowcast.forecasting.run import forecast
+    from nowcast.ingestion.run import ingest
+    from nowcast.models import build
+    from nowcast.plotting.maps import plot_map
+    from nowcast.registry.checkpoint import load_checkpoint
+    from nowcast.store import open_store
+    from nowcast.verification.run import verify
+
+__all__ = [
+    "__version__",
+    "build",
+    "forecast",
+    "ingest",
+    "load_checkpoint",
+    "open_store",
+    "plot_map",
+    "verify",
+]
+
+_PLACES = {
+    "__version__": "core.version",
+    "build": "models",
+    "forecast": "forecasting.run",
+    "ingest": "ingestion.run",
+    "load_checkpoint": "registry.checkpoint",
+    "open_store": "store",
+    "plot_map": "plotting.maps",
+    "verify": "verification.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public function, and what it needs, at its first use: ``import nowcast`` alone takes a millisecond."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"nowcast.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted(__all__)

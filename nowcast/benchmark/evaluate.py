@@ -16,8 +16,8 @@ from time import perf_counter
 import numpy as np
 import xarray as xr
 
-from nowcast import __version__
 from nowcast.config import Benchmark, ConfigError, Moving, Span, WindowSettings
+from nowcast.core.code_digest import code_digest
 from nowcast.core.files import atomic_file
 from nowcast.core.units import quantity
 from nowcast.data.sources import Source, Stored, check_apart, source
@@ -136,7 +136,8 @@ class Trial:
         """All that the sums depend on, but the model."""
         settings = {"references": [model.name for model in self.references], "lpips": self.lpips}
         facts, count = [found.facts() for found in self.sources], sum(map(len, self.chosen))
-        return json.dumps([facts, self.windows.model_dump(mode="json"), settings, self.thresholds, count, __version__])
+        code = code_digest(__name__)
+        return json.dumps([facts, self.windows.model_dump(mode="json"), settings, self.thresholds, count, code])
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Past and future (time, y, x) of every window, physical, NaN for no data."""
@@ -232,4 +233,4 @@ def _spans(settings: Benchmark) -> dict[str, tuple[Span | Moving, ...]]:
 
 def _reference(name: str, windows: WindowSettings) -> Model:
     steps = min(model_class(name).history[1], windows.in_steps)
-    return checkpoint.reference(name, in_steps=steps, out_steps=windows.out_steps, code_version=__version__)
+    return checkpoint.reference(name, in_steps=steps, out_steps=windows.out_steps)

@@ -25,13 +25,13 @@ import torch
 import xarray as xr
 import yaml
 
-from nowcast import __version__
 from nowcast.benchmark import costs, leaderboard
 from nowcast.benchmark.evaluate import Exam
 from nowcast.benchmark.leaderboard import Row
 from nowcast.config import Benchmark, ConfigError, Entrant, Recipe
 from nowcast.core.machine import device_name
 from nowcast.core.units import UNIT_SIGNS
+from nowcast.core.version import __version__
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nowcast import __version__, store
+from nowcast import store
 from nowcast.config import CHAMPION, REGISTRY, ConfigError, Product
 from nowcast.core.cube import BadInput, channels, event_labels, utc
 from nowcast.core.files import atomic_file
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER, convert, quantity
+from nowcast.core.version import __version__
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Model, predict, predict_distribution
@@ -329,7 +330,7 @@ def _load(name: str, available: int, leads: int) -> Model:
         raise CannotForecast("is a network: name its checkpoint file")
     least, best = model_class(name).history
     steps = max(least, min(best, available))
-    return checkpoint.reference(name, in_steps=steps, out_steps=leads, code_version=__version__)
+    return checkpoint.reference(name, in_steps=steps, out_steps=leads)
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -23,12 +24,13 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from PIL import Image
 
+from nowcast.core.cube import BadInput, channels
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import quantity
 from nowcast.plotting.boundaries import BORDER, COAST, boundaries, land
 from nowcast.plotting.colormaps import ColourTable, rgb, table_for
 
-__all__ = ["Caption", "MapPainter", "boundaries", "loop", "table_for"]
+__all__ = ["Caption", "MapPainter", "boundaries", "loop", "plot_map", "table_for"]
 
 ARCHIVED = np.timedelta64(1, "D")
 """A run made later than this is of archived data: how much later says nothing."""
@@ -60,8 +62,9 @@ class Caption:
         if "forecast_reference_time" not in here:
             return cls(here["time"])
         reference = here["forecast_reference_time"]
-        words = {key: str(here[key]) for key in ("state", "model", "producer", "reason")}
-        return cls(reference + here["lead_time"], reference=reference, created=here["created"], **words)
+        words = {"state": "ok", "model": str(frame.attrs.get("model", ""))}  # of a forecast that is in no store
+        words |= {key: str(here[key]) for key in ("state", "model", "producer", "reason") if key in here}
+        return cls(reference + here["lead_time"], reference=reference, created=here.get("created"), **words)
 
     @property
     def badge(self) -> str:
@@ -337,6 +340,34 @@ def _round_levels(values: np.ndarray) -> np.ndarray:
 
 
 # --- loops ------------------------------------------------------------------------------------------
+
+
+def plot_map(frame: xr.Dataset | xr.DataArray, path: str | Path | None = None) -> Image.Image:
+    """Draw one frame as a map with legend, coasts, time and, of a forecast, its lead time.
+
+    Example: ``plot_map(cube.isel(time=-1))``, ``plot_map(made.isel(lead_time=5), "in_30_minutes.png")``.
+
+    Args:
+        frame: (y, x) of a Cube, of a Forecast, or of one of their variables.
+        path: PNG that is written too.
+
+    Returns:
+        The picture; notebooks show it.
+
+    Raises:
+        BadInput: If there is more than one frame, or it lies nowhere on Earth.
+    """
+    if isinstance(frame, xr.Dataset):
+        frame = frame[channels(frame)[0]].assign_attrs(model=frame.attrs.get("model", ""))
+    if frame.dims != ("y", "x"):
+        raise BadInput(frame.name, f"has the dimensions {', '.join(map(str, frame.dims))}", "choose one frame by isel")
+    grid = Grid.of(frame.coords.to_dataset())
+    if not grid.on_earth:
+        raise BadInput(frame.name, "lies nowhere on Earth", "show its values as they are")
+    content = MapPainter(grid, str(frame.name)).png(frame.values, caption=Caption.of(frame))
+    if path is not None:
+        Path(path).write_bytes(content)
+    return Image.open(io.BytesIO(content))
 
 
 def loop(frames: Sequence[bytes], *, seconds: float = 0.4) -> bytes:

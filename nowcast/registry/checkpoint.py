@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nowcast.config import Frozen, ScalingSettings
+from nowcast.core.code_digest import code_digest
 from nowcast.core.cube import BadInput
 from nowcast.core.files import atomic_file
 from nowcast.core.units import Scaling, quantity
@@ -150,6 +151,19 @@ def read_card(path: Path) -> Card:
         raise BadInput(path, f"card: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
 
 
+def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Model:
+    """Load a checkpoint by its path, or one that is shipped by its name, ready for ``forecast`` and ``predict``.
+
+    Args:
+        name: A file, or a shipped one such as ``lagrangian-radar.safetensors``.
+        device: Where the weights go.
+
+    Raises:
+        BadInput: If it is nowhere, is no checkpoint, or its weights do not fit its card.
+    """
+    return load(find(name), device=device)
+
+
 def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
     """Loads a checkpoint, or a prompt file over its base, in evaluation mode.
 
@@ -203,8 +217,8 @@ def adopt(network: Nowcaster, weights: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def reference(name: str, *, in_steps: int, out_steps: int, code_version: str) -> Model:
-    """A model of the table that has nothing to learn.
+def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
+    """A model of the table that has nothing to learn; its digest is that of its code.
 
     Raises:
         ValueError: If the name is unknown, or names a network that needs a checkpoint.
@@ -212,7 +226,7 @@ def reference(name: str, *, in_steps: int, out_steps: int, code_version: str) ->
     if model_class(name).trainable:
         raise ValueError(f"{name} is a network: give its checkpoint file instead of its name.")
     network = build(name, in_steps=in_steps, out_steps=out_steps).eval()
-    return Model(name, network, None, None, None, f"{name}-{code_version}")
+    return Model(name, network, None, None, None, f"{name}-{code_digest(type(network).__module__)}")
 
 
 def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -> np.ndarray:

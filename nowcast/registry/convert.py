@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from nowcast import __version__
 from nowcast.config import ScalingSettings
 from nowcast.core import units
 from nowcast.core.cube import BadInput
+from nowcast.core.version import __version__
 from nowcast.models import Nowcaster, official
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card

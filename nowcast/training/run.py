@@ -31,7 +31,6 @@ from lightning.pytorch import callbacks  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # noqa: E402
 
-from nowcast import __version__  # noqa: E402
 from nowcast.config import (  # noqa: E402
     OWN,
     ConfigError,
@@ -43,6 +42,7 @@ from nowcast.config import (  # noqa: E402
 )
 from nowcast.core.machine import device_name  # noqa: E402
 from nowcast.core.units import Scaling, convert  # noqa: E402
+from nowcast.core.version import __version__  # noqa: E402
 from nowcast.data.loader import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
 from nowcast.data.sources import check_apart  # noqa: E402
 from nowcast.models import Nowcaster, build, loss, model_class  # noqa: E402

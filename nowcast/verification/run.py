@@ -50,6 +50,9 @@ def verify(
 
     Returns:
         Number of forecast frames scored now.
+
+    Raises:
+        StoreError: If there are no frames or no forecasts, or scores cannot be written.
     """
     observed, runs = store.open_store(path), store.open_store(forecasts)
     name = channels(runs)[0]

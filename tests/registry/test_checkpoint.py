@@ -89,11 +89,11 @@ def test_shipped_networks_say_where_they_come_from(path: Path) -> None:
 
 def test_a_network_has_no_reference() -> None:
     with pytest.raises(ValueError, match="give its checkpoint file"):
-        checkpoint.reference("convlstm", in_steps=2, out_steps=2, code_version="test")
+        checkpoint.reference("convlstm", in_steps=2, out_steps=2)
 
 
 def test_no_data_stays_no_data_and_dry_stays_dry() -> None:
-    model = checkpoint.reference("persistence", in_steps=1, out_steps=2, code_version="test")
+    model = checkpoint.reference("persistence", in_steps=1, out_steps=2)
     past = np.full((1, 4, 4), 0.0, np.float32)
     past[0, 0, 0] = np.nan
     past[0, 1, 1] = 5.0
