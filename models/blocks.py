@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nowcast.models.packed import PORTION, Conv2d
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.packed import Conv2d
+from nowcast.models.speedups.winograd import PORTION, convolve
 
 Forecast = Callable[[Tensor], Tensor]
 """past_BTCHW -> future_BTCHW, same grid."""

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from nowcast.models.blocks import FieldConv, FieldNorm, lean
 from nowcast.models.nowcaster import Published
-from nowcast.models.packed import Conv2d
 from nowcast.models.recurrent import Patched, Sampling, through_stack
+from nowcast.models.speedups.packed import Conv2d
 
 Grid = tuple[int, int] | None
 State = tuple[Tensor, Tensor]

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from nowcast.models.blocks import each_frame, in_portions
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
-from nowcast.models.packed import Conv2d
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.packed import Conv2d
+from nowcast.models.speedups.winograd import convolve
 
 State = tuple[Tensor, ...]
 """What a cell remembers; the hidden state h_BCHW comes first. Empty before the first step: all zeros."""
@@ -135,7 +135,7 @@ class EncoderForecaster(Nowcaster):
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         check_past(past_BTCHW, self)
-        with self.same_weights():
+        with self.cached_weights():
             return self.on_any_grid(lambda past: self.forecast(self.encode(past)), past_BTCHW)
 
     def encode(self, past_BTCHW: Tensor) -> list[State]:

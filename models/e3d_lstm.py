@@ -28,7 +28,6 @@ from torch.nn import functional
 from nowcast.models.blocks import FieldConv, FieldNorm, lean
 from nowcast.models.losses import weighted_mean
 from nowcast.models.nowcaster import Published
-from nowcast.models.packed import Linear
 from nowcast.models.recurrent import Patched, Sampling
 
 WINDOW = 2
@@ -88,7 +87,7 @@ class E3DCell(nn.Module):
         self.norm_memory, self.norm_recall = WindowNorm(4 * width, eps=eps), WindowNorm(width, eps=eps)
         self.cell_to_gate = WindowConv(width, width, kernel=kernel)
         self.memory_to_gate = WindowConv(width, width, kernel=kernel)
-        self.show = Linear(2 * width, width)
+        self.show = nn.Linear(2 * width, width)
         self.width, self.stale_memory = width, stale_memory
 
     def forward(self, from_x: Tensor, state: CellState | None, memory: Tensor | None) -> tuple[CellState, Tensor]:

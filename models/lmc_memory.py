@@ -27,9 +27,9 @@ from torch.nn import functional
 from nowcast.models.blocks import channels_last, each_frame, in_portions, lean
 from nowcast.models.losses import mae, mse
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
-from nowcast.models.packed import Conv2d
 from nowcast.models.recurrent import through_stack
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.packed import Conv2d
+from nowcast.models.speedups.winograd import convolve
 
 State = list[tuple[Tensor, Tensor]]
 """Hidden and cell state of every LSTM; empty before the first step, for zeros."""
@@ -210,7 +210,7 @@ class LMCMemory(Nowcaster):
         def forecast(past: Tensor) -> Tensor:
             return self.told(self.watched(past), self.memory(past), self.out_steps)
 
-        with self.same_weights():
+        with self.cached_weights():
             return self.on_any_grid(forecast, past_BTCHW)
 
     def watched(self, past_BTCHW: Tensor) -> State:
@@ -266,7 +266,7 @@ class LMCMemory(Nowcaster):
             state: State = [(h.repeat(2, 1, 1, 1), c.repeat(2, 1, 1, 1)) for h, c in self.watched(past)]
             return self.told(state, recalled, steps)
 
-        with self.same_weights():
+        with self.cached_weights():
             made = self.on_any_grid(both_phases, clip)
         first, second = made.chunk(2)
         return self.compare(first, truth, weight) + self.compare(second, truth, weight)

@@ -26,7 +26,7 @@ from torch.nn import functional
 from nowcast.models.blocks import FieldNorm, channels_last, fold, lean, unfold
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Recurrent, Sampling, State
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.winograd import convolve
 
 CellMode = Literal["normal", "residual"]
 ModelMode = Literal["normal", "recall"]

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nowcast.models.blocks import on_multiple, tiled
 from nowcast.models.losses import Loss, mse
-from nowcast.models.packed import kept_weights
+from nowcast.models.speedups import packed
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,14 @@ class Nowcaster(nn.Module):
             )
         return tiled(forecast, past_BTCHW, tile=self.grid, overlap=min(self.grid) // 4)
 
-    def same_weights(self) -> AbstractContextManager[None]:
+    def cached_weights(self) -> AbstractContextManager[None]:
         """Weights stay the same over the steps of a roll-out, which makes convolutions cheaper on CPUs.
 
         Not where steps are computed again in the backward pass, when the roll-out is over.
         """
         if torch.compiler.is_compiling() or (self.checkpointing and torch.is_grad_enabled()):
             return nullcontext()
-        return kept_weights(self.in_steps + self.out_steps - 1)
+        return packed.cached_weights(self.in_steps + self.out_steps - 1)
 
     def segment(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a large part of the network, with activation checkpointing where that is on."""

@@ -26,7 +26,7 @@ from nowcast.models.blocks import channels_last, lean
 from nowcast.models.losses import mse
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Recurrent, State, shares
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.winograd import convolve
 
 GROUPS = 16
 """Of every normalisation of encoder and decoder."""

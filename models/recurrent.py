@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nowcast.models.blocks import each_frame, fold, unfold
 from nowcast.models.nowcaster import Nowcaster, check_past
-from nowcast.models.packed import Conv2d
+from nowcast.models.speedups.packed import Conv2d
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -79,7 +79,7 @@ class Recurrent(Nowcaster):
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         check_past(past_BTCHW, self)
-        with self.same_weights():
+        with self.cached_weights():
             return self.on_any_grid(self.roll_out, past_BTCHW)
 
     def roll_out(self, past_BTCHW: Tensor, *, every: bool = False) -> Tensor:
@@ -149,7 +149,7 @@ class Recurrent(Nowcaster):
             extra.append(self.regularisation(states))
             return made
 
-        with self.same_weights():
+        with self.cached_weights():
             made = self.on_any_grid(predicted, clip)
         first = min(self.scored_from, self.in_steps)  # the forecast counts in any case
         weight = None if weight is None else weight[:, first:]

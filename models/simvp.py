@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from nowcast.models.blocks import channels_last, lean, portions
 from nowcast.models.direct import Direct
-from nowcast.models.frozen import convolve, group_silu, is_frozen
 from nowcast.models.metaformers import METAFORMERS, Place, narrow
 from nowcast.models.nowcaster import Published
+from nowcast.models.speedups.frozen import convolve, group_silu, is_frozen
 
 
 class Unit(nn.Module):

@@ -29,7 +29,6 @@ from torch.nn import functional
 
 from nowcast.models.blocks import lean
 from nowcast.models.nowcaster import Published
-from nowcast.models.packed import Linear
 from nowcast.models.recurrent import Recurrent
 
 APART = -100.0
@@ -70,10 +69,10 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.drop_path = heads, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fuse = Linear(2 * width, width) if context else None
+        self.fuse = nn.Linear(2 * width, width) if context else None
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, heads), std=0.02))
-        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
-        self.mlp1, self.mlp2 = Linear(width, 4 * width), Linear(4 * width, width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp1, self.mlp2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, context: Tensor | None, bias: Tensor) -> Tensor:
         """Tokens and context BVUNE, where None stands for zeros; ``bias`` as in ``Windows``."""
@@ -82,8 +81,6 @@ class Block(nn.Module):
         else:
             qkv = self.qkv(lean(self.fused, x, context))
         x = self.added(x, self.project(lean(self.attended, qkv, bias)))
-        if not torch.is_grad_enabled():
-            return self.added(x, self.mlp2(self.mlp1.gelu(self.norm2(x))))
         hidden = lean(lambda x: self.mlp1(self.norm2(x)), x)
         return self.added(x, lean(lambda hidden: self.mlp2(functional.gelu(hidden)), hidden))
 
@@ -225,7 +222,7 @@ class Merging(nn.Module):
     def __init__(self, width: int, window: int, window_after: int) -> None:
         super().__init__()
         self.window, self.window_after = window, window_after
-        self.norm, self.linear = nn.LayerNorm(4 * width), Linear(4 * width, 2 * width, bias=False)
+        self.norm, self.linear = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens_BHWE = by_row(tokens, self.window)
@@ -241,7 +238,7 @@ class Expanding(nn.Module):
     def __init__(self, width: int, window: int, window_after: int) -> None:
         super().__init__()
         self.window, self.window_after = window, window_after
-        self.linear, self.norm = Linear(width, 2 * width, bias=False), nn.LayerNorm(width // 2)
+        self.linear, self.norm = nn.Linear(width, 2 * width, bias=False), nn.LayerNorm(width // 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         fours_BHWE = by_row(self.linear(tokens), self.window)

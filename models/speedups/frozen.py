@@ -15,14 +15,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
+from nowcast.models import speedups
+
 
 def is_frozen(layer: nn.Module, x: Tensor) -> bool:
     """True where a gradient runs through the layer and not into it; without a compiler, and in mixed precision on the
     CPU alone, whose normalisations take both kinds of numbers."""
-    if not (torch.is_grad_enabled() and x.requires_grad) or any(weight.requires_grad for weight in layer.parameters()):
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return False
     mixed = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
-    return not (torch.compiler.is_compiling() or mixed)
+    learns = any(weight.requires_grad for weight in layer.parameters())
+    return not (mixed or learns) and speedups.enabled("frozen")
 
 
 def convolve(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
