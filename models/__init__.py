@@ -66,7 +66,7 @@ def __getattr__(name: str) -> type[Nowcaster]:
 
 
 def model_class(name: str) -> type[Nowcaster]:
-    """The class behind ``name`` (or ``name:size``).
+    """Return the class behind ``name`` (or ``name:size``).
 
     Raises:
         ValueError: If it is unknown; the message lists the known ones.
@@ -79,7 +79,7 @@ def model_class(name: str) -> type[Nowcaster]:
 
 
 def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **options: object) -> Nowcaster:
-    """Builds a network by its table name, optionally with a published size: ``convlstm:small``.
+    """Build a network by its table name, optionally with a published size: ``convlstm:small``.
 
     Args:
         name: ``model`` or ``model:size``; sizes are the ``SIZES`` of the class.
@@ -104,7 +104,7 @@ def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **opti
 
 
 def loss(name: str, **options: object) -> Loss:
-    """A loss by its table name, its options set.
+    """Return a loss by its table name, its options set.
 
     Raises:
         ValueError: Unknown loss or option, or one that is missing; the message lists the known ones.

@@ -32,7 +32,7 @@ FOLDS = {
 
 
 def each_frame(module: Callable[[Tensor], Tensor], frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Applies a 2-D module to every frame of a sequence in one call."""
+    """Apply a 2-D module to every frame of a sequence in one call."""
     return module(torch.cat(tuple(frames_BCHW))).chunk(len(frames_BCHW))
 
 
@@ -45,7 +45,7 @@ def fold(frames_NCHW: Tensor, patch: int, order: str) -> Tensor:
 
 
 def unfold(folded_NCHW: Tensor, patch: int, order: str) -> Tensor:
-    """The inverse of ``fold``."""
+    """Return the inverse of ``fold``."""
     count, _, height, width = folded_NCHW.shape
     sizes = [(-1, patch, patch)[axis] for axis in FOLDS[order]]
     split = folded_NCHW.reshape(count, *sizes, height, width)
@@ -54,7 +54,7 @@ def unfold(folded_NCHW: Tensor, patch: int, order: str) -> Tensor:
 
 
 def channels_last(x_NCHW: Tensor) -> Tensor:
-    """The same map with its channels beside each other in memory, also where there is only one.
+    """Return the same map with its channels beside each other in memory, also where there is only one.
 
     Of a single channel torch cannot tell the layout, and lets all that follows be channels-first.
     """
@@ -63,7 +63,7 @@ def channels_last(x_NCHW: Tensor) -> Tensor:
 
 
 def portions(maps_NCHW: Tensor, channels: int) -> tuple[Tensor, ...]:
-    """The maps, as many at a time as should go together through layers of so many channels at their full size.
+    """Return the maps, as many at a time as should go together through layers of so many channels at their full size.
 
     On a CPU few: buffers beyond 32 MiB are mapped anew by the C library whenever they are used, which takes longer
     than arithmetic on them, and small ones stay in the cache. Elsewhere all.
@@ -75,7 +75,7 @@ def portions(maps_NCHW: Tensor, channels: int) -> tuple[Tensor, ...]:
 
 
 def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """Calls cheap arithmetic and keeps only what goes in: it is done again in the backward pass.
+    """Call cheap arithmetic and keep only what goes in: it is done again in the backward pass.
 
     A compiler decides that by itself, and without gradients nothing is kept anyway.
     """
@@ -142,7 +142,7 @@ class _InPortions(torch.autograd.Function):
 
 
 def _parts(tensors: Sequence[Tensor | None]) -> list[slice]:
-    """Samples that go together, by the size of the first map."""
+    """Return the samples that go together, by the size of the first map."""
     first = tensors[0]
     assert first is not None
     size = max(1, PORTION // (4 * first.element_size() * first[0].numel()))
@@ -150,7 +150,7 @@ def _parts(tensors: Sequence[Tensor | None]) -> list[slice]:
 
 
 def _cut(tensors: Sequence[Tensor | None], count: int, part: slice) -> list[Tensor | None]:
-    """Some samples of the first ``count`` tensors, and the others."""
+    """Return some samples of the first ``count`` tensors, and the others."""
     return [one[part] if one is not None and i < count else one for i, one in enumerate(tensors)]
 
 
@@ -180,6 +180,7 @@ class FieldNorm(nn.Module):
         self.weight, self.bias = (nn.Parameter(field.movedim(-1, 0)) for field in fields)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Normalise x_NCHW, or NCTHW; the shape stays."""
         x_NCHW = x_NCHW.to(self.weight.dtype)  # not in half precision, which only GPUs see to by themselves
         if self.grid is None:
             return functional.group_norm(x_NCHW, 1, self.weight, self.bias, self.eps)
@@ -187,7 +188,7 @@ class FieldNorm(nn.Module):
         return functional.layer_norm(x_NCHW.movedim(1, -1), weight.shape, weight, bias, self.eps).movedim(-1, 1)
 
     def of_zeros(self) -> Tensor:
-        """What it makes of a field of zeros, to be broadcast: what a convolution of zeros is spared."""
+        """Return what it makes of a field of zeros, to be broadcast: what a convolution of zeros is spared."""
         return self.bias if self.grid else self.bias[:, None, None]
 
 
@@ -209,6 +210,7 @@ class FieldConv(nn.Sequential):
         super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Map x_NCHW to (N, outputs, H, W)."""
         made = convolve(x_NCHW, self[0].weight)  # type: ignore[arg-type]
         return self[1](made) if len(self) > 1 else made
 
@@ -219,7 +221,7 @@ class FieldConv(nn.Sequential):
         return self(x_NCHW)
 
     def added_to(self, *fields_NCHW: Tensor, x_NCHW: Tensor | None) -> tuple[Tensor, ...]:
-        """Adds what comes out, split as wide as the fields are; None stands for zeros."""
+        """Add what comes out, split as wide as the fields are; None stands for zeros."""
         made = self.of(x_NCHW)
         if made is None:
             return fields_NCHW
@@ -228,7 +230,7 @@ class FieldConv(nn.Sequential):
 
 
 def on_multiple(forecast: Forecast, past_BTCHW: Tensor, *, multiple: int) -> Tensor:
-    """Runs a forecast that needs sides divisible by ``multiple`` on a grid of any size.
+    """Run a forecast that needs sides divisible by ``multiple`` on a grid of any size.
 
     Rows and columns are added below and to the right, so pixels keep their place in the network's
     strides, and cut off again. They repeat the edge: zeros would draw a dry wall beside the rain.
@@ -244,7 +246,7 @@ def to_multiple(frames: Tensor, multiple: int) -> Tensor:
 
 
 def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], overlap: int) -> Tensor:
-    """Runs a forecast that is tied to one grid size over overlapping tiles of that size.
+    """Run a forecast that is tied to one grid size over overlapping tiles of that size.
 
     Tiles fade into each other with raised-cosine weights. Where they agree the result is exactly
     theirs. One tile is in memory at a time beside the result, so call it without gradients.

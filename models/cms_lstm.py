@@ -94,6 +94,7 @@ class SpatiotemporalExpression(nn.Module):
         self.norm = FieldNorm(width, grid)
 
     def forward(self, h_BCHW: Tensor, c_BCHW: Tensor) -> State:
+        """Map h and c, BCHW each, to the enhanced ones."""
         conv_h, norm_h = _apart(self.from_h)
         conv_z, norm_z = _apart(self.from_z)
 
@@ -109,7 +110,7 @@ class SpatiotemporalExpression(nn.Module):
         return lean(update, conv_h(h_BCHW), conv_z(z), c_BCHW)
 
     def attended(self, h_BCHW: Tensor, c_BCHW: Tensor) -> Tensor:
-        """What every position holds and gathers, for all scales: (B, scales * C, H, 2 W), h left and c right."""
+        """Return what every position holds and gathers, for all scales: (B, scales * C, H, 2 W), h left and c right."""
         height, width = h_BCHW.shape[2:]
         cut = torch.stack([self._cut(h_BCHW), self._cut(c_BCHW)], dim=-4)
         tokens_BNC = cut.flatten(1, -2)
@@ -246,9 +247,11 @@ class CMSLSTM(Patched):
         self.cells = nn.ModuleList(CMSCell(width, kernel=kernel, grid=self.field, scales=scales) for _ in range(layers))
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """Fold frames_NCHW and embed them: (N, width, H / patch, W / patch)."""
         return self.embedding(super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last))
 
     def step(self, x: Tensor, state: list[State] | None) -> tuple[Tensor, list[State]]:
+        """Map (embedded frame, state of all layers) to (hidden state of the top, next state)."""
         after = through_stack(self.cells, x, state)
         return after[-1][0], after
 
@@ -260,7 +263,7 @@ def _scaled(field: Tensor, by: Tensor, layer: FieldConv) -> Tensor:
 
 
 def _apart(layer: FieldConv) -> tuple[Conv2d, FieldNorm]:
-    """The convolution and the norm, so that what the former gives is kept and the latter done again."""
+    """Return convolution and norm, so that the output of the first is kept and the second done again."""
     return layer[0], layer[1]  # type: ignore[return-value]
 
 

@@ -57,6 +57,7 @@ class Extrapolation(Nowcaster):
     history = (2, 4)
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW, NaN where rain from outside the grid would come in."""
         check_past(past_BTCHW, self)
         past = past_BTCHW.detach().to("cpu", torch.float32).numpy()
         batch, _, channels, height, width = past.shape
@@ -127,7 +128,7 @@ def _positions(height: int, width: int) -> np.ndarray:
 
 
 def _reduce(frame_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A frame in coarse pixels with missing parts filled from around them, and the share of data there.
+    """Return a frame in coarse pixels with missing parts filled from around them, and the share of data there.
 
     A hole filled with zeros would look like an edge that stands still.
     """
@@ -187,7 +188,7 @@ def _smooth(momentum: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def displacements(motion_2HW: np.ndarray, *, steps: int) -> Iterator[np.ndarray]:
-    """Yields the way travelled to every coarse pixel after each step, (h, w, 2) in pixels."""
+    """Yield the way travelled to every coarse pixel after each step, (h, w, 2) in pixels."""
     height, width = motion_2HW.shape[1:]
     rows, columns = coarse_shape(height, width)
     scale = np.array([columns / width, rows / height], np.float32)

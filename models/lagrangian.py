@@ -203,9 +203,9 @@ class Lagrangian(Nowcaster):
         return linear + torch.stack(faded, dim=1) + other.unflatten(1, (len(leads_L), -1))
 
     def seen(self, aligned_NTHW: Tensor, known_N1HW: Tensor) -> tuple[Tensor, Fading]:
-        """What the linear part sees at all lead times, NFHW: scales of the newest frame and of changes, of what reaches
-        levels, and ones. And how the scales fade, which it sees at each.
+        """Return the predictors of the linear part at all lead times, NFHW, and how scales fade, which it sees at each.
 
+        They are scales of the newest frame, of changes and of what reaches levels, and ones.
         Scales are differences, and so are times, since what is alike is learnt slowly.
         """
         changes = aligned_NTHW[:, :-1] - aligned_NTHW[:, 1:]
@@ -223,7 +223,7 @@ class Lagrangian(Nowcaster):
         return parts_NK / _sizes(parts_NK.shape[1]).to(parts_NK).view(-1, *[1] * (parts_NK.ndim - 2))
 
     def shown(self, aligned_NTHW: Tensor, known_N1HW: Tensor, fading: Fading) -> Tensor:
-        """What the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
+        """Return what the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
         leads = [max(self.out_steps >> halvings, 1) - 1 for halvings in range(PREVIEWS)]
         left = [
             left_NKHW.sum(1, keepdim=True)
@@ -234,7 +234,7 @@ class Lagrangian(Nowcaster):
     # --- one field ---
 
     def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor) -> Tensor:
-        """The field NLHW that ``forward`` gives, NaN where nothing is known."""
+        """Return the field NLHW that ``forward`` gives, NaN where nothing is known."""
         rates_K, mean_NLHW = self.rate(self.levels), self.mean(chance_NLKHW)
         made = torch.zeros_like(mean_NLHW)  # what does not reach the lowest level is dry
         ends_K = torch.cat([rates_K[1:], rates_K.new_tensor([math.inf])])
@@ -389,7 +389,7 @@ def _stronger(*parts: Tensor) -> Iterator[Tensor]:
 
 
 def stronger(scaled: Tensor, more: Tensor | float) -> Tensor:
-    """The same rain, with so much added on the scale; what is dry stays dry."""
+    """Return the same rain, with so much added on the scale; what is dry stays dry."""
     return torch.where(scaled > 0, (scaled + more).clamp(0, 1), scaled)
 
 

@@ -76,9 +76,11 @@ class FrameConv(Conv2d):
         super().__init__(3 * inputs, outputs, 3, padding=1)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        """Convolve clip_BTCHW with a 3-D kernel; the inputs are kept for the backward pass, and nothing between."""
         return lean(self.convolved, clip_BTCHW)
 
     def convolved(self, clip_BTCHW: Tensor) -> Tensor:
+        """Convolve clip_BTCHW frame by frame, each with its neighbours as channels."""
         batch, steps, channels, height, width = clip_BTCHW.shape
         beside = functional.pad(clip_BTCHW.movedim(2, -1), (0, 0, 0, 0, 0, 0, 1, 1))
         threes_BTHWC = torch.cat([beside[:, t : t + steps] for t in range(3)], dim=-1)
@@ -110,7 +112,7 @@ def _halved(clip_BTCHW: Tensor) -> Tensor:
 
 
 def _paired(clip_BTCHW: Tensor) -> Tensor:
-    """The larger of every two frames; one frame alone stays."""
+    """Return the larger of every two frames; one frame alone stays."""
     pairs = clip_BTCHW.shape[1] // 2
     if not pairs:
         return clip_BTCHW
@@ -134,11 +136,11 @@ class Memory(nn.Module):
         self.embedder = nn.Sequential(_up(4 * width, 2 * width), nn.ReLU(True), _up(2 * width, width), nn.ReLU(True))
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """What the past frames recall, BCHW with a quarter of their sides."""
+        """Return what the past frames recall, BCHW with a quarter of their sides."""
         return self.embedder(self.recalled(self.matching(clip_BTCHW), self.slots))
 
     def both(self, short_BTCHW: Tensor, long_BTCHW: Tensor) -> Tensor:
-        """What the long clip recalls, which changes the slots; after it what the short one does, which does not."""
+        """Return what the long clip recalls, which changes the slots, and what the short one does, which does not."""
         stored = self.recalled(self.context(long_BTCHW), self.slots)
         found = self.recalled(self.matching(short_BTCHW), self.slots.detach())
         return self.embedder(torch.cat([stored, found]))
@@ -205,6 +207,7 @@ class LMCMemory(Nowcaster):
         self.decoder = nn.Sequential(*[part for sizes in ups for part in (_up(*sizes), nn.ELU(inplace=True))][:-1])
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
 
         def forecast(past: Tensor) -> Tensor:
@@ -221,16 +224,16 @@ class LMCMemory(Nowcaster):
         return state
 
     def encode(self, frames_NCHW: Tensor) -> Tensor:
-        """What the LSTMs read of frames."""
+        """Return what the LSTMs read of frames."""
         # This and the head are a fifth of the work, and to do it again costs less than to keep what lies between.
         return lean(self.encoder, channels_last(frames_NCHW))
 
     def step(self, x_BCHW: Tensor, state: State) -> State:
-        """(encoded frame, state) -> next state."""
+        """Map (encoded frame, state) to the next state."""
         return through_stack(self.cells, x_BCHW, state)
 
     def told(self, state: State, recalled_BCHW: Tensor, steps: int) -> Tensor:
-        """The frames that follow from the state after the past and from what was recalled."""
+        """Return the frames that follow from the state after the past and from what was recalled."""
         made: list[Tensor] = []
         for t in range(steps):
             if t:

@@ -179,7 +179,7 @@ def crps(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, members: 
 
 
 def _summed(frames: Tensor, side: int) -> Tensor:
-    """Sums over squares; what sticks out at the border is a smaller one."""
+    """Sum over squares; what sticks out at the border is a smaller one."""
     sums = functional.avg_pool2d(frames.flatten(0, 1), side, ceil_mode=True, divisor_override=1)
     return sums.unflatten(0, frames.shape[:2])
 

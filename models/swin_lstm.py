@@ -94,14 +94,14 @@ class Block(nn.Module):
         return functional.linear(self.norm1(x), for_x, constant)
 
     def attended(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """What tokens learn from the others of their window; BVU, N, 3 * E -> BVUNE."""
+        """Return what tokens learn from the others of their window; BVU, N, 3 * E -> BVUNE."""
         split = qkv.unflatten(-1, (3, self.heads, -1)).flatten(1, 2)
         q, k, v = split.permute(3, 0, 1, 4, 2, 5)
         made = (fused_attention if qkv.is_cuda else plain_attention)(q, k, v, bias)
         return made.transpose(2, 3).reshape(*qkv.shape[:-1], -1)
 
     def added(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Adds a branch, left out for some samples of a training batch; written over it, to save memory."""
+        """Add a branch, left out for some samples of a training batch; written over it, to save memory."""
         if self.training and self.drop_path:
             kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.drop_path)
             branch = branch.mul_(kept / (1 - self.drop_path))
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 def position_bias(table: Tensor, window: int, apart_WNN: Tensor | None) -> Tensor:
-    """The learned bias by relative position, and that between tokens that are apart, as in ``Windows``."""
+    """Return the learned bias by relative position, and that between tokens that are apart, as in ``Windows``."""
     tokens = window**2
     bias_MNN = table[relative_position(window, table.device)].view(tokens, tokens, -1).permute(2, 0, 1)
     return bias_MNN[None] if apart_WNN is None else bias_MNN + apart_WNN[:, None]
@@ -128,7 +128,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The same by one kernel that keeps no matrix of attention."""
+    """Return the same by one kernel that keeps no matrix of attention."""
     shape = q.shape
     bias = bias.expand(*shape[1:3], -1, -1).reshape(1, -1, shape[-2], shape[-2])
     q, k, v = (part.flatten(1, 2) for part in (q, k, v))
@@ -201,6 +201,7 @@ class Embedding(nn.Module):
         self.conv, self.norm = nn.Conv2d(channels, width, patch, patch), nn.LayerNorm(width)
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
+        """Map frames_NCHW to tokens_BVUNE."""
         return self.norm(by_window(self.conv(frames_NCHW).permute(0, 2, 3, 1), self.window))
 
 
@@ -213,6 +214,7 @@ class Unembedding(nn.Module):
         self.conv = nn.ConvTranspose2d(width, channels, 2 * margin + 1, patch, margin, output_padding=patch - 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens_BVUNE to frames_NCHW in [0, 1]."""
         return self.conv(by_row(tokens, self.window).permute(0, 3, 1, 2)).sigmoid()
 
 
@@ -225,6 +227,7 @@ class Merging(nn.Module):
         self.norm, self.linear = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens_BVUNE to a quarter of the tokens with twice the features."""
         tokens_BHWE = by_row(tokens, self.window)
         batch, height, width, features = tokens_BHWE.shape
         pairs = tokens_BHWE.reshape(batch, height // 2, 2, width // 2, 2, features)
@@ -241,6 +244,7 @@ class Expanding(nn.Module):
         self.linear, self.norm = nn.Linear(width, 2 * width, bias=False), nn.LayerNorm(width // 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens_BVUNE to four times the tokens with half the features."""
         fours_BHWE = by_row(self.linear(tokens), self.window)
         batch, height, width, _ = fours_BHWE.shape
         apart = fours_BHWE.view(batch, height, width, 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
@@ -295,9 +299,11 @@ class SwinLSTMB(Recurrent):
         self.unembedding = Unembedding(width, channels, patch=patch, window=window)
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """Map frames_NCHW to tokens_BVUNE."""
         return self.embedding(frames_NCHW)
 
     def step(self, x: Tensor, state: tuple[Memory, ...] | None) -> tuple[Tensor, tuple[Memory, ...]]:
+        """Map (tokens, memories of all cells) to (tokens of the top, next memories)."""
         memories = []
         for cell, memory in zip(self.cells, state or [None] * len(self.cells), strict=True):
             x, memory = cell(x, memory)
@@ -305,6 +311,7 @@ class SwinLSTMB(Recurrent):
         return x, tuple(memories)
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Map tokens_BVUNE to the next frame, NCHW."""
         return self.unembedding(hidden)
 
 
@@ -386,9 +393,11 @@ class SwinLSTMD(Recurrent):
         self.unembedding = Unembedding(width, channels, patch=patch, window=windows[0])
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """Map frames_NCHW to tokens_BVUNE."""
         return self.embedding(frames_NCHW)
 
     def step(self, x: Tensor, state: tuple[Memory, ...] | None) -> tuple[Tensor, tuple[Memory, ...]]:
+        """Map (tokens, memories of all cells) to (tokens at the finest scale, next memories)."""
         cells, scalings = (*self.down, *self.up), (*self.merge, *self.expand)
         memories = []
         for cell, scaling, memory in zip(cells, scalings, state or [None] * len(cells), strict=True):
@@ -398,6 +407,7 @@ class SwinLSTMD(Recurrent):
         return x, tuple(memories)
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Map tokens_BVUNE to the next frame, NCHW."""
         return self.unembedding(hidden)
 
 
@@ -409,7 +419,7 @@ def by_window(tokens_BHWE: Tensor, window: int) -> Tensor:
 
 
 def by_row(tokens_BVUNE: Tensor, window: int) -> Tensor:
-    """The inverse of ``by_window``."""
+    """Return the inverse of ``by_window``."""
     batch, down, across, _, features = tokens_BVUNE.shape
     split = tokens_BVUNE.reshape(batch, down, across, window, window, features).transpose(2, 3)
     return split.reshape(batch, down * window, across * window, features)

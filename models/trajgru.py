@@ -81,7 +81,7 @@ class TrajGRUCell(nn.Module):
         return (lean(self._update, read, lean(self._look_back, h, flows), h),)
 
     def _look_back(self, h_BCHW: Tensor, flows: Tensor) -> Tensor:
-        """What the gates make of the states at the other ends of all links."""
+        """Return what the gates make of the states at the other ends of all links."""
         found = warped(h_BCHW, flows, align_corners=self.align_corners)
         # The 1x1 convolution as a product of matrices: what is found lies channels first, what leaves channels last.
         weight = self.mix.weight.flatten(1).mT.expand(len(found), -1, -1)
@@ -177,7 +177,7 @@ class TrajGRU(EncoderForecaster):
 
 
 def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Reads a field at the places that lie upstream of every pixel; bilinear, zero outside.
+    """Read a field at the places that lie upstream of every pixel; bilinear, zero outside.
 
     Args:
         h_BCHW: The field.

@@ -91,7 +91,7 @@ def renamed(model: Nowcaster, rules: Mapping[str, str]) -> dict[str, str]:
 
 
 def find(source: str) -> Source:
-    """The description of an official code base.
+    """Return the description of an official code base.
 
     Raises:
         ValueError: If it is unknown; the message lists the known ones.
@@ -103,7 +103,7 @@ def find(source: str) -> Source:
 
 
 def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowcaster:
-    """Builds the network that the official weights belong to, in eval mode.
+    """Build the network that the official weights belong to, in eval mode.
 
     Args:
         source: A key of ``SOURCES``.
@@ -126,7 +126,7 @@ def build(source: str, state_dict: Mapping, config: Config | None = None) -> tup
 
 
 def _built(known: Source, source: str, state_dict: Mapping, config: Config) -> tuple[dict, Nowcaster]:
-    """Constructor keywords, and the network with its weights."""
+    """Return the constructor keywords, and the network with its weights."""
     tensors = _stripped(state_dict.get("state_dict", state_dict))
     try:
         settings = known.options(tensors, config)

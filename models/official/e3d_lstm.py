@@ -42,7 +42,7 @@ def _first(kernel: Tensor) -> Tensor:
 
 
 def _second(kernel: Tensor) -> Tensor:
-    """The one that meets the slice after it."""
+    """Select the plane that meets the slice after it."""
     return kernel[1].permute(3, 2, 0, 1)
 
 

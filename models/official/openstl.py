@@ -159,6 +159,7 @@ def _width(tensors: State, block: int) -> int:
 
 
 def simvp_options(tensors: State, config: Config) -> dict:
+    """Read the keywords of ``SimVP`` from tensors and config."""
     found, kind = stem(tensors), middle(tensors)
     if kind == "incepu":
         stacked = tensors["hid.enc.0.conv1.weight"].shape[1]
@@ -173,7 +174,7 @@ def _tau_options(tensors: State, config: Config) -> dict:
 
 
 def simvp_names(model: Nowcaster) -> dict[str, Made]:
-    """The convolution of a unit that doubles the grid stands in a sequence; 1 x 1 kernels may be matrices."""
+    """Name all tensors: the convolution of a unit that doubles the grid stands in a sequence."""
     names = renamed(model, UNITS | (INCEPTION if model.middle == "incepu" else BLOCKS[model.middle]))  # type: ignore
     state = model.state_dict()
     made: dict[str, Made] = {}

@@ -52,7 +52,7 @@ def _smaat_options(tensors: State, config: Config) -> dict:
 
 
 def _counted(model: Nowcaster) -> dict[str, str]:
-    """Counted from 1: the way up from the coarsest, attention from the finest level."""
+    """Name all tensors, counted from 1: the way up from the coarsest, attention from the finest level."""
     rules: dict[str, str] = {}
     for level in range(len(model.widths)):  # type: ignore[arg-type]
         from_coarsest = len(model.widths) - 1 - level  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ def layers(tensors: State, name: str = r"cell_list.{}.conv_h.0.weight") -> list[
 
 
 def stack_options(tensors: State, config: Config) -> dict:
-    """What the networks on folded frames have in common, in the words of this code base or of OpenSTL."""
+    """Return what the networks on folded frames have in common, in the words of this code base or of OpenSTL."""
     shapes, patch = layers(tensors), number(config, "patch_size", 4)
     known = number(config, "input_length", number(config, "pre_seq_length", 10))
     options = {
@@ -41,7 +41,7 @@ def stack_options(tensors: State, config: Config) -> dict:
 
 
 def number(config: Config, key: str, otherwise: int) -> int:
-    """A setting that counts something."""
+    """Read a setting that counts something."""
     return int(str(config.get(key, otherwise)))
 
 
@@ -50,6 +50,7 @@ def _v2_options(tensors: State, config: Config) -> dict:
 
 
 def cell_names(model: Nowcaster) -> dict[str, str]:
+    """Name the tensors of a network whose cells stand in ``cell_list``."""
     return renamed(model, {r"^cells\.": "cell_list."})
 
 
@@ -97,7 +98,7 @@ def _of_motion(*kernels: Tensor) -> Tensor:
 
 
 def _flat(kernel: Tensor) -> Tensor:
-    """A kernel with the stride of its side, over tiles of neighbours, is a matrix."""
+    """Return a kernel with the stride of its side, over tiles of neighbours, as a matrix."""
     return kernel.flatten(1)[..., None, None]
 
 

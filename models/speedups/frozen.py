@@ -19,8 +19,10 @@ from nowcast.models import speedups
 
 
 def is_frozen(layer: nn.Module, x: Tensor) -> bool:
-    """True where a gradient runs through the layer and not into it; without a compiler, and in mixed precision on the
-    CPU alone, whose normalisations take both kinds of numbers."""
+    """Tell whether a gradient runs through the layer and not into it.
+
+    Never under a compiler; in mixed precision on the CPU alone, whose normalisations take both kinds of numbers.
+    """
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return False
     mixed = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
@@ -29,7 +31,7 @@ def is_frozen(layer: nn.Module, x: Tensor) -> bool:
 
 
 def convolve(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
-    """What a convolution without groups or dilation makes of a map; where it is frozen, nothing is kept."""
+    """Return what a convolution without groups or dilation makes of a map; where it is frozen, nothing is kept."""
     if not isinstance(conv, nn.Conv2d) or not is_frozen(conv, x_NCHW):
         return conv(x_NCHW)
     return _Convolution.apply(x_NCHW, conv.weight, conv.bias, conv.stride, conv.padding)
@@ -83,7 +85,7 @@ class _GroupSiLU(torch.autograd.Function):
 
 
 def _layout(x_NCHW: Tensor) -> torch.memory_format:
-    """The kernels take either, for all maps alike."""
+    """Return the layout in memory: the kernels take either, for all maps alike."""
     last = x_NCHW.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 

@@ -86,7 +86,7 @@ def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
 @lru_cache
 @torch.inference_mode(False)  # a forecast may ask first, and a training step next
 def matrices(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Transforms of outputs (4, F), kernel rows (F, K) and input rows (F, F), by the Toom-Cook algorithm."""
+    """Return the transforms of outputs (4, F), kernel rows (F, K) and input rows (F, F), by the Toom-Cook algorithm."""
     products = ROWS + kernel - 1
 
     def powers(count: int) -> Tensor:
@@ -100,7 +100,7 @@ def matrices(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transformed(weight_OCKK: Tensor) -> Tensor:
-    """The kernels of one row that the products take: (F O, C, 1, K)."""
+    """Transform kernels to those of one row that the products take: (F O, C, 1, K)."""
     _, inputs, kernel, _ = weight_OCKK.shape
     return torch.einsum("fr,ocrk->fock", matrices(kernel)[1], weight_OCKK).reshape(-1, inputs, 1, kernel)
 
@@ -137,7 +137,7 @@ class _RowConvolution(torch.autograd.Function):
 def _convolved(
     fields_BCHW: Sequence[Tensor], kernels: Tensor, bias_O: Tensor | None, conv: Callable[..., Tensor]
 ) -> Tensor:
-    """What comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
+    """Return what comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
     batch, _, height, width = fields_BCHW[0].shape
     outputs, tiles = len(kernels) // _products(kernels), -(-height // ROWS)
     made_BOHW = _space(batch, outputs, tiles * ROWS, width)
@@ -165,7 +165,7 @@ def _portions(made_BOHW: Tensor) -> list[slice]:
 
 
 def _multiply(read_BVWFC: Tensor, kernels: Tensor, conv: Callable[..., Tensor]) -> Tensor:
-    """The products: (B, V, W, F, O)."""
+    """Return the products: (B, V, W, F, O)."""
     sizes: dict[str, Any] = {"padding": (0, kernels.shape[-1] // 2), "groups": _products(kernels)}
     return conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1).unflatten(-1, (_products(kernels), -1))
 
