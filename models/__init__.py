@@ -75,7 +75,8 @@ def model_class(name: str) -> type[Nowcaster]:
     if stem not in MODELS:
         raise ValueError(f"Unknown model {stem!r}; known: {', '.join(MODELS)}.")
     module, _, attribute = MODELS[stem].partition(":")
-    return getattr(import_module(f"nowcast.models.{module}"), attribute)
+    output: type[Nowcaster] = getattr(import_module(f"nowcast.models.{module}"), attribute)
+    return output
 
 
 def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **options: object) -> Nowcaster:

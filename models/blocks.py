@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from nowcast.models.speedups.packed import Conv2d
 from nowcast.models.speedups.winograd import PORTION, convolve
 
+Result = TypeVar("Result")
 Forecast = Callable[[Tensor], Tensor]
 """past_BTCHW -> future_BTCHW, same grid."""
 
@@ -71,17 +72,19 @@ def portions(maps_NCHW: Tensor, channels: int) -> tuple[Tensor, ...]:
     if maps_NCHW.device.type != "cpu" or torch.compiler.is_compiling():
         return (maps_NCHW,)
     height, width = maps_NCHW.shape[-2:]
-    return maps_NCHW.split(max(1, PORTION // (4 * channels * height * width)))
+    output: tuple[Tensor, ...] = maps_NCHW.split(max(1, PORTION // (4 * channels * height * width)))
+    return output
 
 
-def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
+def lean(function: Callable[..., Result], *tensors: Tensor | None) -> Result:
     """Call cheap arithmetic and keep only what goes in: it is done again in the backward pass.
 
     A compiler decides that by itself, and without gradients nothing is kept anyway.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*tensors)
-    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    made: Result = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return made
 
 
 def in_portions(
@@ -101,7 +104,8 @@ def in_portions(
     assert first is not None
     if first.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return lean(function, *fields, *shared)
-    return _InPortions.apply(function, len(fields), *fields, *shared)
+    apply: Callable[..., tuple[Tensor, ...]] = _InPortions.apply
+    return apply(function, len(fields), *fields, *shared)
 
 
 class _InPortions(torch.autograd.Function):
@@ -218,7 +222,8 @@ class FieldConv(nn.Sequential):
         """None stands for zeros, which are not convolved, in and out."""
         if x_NCHW is None:
             return self[-1].of_zeros() if isinstance(self[-1], FieldNorm) else None
-        return self(x_NCHW)
+        output: Tensor | None = self(x_NCHW)
+        return output
 
     def added_to(self, *fields_NCHW: Tensor, x_NCHW: Tensor | None) -> tuple[Tensor, ...]:
         """Add what comes out, split as wide as the fields are; None stands for zeros."""
@@ -285,7 +290,8 @@ def _grow(frames: Tensor, height: int, width: int) -> Tensor:
     if not below and not right:
         return frames
     grown = functional.pad(frames.flatten(0, 1), (0, right, 0, below), mode="replicate")
-    return grown.unflatten(0, frames.shape[:2])
+    output: Tensor = grown.unflatten(0, frames.shape[:2])
+    return output
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:

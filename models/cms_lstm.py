@@ -144,7 +144,8 @@ class SpatiotemporalExpression(nn.Module):
         cuts = self.scales - 1
         field = field_BCHW.movedim(1, -1).unflatten(2, (*[2] * cuts, -1)).unflatten(1, (*[2] * cuts, -1))
         pairs = [axis for cut in range(1, cuts + 1) for axis in (cut, cut + cuts + 1)]
-        return field.permute(0, *pairs, cuts + 1, 2 * cuts + 2, -1)
+        output: Tensor = field.permute(0, *pairs, cuts + 1, 2 * cuts + 2, -1)
+        return output
 
     def _joined(self, cut: Tensor) -> Tensor:
         """Undoes the cuts of two fields that are stacked before their rows, and puts them side by side."""
@@ -178,7 +179,8 @@ class CMSCell(nn.Module):
             return o.sigmoid() * c.tanh(), c
 
         h, c = lean(update, conv_x(x), None if h is None else conv_h(h), c)
-        return self.expression(h, c)
+        output: tuple[Tensor, Tensor] = self.expression(h, c)
+        return output
 
 
 class CMSLSTM(Patched):
@@ -248,7 +250,8 @@ class CMSLSTM(Patched):
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
         """Fold frames_NCHW and embed them: (N, width, H / patch, W / patch)."""
-        return self.embedding(super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last))
+        output: Tensor = self.embedding(super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last))
+        return output
 
     def step(self, x: Tensor, state: list[State] | None) -> tuple[Tensor, list[State]]:
         """Map (embedded frame, state of all layers) to (hidden state of the top, next state)."""
@@ -259,7 +262,8 @@ class CMSLSTM(Patched):
 def _scaled(field: Tensor, by: Tensor, layer: FieldConv) -> Tensor:
     """Scales one field by what another tells: factors between 0 and 2."""
     conv, norm = _apart(layer)
-    return lean(lambda told, field: 2 * norm(told).sigmoid() * field, conv(by), field)
+    output: Tensor = lean(lambda told, field: 2 * norm(told).sigmoid() * field, conv(by), field)
+    return output
 
 
 def _apart(layer: FieldConv) -> tuple[Conv2d, FieldNorm]:

@@ -50,7 +50,7 @@ class WindowConv(nn.Module):
 
     def forward(self, x_BSHWC: Tensor) -> Tensor:
         """Map x_BSHWC to (B, S, H, W, outputs)."""
-        made = _pixels_last(self.here, x_BSHWC.flatten(0, 1)).unflatten(0, x_BSHWC.shape[:2])
+        made = torch.unflatten(_pixels_last(self.here, x_BSHWC.flatten(0, 1)), 0, x_BSHWC.shape[:2])
         made[:, 0] += _pixels_last(self.after, x_BSHWC[:, 1])
         return made
 
@@ -62,7 +62,8 @@ class WindowNorm(FieldNorm):
         """Normalise BSHWC, or C alone for a window that is the same everywhere."""
         if x.ndim == 1:
             return functional.layer_norm(x, x.shape, self.weight, self.bias, self.eps)
-        return super().forward(x.flatten(1, 2).movedim(-1, 1)).movedim(1, -1).unflatten(1, (WINDOW, -1))
+        output: Tensor = super().forward(x.flatten(1, 2).movedim(-1, 1)).movedim(1, -1).unflatten(1, (WINDOW, -1))
+        return output
 
 
 class E3DCell(nn.Module):
@@ -139,7 +140,8 @@ class E3DCell(nn.Module):
         return content.tanh() * gate.tanh().sigmoid()
 
     def _remember(self, recalled: Tensor, c: Tensor, fresh: Tensor) -> Tensor:
-        return self.norm_recall(c + recalled) + fresh
+        output: Tensor = self.norm_recall(c + recalled) + fresh
+        return output
 
 
 class E3DLSTM(Patched):
@@ -239,4 +241,5 @@ class E3DLSTM(Patched):
 
 
 def _pixels_last(conv: FieldConv, x_NHWC: Tensor) -> Tensor:
-    return conv(x_NHWC.movedim(-1, 1)).movedim(1, -1).contiguous()
+    output: Tensor = conv(x_NHWC.movedim(-1, 1)).movedim(1, -1).contiguous()
+    return output

@@ -163,7 +163,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to the same shape: channels are the last axis."""
-        return x + self.layers(x)
+        output: Tensor = x + self.layers(x)
+        return output
 
 
 class AxialBlock(nn.Module):
@@ -221,7 +222,8 @@ class CrossBlock(nn.Module):
 
     def forward(self, x_BTHWC: Tensor, past_BTHWC: Tensor) -> Tensor:
         """Map x_BTHWC, which asks past_BTHWC, to the same shape."""
-        return self.feed(self.attention(x_BTHWC, past_BTHWC))
+        output: Tensor = self.feed(self.attention(x_BTHWC, past_BTHWC))
+        return output
 
 
 class PatchMerge(nn.Module):
@@ -235,7 +237,8 @@ class PatchMerge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., H, W, C) to (..., H / scale, W / scale, widened C)."""
         patches = x.unflatten(-2, (-1, self.scale)).unflatten(-4, (-1, self.scale)).transpose(-4, -3)
-        return self.reduce(self.norm(patches.flatten(-3)))
+        output: Tensor = self.reduce(self.norm(patches.flatten(-3)))
+        return output
 
 
 class GroupNorm(nn.GroupNorm):
@@ -259,7 +262,8 @@ class Shrink(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Map x_NCHW to NCHW."""
-        return self.merge(self.convs(x_NCHW).movedim(1, -1)).movedim(-1, 1)
+        output: Tensor = self.merge(self.convs(x_NCHW).movedim(1, -1)).movedim(-1, 1)
+        return output
 
 
 class Positions(nn.Module):
@@ -414,7 +418,8 @@ class Earthformer(Nowcaster):
         x = fields.movedim(1, -1).unflatten(0, (batch, steps))
         made = self.decode(self.encode(x + self.past_positions(*x.shape[2:4])))
         frames = self.segment(self.crown, made.flatten(0, 1).movedim(-1, 1))
-        return self.last(frames.movedim(1, -1)).movedim(-1, 1).unflatten(0, (batch, self.out_steps))
+        output: Tensor = self.last(frames.movedim(1, -1)).movedim(-1, 1).unflatten(0, (batch, self.out_steps))
+        return output
 
     def encode(self, x_BTHWC: Tensor) -> list[Tensor]:
         """Return what every level makes of the past, finest first."""
@@ -432,7 +437,7 @@ class Earthformer(Nowcaster):
     def decode(self, past: Sequence[Tensor]) -> Tensor:
         """From positions to the finest level, BTHWC."""
         batch, _, height, width, _ = past[-1].shape
-        x = self.start(self.future_positions(height, width)).expand(batch, -1, -1, -1, -1)
+        x: Tensor = self.start(self.future_positions(height, width)).expand(batch, -1, -1, -1, -1)
         for level in reversed(range(len(past))):
             if level < len(past) - 1:
                 x = self.up[level](x.flatten(0, 1).movedim(-1, 1)).movedim(1, -1).unflatten(0, (batch, -1))
@@ -478,7 +483,8 @@ def _crown(widths: Sequence[int], scales: Sequence[int], *, convs: int) -> nn.Se
 
 def _heads(x_NLC: Tensor, heads: int, width: int) -> tuple[Tensor, ...]:
     """Split channels into parts as wide as the network, and each into heads: (N, heads, L, c) each."""
-    return x_NLC.unflatten(2, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    output: tuple[Tensor, ...] = x_NLC.unflatten(2, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return output
 
 
 def _together(x: Tensor) -> Tensor:

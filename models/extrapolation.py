@@ -180,7 +180,7 @@ def _bytes(image: np.ndarray, *, peak: float) -> np.ndarray:
 def _smooth(momentum: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean motion around every coarse pixel; far from rain that of a wider circle, then of all."""
     floor = 1e-3 * weights.mean() + 1e-12
-    motion = momentum.sum(axis=(0, 1)) / (weights.sum() + floor)
+    motion: np.ndarray = momentum.sum(axis=(0, 1)) / (weights.sum() + floor)
     for deviation in (4 * SMOOTHING, SMOOTHING):
         around, total = (cv2.GaussianBlur(part, (0, 0), deviation) for part in (momentum, weights))
         motion = (around + floor * motion) / (total + floor)[..., None]

@@ -171,7 +171,8 @@ class GS2PM(SimVP):
 
     def fill(self, masked_BTCHW: Tensor) -> Tensor:
         """Return the masked branch: frames with holes in, whole frames out; sides divide by ``multiple``."""
-        return self.decode_all(*self.encode_all(masked_BTCHW.flatten(0, 1))).unflatten(0, masked_BTCHW.shape[:2])
+        filled_NCHW = self.decode_all(*self.encode_all(masked_BTCHW.flatten(0, 1)))
+        return torch.unflatten(filled_NCHW, 0, masked_BTCHW.shape[:2])
 
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None

@@ -150,6 +150,7 @@ class Lagrangian(Nowcaster):
         self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW, NaN where nothing is known."""
         return self.distribution(past_BTCHW)[0]
 
     # --- probabilities ---
@@ -200,7 +201,8 @@ class Lagrangian(Nowcaster):
             pairs = zip(fading.after(leads_L), at_lead.unflatten(0, (len(leads_L), -1)), strict=True)
             faded = [functional.conv2d(self.normed(left_NKHW), weight) for left_NKHW, weight in pairs]
         other = self.unet(self.shown(aligned_NTHW, known_N1HW, fading), rows, self.segment)
-        return linear + torch.stack(faded, dim=1) + other.unflatten(1, (len(leads_L), -1))
+        output: Tensor = linear + torch.stack(faded, dim=1) + other.unflatten(1, (len(leads_L), -1))
+        return output
 
     def seen(self, aligned_NTHW: Tensor, known_N1HW: Tensor) -> tuple[Tensor, Fading]:
         """Return the predictors of the linear part at all lead times, NFHW, and how scales fade, which it sees at each.
@@ -333,7 +335,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.project(functional.gelu(self.expand(y))).permute(0, 3, 1, 2)
+        output: Tensor = x + self.project(functional.gelu(self.expand(y))).permute(0, 3, 1, 2)
+        return output
 
 
 def _stage(width: int, blocks: int) -> nn.Sequential:
@@ -370,7 +373,7 @@ def _cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
     return high.sigmoid().masked_fill(area < 1, math.inf)  # not even where nobody looked
 
 
-def _full_precision(device: str) -> AbstractContextManager:
+def _full_precision(device: str) -> AbstractContextManager[object]:
     """Devices without mixed precision, such as the one of shapes alone, have none to switch off."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -414,7 +417,8 @@ def trajectories(frames_NTHW: Tensor, steps: int) -> Tensor:
     here_2HW = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
     extent = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).to(frames_NTHW)
     places = (here_2HW - way_MHW2).permute(0, 2, 3, 1) * (2 / extent) - 1
-    return places.unflatten(0, (len(frames_NTHW), steps))
+    output: Tensor = places.unflatten(0, (len(frames_NTHW), steps))
+    return output
 
 
 @torch.library.custom_op("nowcast::travelled", mutates_args=())

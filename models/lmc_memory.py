@@ -85,7 +85,8 @@ class FrameConv(Conv2d):
         beside = functional.pad(clip_BTCHW.movedim(2, -1), (0, 0, 0, 0, 0, 0, 1, 1))
         threes_BTHWC = torch.cat([beside[:, t : t + steps] for t in range(3)], dim=-1)
         threes_NHWC = threes_BTHWC.view(batch * steps, height, width, 3 * channels)
-        return super().forward(threes_NHWC.permute(0, 3, 1, 2)).unflatten(0, (batch, steps))
+        output: Tensor = super().forward(threes_NHWC.permute(0, 3, 1, 2)).unflatten(0, (batch, steps))
+        return output
 
 
 class MotionEncoder(nn.Module):
@@ -108,7 +109,8 @@ class MotionEncoder(nn.Module):
 def _halved(clip_BTCHW: Tensor) -> Tensor:
     """Positive parts, of four pixels the largest: found in this order, there are fewer to look at."""
     pooled = functional.max_pool2d(clip_BTCHW.flatten(0, 1), 2)
-    return pooled.relu_().unflatten(0, clip_BTCHW.shape[:2])
+    output: Tensor = pooled.relu_().unflatten(0, clip_BTCHW.shape[:2])
+    return output
 
 
 def _paired(clip_BTCHW: Tensor) -> Tensor:
@@ -137,20 +139,23 @@ class Memory(nn.Module):
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
         """Return what the past frames recall, BCHW with a quarter of their sides."""
-        return self.embedder(self.recalled(self.matching(clip_BTCHW), self.slots))
+        output: Tensor = self.embedder(self.recalled(self.matching(clip_BTCHW), self.slots))
+        return output
 
     def both(self, short_BTCHW: Tensor, long_BTCHW: Tensor) -> Tensor:
         """Return what the long clip recalls, which changes the slots, and what the short one does, which does not."""
         stored = self.recalled(self.context(long_BTCHW), self.slots)
         found = self.recalled(self.matching(short_BTCHW), self.slots.detach())
-        return self.embedder(torch.cat([stored, found]))
+        output: Tensor = self.embedder(torch.cat([stored, found]))
+        return output
 
     @staticmethod
     def recalled(query_BFHW: Tensor, slots_SF: Tensor) -> Tensor:
         """For every query the mean of the slots, weighted by their likeness to it."""
         query_BQF = query_BFHW.flatten(2).transpose(1, 2)
         likeness = functional.normalize(query_BQF, dim=-1) @ functional.normalize(slots_SF, dim=-1).T
-        return (likeness.softmax(dim=-1) @ slots_SF).transpose(1, 2).unflatten(2, query_BFHW.shape[2:])
+        output: Tensor = (likeness.softmax(dim=-1) @ slots_SF).transpose(1, 2).unflatten(2, query_BFHW.shape[2:])
+        return output
 
 
 class LMCMemory(Nowcaster):
@@ -226,7 +231,8 @@ class LMCMemory(Nowcaster):
     def encode(self, frames_NCHW: Tensor) -> Tensor:
         """Return what the LSTMs read of frames."""
         # This and the head are a fifth of the work, and to do it again costs less than to keep what lies between.
-        return lean(self.encoder, channels_last(frames_NCHW))
+        output: Tensor = lean(self.encoder, channels_last(frames_NCHW))
+        return output
 
     def step(self, x_BCHW: Tensor, state: State) -> State:
         """Map (encoded frame, state) to the next state."""
@@ -246,7 +252,8 @@ class LMCMemory(Nowcaster):
         both = torch.cat([c_BCHW.mean((2, 3)), recalled_BCHW.mean((2, 3))], dim=1)
         asked_BC = self.attention(both).sigmoid()
         frame = self.decoder(torch.cat([h_BCHW, recalled_BCHW * asked_BC[:, :, None, None]], dim=1))
-        return frame.sigmoid() if self.sigmoid else frame
+        output: Tensor = frame.sigmoid() if self.sigmoid else frame
+        return output
 
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None

@@ -112,7 +112,8 @@ class Mlp(nn.Module):
     def rest(self, hidden_BCHW: Tensor) -> Tensor:
         """Done again in the backward pass up to fc2, so the wide map is kept once instead of three times."""
         local = hidden_BCHW if self.dwconv is None else self.dwconv(hidden_BCHW)
-        return self.fc2(functional.gelu(local))
+        output: Tensor = self.fc2(functional.gelu(local))
+        return output
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -184,7 +185,8 @@ class LargeKernel(nn.Module):
 
     def forward(self, p_BCHW: Tensor) -> Tensor:
         """Return what the kernel makes of the activated input."""
-        return self.point(self.far(self.near(functional.gelu(p_BCHW))))
+        output: Tensor = self.point(self.far(self.near(functional.gelu(p_BCHW))))
+        return output
 
     def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
         """Return the input, before its activation, and what the kernel made of it, put together."""
@@ -228,7 +230,8 @@ class GatedMixing(nn.Module):
 
     def rest(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
         """Gate the projected input and project it again, BCHW."""
-        return self.proj_2(self.gate.gated(p_BCHW, made_BCHW))
+        output: Tensor = self.proj_2(self.gate.gated(p_BCHW, made_BCHW))
+        return output
 
 
 def gsta(place: Place) -> nn.Module:
@@ -254,7 +257,8 @@ def large_kernel_block(place: Place, gate: LargeKernel) -> Block:
 class MultiOrder(nn.Module):
     """Depthwise convolutions of several reaches, and 1 x 1 after them.
 
-    All channels go through 5 x 5; then 3/8 of them through 5 x 5 of every second pixel, 4/8 through 7 x 7 of every third.
+    All channels go through 5 x 5; then 3/8 of them through 5 x 5 of every second pixel,
+    4/8 through 7 x 7 of every third.
     """
 
     def __init__(self, channels: int) -> None:
@@ -267,7 +271,8 @@ class MultiOrder(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map x_BCHW to the same shape."""
         first, second, third = self.first(x_BCHW).split(self.parts, dim=1)
-        return self.point(torch.cat([first, self.second(second), self.third(third)], dim=1))
+        output: Tensor = self.point(torch.cat([first, self.second(second), self.third(third)], dim=1))
+        return output
 
 
 class MogaMixing(nn.Module):
@@ -284,7 +289,8 @@ class MogaMixing(nn.Module):
         x = self.proj_1(y_BCHW)
         x = functional.silu(x + self.sigma * (x - x.mean((2, 3), keepdim=True)))
         gated = lean(lambda gate, value: functional.silu(gate) * functional.silu(value), self.gate(x), self.value(x))
-        return y_BCHW + self.proj_2(gated)
+        output: Tensor = y_BCHW + self.proj_2(gated)
+        return output
 
 
 class MogaMlp(Mlp):
@@ -299,7 +305,8 @@ class MogaMlp(Mlp):
     def rest(self, hidden_BCHW: Tensor) -> Tensor:
         """Map the widened channels, BCHW, to the output of the block."""
         x = functional.gelu(self.dwconv(hidden_BCHW))  # type: ignore[misc]
-        return self.fc2(x + self.sigma * (x - functional.gelu(self.common(x))))
+        output: Tensor = self.fc2(x + self.sigma * (x - functional.gelu(self.common(x))))
+        return output
 
 
 def moga(place: Place) -> nn.Module:
@@ -329,7 +336,8 @@ class RecursiveGate(nn.Module):
         x = x * maps[0]
         for point, gate in zip(self.pws, maps[1:], strict=True):
             x = point(x) * gate
-        return self.proj_out(x)
+        output: Tensor = self.proj_out(x)
+        return output
 
 
 def hornet(place: Place) -> nn.Module:
@@ -390,7 +398,8 @@ class ConvMixerBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map x_BCHW to the same shape."""
         x = x_BCHW + self.norm_1(functional.gelu(self.conv_dw(x_BCHW)))
-        return self.norm_2(functional.gelu(self.conv_pw(x)))
+        output: Tensor = self.norm_2(functional.gelu(self.conv_pw(x)))
+        return output
 
 
 # -- MLP-Mixer and attention -----------------------------------------------------------------------
@@ -420,7 +429,8 @@ class Attention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map x_BCHW to the same shape: pixels attend to all others."""
         x = x_BCHW.permute(0, 2, 3, 1)
-        return self.proj(self.attend(x.flatten(1, 2)).view(x.shape)).permute(0, 3, 1, 2)
+        output: Tensor = self.proj(self.attend(x.flatten(1, 2)).view(x.shape)).permute(0, 3, 1, 2)
+        return output
 
     def attend(self, x_BNC: Tensor, bias: Tensor | None = None) -> Tensor:
         """Values gathered by attention among N tokens."""
@@ -457,7 +467,8 @@ class WindowAttention(Attention):
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
         made = self.attend(x.reshape(-1, side * side, width), bias).view(x.shape).transpose(2, 3)
         made = self.proj(made.reshape(batch, tall, wide, width))
-        return (made.roll((shift, shift), (1, 2)) if shift else made).permute(0, 3, 1, 2)
+        output: Tensor = (made.roll((shift, shift), (1, 2)) if shift else made).permute(0, 3, 1, 2)
+        return output
 
 
 def _relative_index(window: int) -> Tensor:

@@ -71,7 +71,8 @@ class MotionGRU(nn.Module):
         # Positions would lose their fractions in half precision.
         found = functional.grid_sample(x_BCHW.float(), positions(motion_BCHW.float()), align_corners=False)
         found = found.unflatten(2, (NEIGHBOURS, x_BCHW.shape[2])) * weights_BCHW[:, None]
-        return self.mix(found.flatten(1, 2))
+        output: Tensor = self.mix(found.flatten(1, 2))
+        return output
 
 
 def positions(motion_BCHW: Tensor) -> Tensor:

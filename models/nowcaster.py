@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nowcast.models.blocks import on_multiple, tiled
+from nowcast.models.blocks import Result, on_multiple, tiled
 from nowcast.models.losses import Loss, mse
 from nowcast.models.speedups import packed
 
@@ -177,10 +177,11 @@ class Nowcaster(nn.Module):
             return nullcontext()
         return packed.cached_weights(self.in_steps + self.out_steps - 1)
 
-    def segment(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def segment(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a large part of the network, with activation checkpointing where that is on."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False, context_fn=self._contexts)
+            made: Result = checkpoint(function, *arguments, use_reentrant=False, context_fn=self._contexts)
+            return made
         return function(*arguments)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -70,9 +70,11 @@ class PhyCell(nn.Module):
     def predict(self, h_BCHW: Tensor | None) -> Tensor:
         """One step of the equation. Of zeros only biases are left, the same at every pixel."""
         if h_BCHW is not None:
-            return h_BCHW + self.combine(self.norm(self.derivatives(h_BCHW)))
+            changed: Tensor = h_BCHW + self.combine(self.norm(self.derivatives(h_BCHW)))
+            return changed
         assert self.derivatives.bias is not None
-        return self.combine(self.norm(self.derivatives.bias[None, :, None, None]))
+        constant: Tensor = self.combine(self.norm(self.derivatives.bias[None, :, None, None]))
+        return constant
 
 
 def _corrected(predicted: Tensor, seen: Tensor, gain: Tensor) -> Tensor:
@@ -178,7 +180,8 @@ class PhyDNet(Recurrent):
     def head(self, hidden: tuple[Tensor, Tensor]) -> Tensor:
         """Add both branches and decode them: the next frame, NCHW."""
         physics, rest = hidden
-        return self.decoder(self.show_physics(physics) + self.show_rest(rest)).sigmoid()
+        output: Tensor = self.decoder(self.show_physics(physics) + self.show_rest(rest)).sigmoid()
+        return output
 
     def fed(self, batch: int, progress: float) -> Tensor:
         """Teacher forcing: a whole batch is fed the truth, or none of it is."""

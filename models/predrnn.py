@@ -94,7 +94,7 @@ class STLSTMCell(nn.Module):
 
 
 def increment(gates_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the addition to a memory, and the share of the old one that stays, by an offset of 1 nearly all at first."""
+    """Return the addition to a memory, and the share of the old one that stays: most of it at first."""
     i, f, g = gates_BCHW.chunk(3, dim=1)
     return i.sigmoid() * g.tanh(), (f + 1).sigmoid()
 

@@ -88,7 +88,8 @@ class AttentionMemory(nn.Module):
         if self.keys < self.values:  # zeros change no score, and fast attention wants all of one width
             query, key = (functional.pad(part, (0, self.values - self.keys)) for part in (query, key))
         found_BNC = functional.scaled_dot_product_attention(query, key, value, scale=self.scale).squeeze(1)
-        return found_BNC.mT[:, : self.values].unflatten(2, value_BCHW.shape[2:])
+        output: Tensor = found_BNC.mT[:, : self.values].unflatten(2, value_BCHW.shape[2:])
+        return output
 
 
 class SACell(nn.Module):
@@ -343,8 +344,10 @@ class SASequence(Direct):
         for cell, norm in zip(self.cells, self.norms, strict=True):
             fields_BCTHW = norm(self.segment(_unrolled, cell, fields_BCTHW))
         if self.single:  # the last frame is made of the last two
-            return self.output(fields_BCTHW[:, :, -2:])[:, -1:]
-        return self.output(fields_BCTHW)
+            last: Tensor = self.output(fields_BCTHW[:, :, -2:])[:, -1:]
+            return last
+        frames: Tensor = self.output(fields_BCTHW)
+        return frames
 
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None

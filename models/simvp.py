@@ -308,7 +308,8 @@ class SimVP(Direct):
         latent = self.translate(latent.unflatten(0, past_BTCHW.shape[:2]))
         if self.made != self.in_steps:
             firsts = self.matched(firsts)
-        return self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, (-1, self.made))
+        output: Tensor = self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, (-1, self.made))
+        return output
 
     def matched(self, firsts_NCHW: list[Tensor]) -> list[Tensor]:
         """First features for every frame that is made: of the past frame of the same number, or of the last."""
@@ -335,7 +336,8 @@ class SimVP(Direct):
     def translate(self, latent_BTCHW: Tensor) -> Tensor:
         """Latent frames of the past -> of the future."""
         stacked = channels_last(latent_BTCHW.flatten(1, 2))
-        return self.translator(stacked, self.segment).unflatten(1, (self.made, -1))
+        output: Tensor = self.translator(stacked, self.segment).unflatten(1, (self.made, -1))
+        return output
 
     def decode(self, latent_NCHW: Tensor, first_NCHW: Tensor) -> Tensor:
         """Frames from latent ones and the first features of the frames before."""

@@ -37,7 +37,8 @@ class CBAM(nn.Module):
         """Weigh x_BCHW by channel and then by pixel."""
         x = x_BCHW * (self.channel(x_BCHW.mean((2, 3))) + self.channel(x_BCHW.amax((2, 3)))).sigmoid()[..., None, None]
         seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * self.pixel(seen).sigmoid()
+        output: Tensor = x * self.pixel(seen).sigmoid()
+        return output
 
 
 class Separable(nn.Module):
@@ -116,4 +117,5 @@ class SmaAtUNet(UNet):
 
     def skip(self, level: int, x_BCHW: Tensor) -> Tensor:
         """Weigh a level of the way down by attention."""
-        return self.attention[level](x_BCHW)
+        output: Tensor = self.attention[level](x_BCHW)
+        return output

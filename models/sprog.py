@@ -95,7 +95,7 @@ class SPROG(Extrapolation):
         """Run pysteps: (out_steps, H, W), NaN where it knows nothing."""
         from pysteps.nowcasts import sprog
 
-        return sprog.forecast(
+        made: np.ndarray = sprog.forecast(
             frames_THW,
             motion_2HW,
             self.out_steps,
@@ -104,6 +104,7 @@ class SPROG(Extrapolation):
             probmatching_method=self.matching,
             fft_method="scipy",
         )
+        return made
 
 
 @contextlib.contextmanager

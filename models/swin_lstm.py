@@ -88,7 +88,8 @@ class Block(nn.Module):
         """Input and context, normalised alike, as one."""
         assert self.fuse is not None
         if context is not None:
-            return self.fuse(torch.cat([self.norm1(x), self.norm1(context)], dim=-1))
+            output: Tensor = self.fuse(torch.cat([self.norm1(x), self.norm1(context)], dim=-1))
+            return output
         for_x, for_context = self.fuse.weight.chunk(2, dim=1)
         constant = functional.linear(self.norm1.bias, for_context, self.fuse.bias)  # what zeros are normalised to
         return functional.linear(self.norm1(x), for_x, constant)
@@ -202,7 +203,8 @@ class Embedding(nn.Module):
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
         """Map frames_NCHW to tokens_BVUNE."""
-        return self.norm(by_window(self.conv(frames_NCHW).permute(0, 2, 3, 1), self.window))
+        output: Tensor = self.norm(by_window(self.conv(frames_NCHW).permute(0, 2, 3, 1), self.window))
+        return output
 
 
 class Unembedding(nn.Module):
@@ -215,7 +217,8 @@ class Unembedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens_BVUNE to frames_NCHW in [0, 1]."""
-        return self.conv(by_row(tokens, self.window).permute(0, 3, 1, 2)).sigmoid()
+        output: Tensor = self.conv(by_row(tokens, self.window).permute(0, 3, 1, 2)).sigmoid()
+        return output
 
 
 class Merging(nn.Module):
@@ -232,7 +235,8 @@ class Merging(nn.Module):
         batch, height, width, features = tokens_BHWE.shape
         pairs = tokens_BHWE.reshape(batch, height // 2, 2, width // 2, 2, features)
         fours = pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)  # those below one another before those beside
-        return self.linear(lean(self.norm, by_window(fours, self.window_after)))
+        output: Tensor = self.linear(lean(self.norm, by_window(fours, self.window_after)))
+        return output
 
 
 class Expanding(nn.Module):
@@ -248,7 +252,8 @@ class Expanding(nn.Module):
         fours_BHWE = by_row(self.linear(tokens), self.window)
         batch, height, width, _ = fours_BHWE.shape
         apart = fours_BHWE.view(batch, height, width, 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
-        return self.norm(by_window(apart.reshape(batch, 2 * height, 2 * width, -1), self.window_after))
+        output: Tensor = self.norm(by_window(apart.reshape(batch, 2 * height, 2 * width, -1), self.window_after))
+        return output
 
 
 class SwinLSTMB(Recurrent):
@@ -300,7 +305,8 @@ class SwinLSTMB(Recurrent):
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
         """Map frames_NCHW to tokens_BVUNE."""
-        return self.embedding(frames_NCHW)
+        output: Tensor = self.embedding(frames_NCHW)
+        return output
 
     def step(self, x: Tensor, state: tuple[Memory, ...] | None) -> tuple[Tensor, tuple[Memory, ...]]:
         """Map (tokens, memories of all cells) to (tokens of the top, next memories)."""
@@ -312,7 +318,8 @@ class SwinLSTMB(Recurrent):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Map tokens_BVUNE to the next frame, NCHW."""
-        return self.unembedding(hidden)
+        output: Tensor = self.unembedding(hidden)
+        return output
 
 
 class SwinLSTMD(Recurrent):
@@ -394,7 +401,8 @@ class SwinLSTMD(Recurrent):
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
         """Map frames_NCHW to tokens_BVUNE."""
-        return self.embedding(frames_NCHW)
+        output: Tensor = self.embedding(frames_NCHW)
+        return output
 
     def step(self, x: Tensor, state: tuple[Memory, ...] | None) -> tuple[Tensor, tuple[Memory, ...]]:
         """Map (tokens, memories of all cells) to (tokens at the finest scale, next memories)."""
@@ -408,7 +416,8 @@ class SwinLSTMD(Recurrent):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Map tokens_BVUNE to the next frame, NCHW."""
-        return self.unembedding(hidden)
+        output: Tensor = self.unembedding(hidden)
+        return output
 
 
 def by_window(tokens_BHWE: Tensor, window: int) -> Tensor:

@@ -96,7 +96,8 @@ class UNet(Nowcaster):
         x = skips.pop()
         for level in reversed(range(len(self.up))):
             x = self.segment(self.rise, level, skips[level], x)
-        return self.head(x).unflatten(1, (self.out_steps, self.channels))
+        output: Tensor = self.head(x).unflatten(1, (self.out_steps, self.channels))
+        return output
 
     def features(self, past_BTCHW: Tensor) -> list[Tensor]:
         """Return what the way up sees of every level, finest first."""
@@ -112,7 +113,8 @@ class UNet(Nowcaster):
             x = functional.interpolate(x_BCHW, scale_factor=2, mode="bilinear", align_corners=True)
         else:
             x = self.enlarge[level](x_BCHW)
-        return self.up[level](torch.cat([skip_BCHW, x], dim=1))
+        output: Tensor = self.up[level](torch.cat([skip_BCHW, x], dim=1))
+        return output
 
     def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
         """Squared error summed over frames and pixels, mean over the batch."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def layers(tensors: State, name: str = r"cell_list.{}.conv_h.0.weight") -> list[
     return found
 
 
-def stack_options(tensors: State, config: Config) -> dict:
+def stack_options(tensors: State, config: Config) -> dict[str, Any]:
     """Return what the networks on folded frames have in common, in the words of this code base or of OpenSTL."""
     shapes, patch = layers(tensors), number(config, "patch_size", 4)
     known = number(config, "input_length", number(config, "pre_seq_length", 10))
@@ -45,7 +47,7 @@ def number(config: Config, key: str, otherwise: int) -> int:
     return int(str(config.get(key, otherwise)))
 
 
-def _v2_options(tensors: State, config: Config) -> dict:
+def _v2_options(tensors: State, config: Config) -> dict[str, Any]:
     return stack_options(tensors, config) | {"decoupling": float(str(config.get("decouple_beta", 0.1)))}
 
 

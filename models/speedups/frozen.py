@@ -7,6 +7,7 @@ with its activation keeps its input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,15 +34,18 @@ def is_frozen(layer: nn.Module, x: Tensor) -> bool:
 def convolve(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
     """Return what a convolution without groups or dilation makes of a map; where it is frozen, nothing is kept."""
     if not isinstance(conv, nn.Conv2d) or not is_frozen(conv, x_NCHW):
-        return conv(x_NCHW)
-    return _Convolution.apply(x_NCHW, conv.weight, conv.bias, conv.stride, conv.padding)
+        output: Tensor = conv(x_NCHW)
+        return output
+    apply: Callable[..., Tensor] = _Convolution.apply
+    return apply(x_NCHW, conv.weight, conv.bias, conv.stride, conv.padding)
 
 
 def group_silu(norm: nn.GroupNorm, x_NCHW: Tensor) -> Tensor:
     """SiLU of a group normalisation; where it is frozen, the map that goes in is kept."""
     if not is_frozen(norm, x_NCHW):
         return functional.silu(norm(x_NCHW))
-    return _GroupSiLU.apply(x_NCHW, norm.weight, norm.bias, norm.num_groups, norm.eps)
+    apply: Callable[..., Tensor] = _GroupSiLU.apply
+    return apply(x_NCHW, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
 class _Convolution(torch.autograd.Function):

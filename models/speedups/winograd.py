@@ -67,7 +67,8 @@ def convolve(
         return convolution(whole, _cut(weight_OCKK, channels, cache), bias_O, padding=(kernel // 2, kernel // 2))
     kernels = _cut(cache.get(weight_OCKK, "transformed", lambda: transformed(weight_OCKK)), channels, cache)
     if torch.is_grad_enabled():
-        return _RowConvolution.apply(kernels, bias_O, *fields)
+        convolved: Callable[..., Tensor] = _RowConvolution.apply
+        return convolved(kernels, bias_O, *fields)
     return _convolved(fields, kernels, bias_O, convolution)
 
 
@@ -167,7 +168,10 @@ def _portions(made_BOHW: Tensor) -> list[slice]:
 def _multiply(read_BVWFC: Tensor, kernels: Tensor, conv: Callable[..., Tensor]) -> Tensor:
     """Return the products: (B, V, W, F, O)."""
     sizes: dict[str, Any] = {"padding": (0, kernels.shape[-1] // 2), "groups": _products(kernels)}
-    return conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1).unflatten(-1, (_products(kernels), -1))
+    output: Tensor = (
+        conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1).unflatten(-1, (_products(kernels), -1))
+    )
+    return output
 
 
 def _multiply_back(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> Tensor:
@@ -175,7 +179,8 @@ def _multiply_back(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> T
     sizes = [1, 1], [0, kernels.shape[-1] // 2], [1, 1], False, [0, 0], _products(kernels), [True, False, False]
     grad, read = _as_field(grad_BVWFO), _as_field(read_BVWFC)
     made = torch.ops.aten.convolution_backward(grad, read, kernels, None, *sizes)[0]
-    return made.movedim(1, -1).reshape(read_BVWFC.shape)
+    output: Tensor = made.movedim(1, -1).reshape(read_BVWFC.shape)
+    return output
 
 
 def _as_field(x_BVWFC: Tensor) -> Tensor:
@@ -262,4 +267,5 @@ def _by_tile(matrix_FR: Tensor, rows_BHWC: Tensor, tiles: int) -> Tensor:
 def _at_pixels(matrix_RF: Tensor, x_BVWFC: Tensor) -> Tensor:
     """Products of a matrix and what lies at every pixel of the tiles: (B, V, W, R, C)."""
     at_pixels = x_BVWFC.flatten(0, 2)
-    return torch.bmm(matrix_RF.expand(len(at_pixels), -1, -1), at_pixels).unflatten(0, x_BVWFC.shape[:3])
+    output: Tensor = torch.bmm(matrix_RF.expand(len(at_pixels), -1, -1), at_pixels).unflatten(0, x_BVWFC.shape[:3])
+    return output
