@@ -156,7 +156,7 @@ class Lagrangian(Nowcaster):
     # --- probabilities ---
 
     def distribution(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The field, and the probabilities that it is made of, see ``exceedance``."""
+        """Return the field, BTCHW, and the probabilities that it is made of, see ``exceedance``."""
         chance_NLKHW, known_NLHW = self.exceedance(past_BTCHW)
         field_NLHW = self.field(chance_NLKHW, known_NLHW, past_BTCHW[:, -1].flatten(0, 1))
         field_BTCHW = field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)

@@ -168,10 +168,8 @@ def _portions(made_BOHW: Tensor) -> list[slice]:
 def _multiply(read_BVWFC: Tensor, kernels: Tensor, conv: Callable[..., Tensor]) -> Tensor:
     """Return the products: (B, V, W, F, O)."""
     sizes: dict[str, Any] = {"padding": (0, kernels.shape[-1] // 2), "groups": _products(kernels)}
-    output: Tensor = (
-        conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1).unflatten(-1, (_products(kernels), -1))
-    )
-    return output
+    made_BVWO = conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1)
+    return torch.unflatten(made_BVWO, -1, (_products(kernels), -1))
 
 
 def _multiply_back(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> Tensor:
