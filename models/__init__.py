@@ -66,7 +66,7 @@ def __getattr__(name: str) -> type[Nowcaster]:
 
 
 def model_class(name: str) -> type[Nowcaster]:
-    """The class behind ``name`` (or ``name:size``).
+    """Return the class behind ``name`` (or ``name:size``).
 
     Raises:
         ValueError: If it is unknown; the message lists the known ones.
@@ -75,11 +75,12 @@ def model_class(name: str) -> type[Nowcaster]:
     if stem not in MODELS:
         raise ValueError(f"Unknown model {stem!r}; known: {', '.join(MODELS)}.")
     module, _, attribute = MODELS[stem].partition(":")
-    return getattr(import_module(f"nowcast.models.{module}"), attribute)
+    output: type[Nowcaster] = getattr(import_module(f"nowcast.models.{module}"), attribute)
+    return output
 
 
 def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **options: object) -> Nowcaster:
-    """Builds a network by its table name, optionally with a published size: ``convlstm:small``.
+    """Build a network by its table name, optionally with a published size: ``convlstm:small``.
 
     Args:
         name: ``model`` or ``model:size``; sizes are the ``SIZES`` of the class.
@@ -104,7 +105,7 @@ def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **opti
 
 
 def loss(name: str, **options: object) -> Loss:
-    """A loss by its table name, its options set.
+    """Return a loss by its table name, its options set.
 
     Raises:
         ValueError: Unknown loss or option, or one that is missing; the message lists the known ones.

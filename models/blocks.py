@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nowcast.models.packed import PORTION, Conv2d
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.packed import Conv2d
+from nowcast.models.speedups.winograd import PORTION, convolve
 
+Result = TypeVar("Result")
 Forecast = Callable[[Tensor], Tensor]
 """past_BTCHW -> future_BTCHW, same grid."""
 
@@ -32,7 +33,7 @@ FOLDS = {
 
 
 def each_frame(module: Callable[[Tensor], Tensor], frames_BCHW: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Applies a 2-D module to every frame of a sequence in one call."""
+    """Apply a 2-D module to every frame of a sequence in one call."""
     return module(torch.cat(tuple(frames_BCHW))).chunk(len(frames_BCHW))
 
 
@@ -45,7 +46,7 @@ def fold(frames_NCHW: Tensor, patch: int, order: str) -> Tensor:
 
 
 def unfold(folded_NCHW: Tensor, patch: int, order: str) -> Tensor:
-    """The inverse of ``fold``."""
+    """Return the inverse of ``fold``."""
     count, _, height, width = folded_NCHW.shape
     sizes = [(-1, patch, patch)[axis] for axis in FOLDS[order]]
     split = folded_NCHW.reshape(count, *sizes, height, width)
@@ -54,7 +55,7 @@ def unfold(folded_NCHW: Tensor, patch: int, order: str) -> Tensor:
 
 
 def channels_last(x_NCHW: Tensor) -> Tensor:
-    """The same map with its channels beside each other in memory, also where there is only one.
+    """Return the same map with its channels beside each other in memory, also where there is only one.
 
     Of a single channel torch cannot tell the layout, and lets all that follows be channels-first.
     """
@@ -63,7 +64,7 @@ def channels_last(x_NCHW: Tensor) -> Tensor:
 
 
 def portions(maps_NCHW: Tensor, channels: int) -> tuple[Tensor, ...]:
-    """The maps, as many at a time as should go together through layers of so many channels at their full size.
+    """Return the maps, as many at a time as should go together through layers of so many channels at their full size.
 
     On a CPU few: buffers beyond 32 MiB are mapped anew by the C library whenever they are used, which takes longer
     than arithmetic on them, and small ones stay in the cache. Elsewhere all.
@@ -71,17 +72,19 @@ def portions(maps_NCHW: Tensor, channels: int) -> tuple[Tensor, ...]:
     if maps_NCHW.device.type != "cpu" or torch.compiler.is_compiling():
         return (maps_NCHW,)
     height, width = maps_NCHW.shape[-2:]
-    return maps_NCHW.split(max(1, PORTION // (4 * channels * height * width)))
+    output: tuple[Tensor, ...] = maps_NCHW.split(max(1, PORTION // (4 * channels * height * width)))
+    return output
 
 
-def lean(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """Calls cheap arithmetic and keeps only what goes in: it is done again in the backward pass.
+def lean(function: Callable[..., Result], *tensors: Tensor | None) -> Result:
+    """Call cheap arithmetic and keep only what goes in: it is done again in the backward pass.
 
     A compiler decides that by itself, and without gradients nothing is kept anyway.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*tensors)
-    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    made: Result = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return made
 
 
 def in_portions(
@@ -101,7 +104,8 @@ def in_portions(
     assert first is not None
     if first.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return lean(function, *fields, *shared)
-    return _InPortions.apply(function, len(fields), *fields, *shared)
+    apply: Callable[..., tuple[Tensor, ...]] = _InPortions.apply
+    return apply(function, len(fields), *fields, *shared)
 
 
 class _InPortions(torch.autograd.Function):
@@ -142,7 +146,7 @@ class _InPortions(torch.autograd.Function):
 
 
 def _parts(tensors: Sequence[Tensor | None]) -> list[slice]:
-    """Samples that go together, by the size of the first map."""
+    """Return the samples that go together, by the size of the first map."""
     first = tensors[0]
     assert first is not None
     size = max(1, PORTION // (4 * first.element_size() * first[0].numel()))
@@ -150,7 +154,7 @@ def _parts(tensors: Sequence[Tensor | None]) -> list[slice]:
 
 
 def _cut(tensors: Sequence[Tensor | None], count: int, part: slice) -> list[Tensor | None]:
-    """Some samples of the first ``count`` tensors, and the others."""
+    """Return some samples of the first ``count`` tensors, and the others."""
     return [one[part] if one is not None and i < count else one for i, one in enumerate(tensors)]
 
 
@@ -180,6 +184,7 @@ class FieldNorm(nn.Module):
         self.weight, self.bias = (nn.Parameter(field.movedim(-1, 0)) for field in fields)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Normalise x_NCHW, or NCTHW; the shape stays."""
         x_NCHW = x_NCHW.to(self.weight.dtype)  # not in half precision, which only GPUs see to by themselves
         if self.grid is None:
             return functional.group_norm(x_NCHW, 1, self.weight, self.bias, self.eps)
@@ -187,7 +192,7 @@ class FieldNorm(nn.Module):
         return functional.layer_norm(x_NCHW.movedim(1, -1), weight.shape, weight, bias, self.eps).movedim(-1, 1)
 
     def of_zeros(self) -> Tensor:
-        """What it makes of a field of zeros, to be broadcast: what a convolution of zeros is spared."""
+        """Return what it makes of a field of zeros, to be broadcast: what a convolution of zeros is spared."""
         return self.bias if self.grid else self.bias[:, None, None]
 
 
@@ -209,6 +214,7 @@ class FieldConv(nn.Sequential):
         super().__init__(conv, *([FieldNorm(outputs, grid)] if norm else []))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Map x_NCHW to (N, outputs, H, W)."""
         made = convolve(x_NCHW, self[0].weight)  # type: ignore[arg-type]
         return self[1](made) if len(self) > 1 else made
 
@@ -216,10 +222,11 @@ class FieldConv(nn.Sequential):
         """None stands for zeros, which are not convolved, in and out."""
         if x_NCHW is None:
             return self[-1].of_zeros() if isinstance(self[-1], FieldNorm) else None
-        return self(x_NCHW)
+        output: Tensor | None = self(x_NCHW)
+        return output
 
     def added_to(self, *fields_NCHW: Tensor, x_NCHW: Tensor | None) -> tuple[Tensor, ...]:
-        """Adds what comes out, split as wide as the fields are; None stands for zeros."""
+        """Add what comes out, split as wide as the fields are; None stands for zeros."""
         made = self.of(x_NCHW)
         if made is None:
             return fields_NCHW
@@ -228,7 +235,7 @@ class FieldConv(nn.Sequential):
 
 
 def on_multiple(forecast: Forecast, past_BTCHW: Tensor, *, multiple: int) -> Tensor:
-    """Runs a forecast that needs sides divisible by ``multiple`` on a grid of any size.
+    """Run a forecast that needs sides divisible by ``multiple`` on a grid of any size.
 
     Rows and columns are added below and to the right, so pixels keep their place in the network's
     strides, and cut off again. They repeat the edge: zeros would draw a dry wall beside the rain.
@@ -244,7 +251,7 @@ def to_multiple(frames: Tensor, multiple: int) -> Tensor:
 
 
 def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], overlap: int) -> Tensor:
-    """Runs a forecast that is tied to one grid size over overlapping tiles of that size.
+    """Run a forecast that is tied to one grid size over overlapping tiles of that size.
 
     Tiles fade into each other with raised-cosine weights. Where they agree the result is exactly
     theirs. One tile is in memory at a time beside the result, so call it without gradients.
@@ -283,7 +290,8 @@ def _grow(frames: Tensor, height: int, width: int) -> Tensor:
     if not below and not right:
         return frames
     grown = functional.pad(frames.flatten(0, 1), (0, right, 0, below), mode="replicate")
-    return grown.unflatten(0, frames.shape[:2])
+    output: Tensor = grown.unflatten(0, frames.shape[:2])
+    return output
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:

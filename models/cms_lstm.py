@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from nowcast.models.blocks import FieldConv, FieldNorm, lean
 from nowcast.models.nowcaster import Published
-from nowcast.models.packed import Conv2d
 from nowcast.models.recurrent import Patched, Sampling, through_stack
+from nowcast.models.speedups.packed import Conv2d
 
 Grid = tuple[int, int] | None
 State = tuple[Tensor, Tensor]
@@ -94,6 +94,7 @@ class SpatiotemporalExpression(nn.Module):
         self.norm = FieldNorm(width, grid)
 
     def forward(self, h_BCHW: Tensor, c_BCHW: Tensor) -> State:
+        """Map h and c, BCHW each, to the enhanced ones."""
         conv_h, norm_h = _apart(self.from_h)
         conv_z, norm_z = _apart(self.from_z)
 
@@ -109,7 +110,7 @@ class SpatiotemporalExpression(nn.Module):
         return lean(update, conv_h(h_BCHW), conv_z(z), c_BCHW)
 
     def attended(self, h_BCHW: Tensor, c_BCHW: Tensor) -> Tensor:
-        """What every position holds and gathers, for all scales: (B, scales * C, H, 2 W), h left and c right."""
+        """Return what every position holds and gathers, for all scales: (B, scales * C, H, 2 W), h left and c right."""
         height, width = h_BCHW.shape[2:]
         cut = torch.stack([self._cut(h_BCHW), self._cut(c_BCHW)], dim=-4)
         tokens_BNC = cut.flatten(1, -2)
@@ -143,7 +144,8 @@ class SpatiotemporalExpression(nn.Module):
         cuts = self.scales - 1
         field = field_BCHW.movedim(1, -1).unflatten(2, (*[2] * cuts, -1)).unflatten(1, (*[2] * cuts, -1))
         pairs = [axis for cut in range(1, cuts + 1) for axis in (cut, cut + cuts + 1)]
-        return field.permute(0, *pairs, cuts + 1, 2 * cuts + 2, -1)
+        output: Tensor = field.permute(0, *pairs, cuts + 1, 2 * cuts + 2, -1)
+        return output
 
     def _joined(self, cut: Tensor) -> Tensor:
         """Undoes the cuts of two fields that are stacked before their rows, and puts them side by side."""
@@ -177,7 +179,8 @@ class CMSCell(nn.Module):
             return o.sigmoid() * c.tanh(), c
 
         h, c = lean(update, conv_x(x), None if h is None else conv_h(h), c)
-        return self.expression(h, c)
+        output: tuple[Tensor, Tensor] = self.expression(h, c)
+        return output
 
 
 class CMSLSTM(Patched):
@@ -246,9 +249,12 @@ class CMSLSTM(Patched):
         self.cells = nn.ModuleList(CMSCell(width, kernel=kernel, grid=self.field, scales=scales) for _ in range(layers))
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        return self.embedding(super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last))
+        """Fold frames_NCHW and embed them: (N, width, H / patch, W / patch)."""
+        output: Tensor = self.embedding(super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last))
+        return output
 
     def step(self, x: Tensor, state: list[State] | None) -> tuple[Tensor, list[State]]:
+        """Map (embedded frame, state of all layers) to (hidden state of the top, next state)."""
         after = through_stack(self.cells, x, state)
         return after[-1][0], after
 
@@ -256,11 +262,12 @@ class CMSLSTM(Patched):
 def _scaled(field: Tensor, by: Tensor, layer: FieldConv) -> Tensor:
     """Scales one field by what another tells: factors between 0 and 2."""
     conv, norm = _apart(layer)
-    return lean(lambda told, field: 2 * norm(told).sigmoid() * field, conv(by), field)
+    output: Tensor = lean(lambda told, field: 2 * norm(told).sigmoid() * field, conv(by), field)
+    return output
 
 
 def _apart(layer: FieldConv) -> tuple[Conv2d, FieldNorm]:
-    """The convolution and the norm, so that what the former gives is kept and the latter done again."""
+    """Return convolution and norm, so that the output of the first is kept and the second done again."""
     return layer[0], layer[1]  # type: ignore[return-value]
 
 

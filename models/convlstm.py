@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from nowcast.models.blocks import each_frame, in_portions
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
-from nowcast.models.packed import Conv2d
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.packed import Conv2d
+from nowcast.models.speedups.winograd import convolve
 
 State = tuple[Tensor, ...]
 """What a cell remembers; the hidden state h_BCHW comes first. Empty before the first step: all zeros."""
@@ -41,7 +41,7 @@ class GateConv(nn.Module):
         self.norm = nn.GroupNorm(outputs // GROUP, outputs)
 
     def forward(self, x_BCHW: Tensor | None, h_BCHW: Tensor | None) -> Tensor:
-        """The convolution, not yet normalised. None stands for zeros: their part of the kernel is left out."""
+        """Return the convolution, not yet normalised. None stands for zeros: their part of the kernel is left out."""
         channels = slice(self.inputs if x_BCHW is None else 0, self.inputs if h_BCHW is None else None)
         # One large convolution: convolving x for all steps beforehand costs 10 % more in training.
         fields = [part for part in (x_BCHW, h_BCHW) if part is not None]
@@ -60,6 +60,7 @@ class LSTMCell(nn.Module):
         self.gates = GateConv(inputs, width, 4 * width, kernel=kernel)
 
     def forward(self, x_BCHW: Tensor | None, state: State) -> State:
+        """Map (x_BCHW, (h, c)) to the next (h, c); None and () stand for zeros."""
         h, c = state or (None, None)
         return in_portions(_updated, (self.gates(x_BCHW, h), c), self.gates.affine())
 
@@ -84,6 +85,7 @@ class GRUCell(nn.Module):
         self.candidate = GateConv(inputs, width, width, kernel=kernel)
 
     def forward(self, x_BCHW: Tensor | None, state: State) -> State:
+        """Map (x_BCHW, (h,)) to the next (h,); None and () stand for zeros."""
         (h,) = state or (None,)
         reset, update = (self.gates.affine(number, of=2) for number in (1, 0))
         gates = self.gates(x_BCHW, h)
@@ -134,12 +136,13 @@ class EncoderForecaster(Nowcaster):
         self.multiple = multiple
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
-        with self.same_weights():
+        with self.cached_weights():
             return self.on_any_grid(lambda past: self.forecast(self.encode(past)), past_BTCHW)
 
     def encode(self, past_BTCHW: Tensor) -> list[State]:
-        """Final state of every stage, finest first; sides must divide by the product of the strides."""
+        """Return the final state of every stage, finest first; sides must divide by the product of the strides."""
         frames: Sequence[Tensor] = past_BTCHW.unbind(1)
         states = []
         for down, cell in zip(self.down, self.encoder, strict=True):
@@ -148,7 +151,7 @@ class EncoderForecaster(Nowcaster):
         return states
 
     def forecast(self, states: list[State]) -> Tensor:
-        """The frames that follow from the encoder's states."""
+        """Return the frames that follow from the encoder's states."""
         inputs: Sequence[Tensor | None] = [None] * self.out_steps
         for up, cell, state in reversed(list(zip(self.up, self.forecaster, states, strict=True))):
             _, hidden = self._unroll(cell, inputs, state)
@@ -156,7 +159,7 @@ class EncoderForecaster(Nowcaster):
         return torch.stack(frames, dim=1)
 
     def _unroll(self, cell: nn.Module, frames: Sequence[Tensor | None], state: State) -> tuple[State, list[Tensor]]:
-        """Runs a cell over a sequence; returns its final state and its hidden states."""
+        """Run a cell over a sequence; return its final state and its hidden states."""
         hidden = []
         for x in frames:
             state = self.segment(cell, x, state)

@@ -145,7 +145,7 @@ class StackedConvLSTM(Patched):
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state is (h, c) of every layer."""
+        """Map (embedded frame, (h, c) of every layer) to (hidden state of the top, next state)."""
         made = []
         for cell, before in zip(self.cells, state or [None] * len(self.cells), strict=True):
             x, c = cell(x, before)

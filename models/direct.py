@@ -27,6 +27,7 @@ class Direct(Nowcaster):
         raise NotImplementedError
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
         return self.on_any_grid(self.roll_out, past_BTCHW)
 

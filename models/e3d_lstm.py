@@ -28,7 +28,6 @@ from torch.nn import functional
 from nowcast.models.blocks import FieldConv, FieldNorm, lean
 from nowcast.models.losses import weighted_mean
 from nowcast.models.nowcaster import Published
-from nowcast.models.packed import Linear
 from nowcast.models.recurrent import Patched, Sampling
 
 WINDOW = 2
@@ -50,7 +49,8 @@ class WindowConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))  # added by who goes on with what is made, within lean arithmetic
 
     def forward(self, x_BSHWC: Tensor) -> Tensor:
-        made = _pixels_last(self.here, x_BSHWC.flatten(0, 1)).unflatten(0, x_BSHWC.shape[:2])
+        """Map x_BSHWC to (B, S, H, W, outputs)."""
+        made = torch.unflatten(_pixels_last(self.here, x_BSHWC.flatten(0, 1)), 0, x_BSHWC.shape[:2])
         made[:, 0] += _pixels_last(self.after, x_BSHWC[:, 1])
         return made
 
@@ -59,10 +59,11 @@ class WindowNorm(FieldNorm):
     """Normalises every sample over slices, pixels and channels together, with a scale and shift per channel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes BSHWC, or C alone for a window that is the same everywhere."""
+        """Normalise BSHWC, or C alone for a window that is the same everywhere."""
         if x.ndim == 1:
             return functional.layer_norm(x, x.shape, self.weight, self.bias, self.eps)
-        return super().forward(x.flatten(1, 2).movedim(-1, 1)).movedim(1, -1).unflatten(1, (WINDOW, -1))
+        output: Tensor = super().forward(x.flatten(1, 2).movedim(-1, 1)).movedim(1, -1).unflatten(1, (WINDOW, -1))
+        return output
 
 
 class E3DCell(nn.Module):
@@ -88,7 +89,7 @@ class E3DCell(nn.Module):
         self.norm_memory, self.norm_recall = WindowNorm(4 * width, eps=eps), WindowNorm(width, eps=eps)
         self.cell_to_gate = WindowConv(width, width, kernel=kernel)
         self.memory_to_gate = WindowConv(width, width, kernel=kernel)
-        self.show = Linear(2 * width, width)
+        self.show = nn.Linear(2 * width, width)
         self.width, self.stale_memory = width, stale_memory
 
     def forward(self, from_x: Tensor, state: CellState | None, memory: Tensor | None) -> tuple[CellState, Tensor]:
@@ -117,7 +118,7 @@ class E3DCell(nn.Module):
         return (h, c, history), memory
 
     def recall(self, recaller: Tensor, history: tuple[Tensor, ...]) -> Tensor:
-        """What every position finds in the cell states of all steps, by the likeness of their channels."""
+        """Return what every position finds in the cell states of all steps, by the likeness of their channels."""
         query, past = (fields.flatten(1, 3).unsqueeze(1) for fields in (recaller, torch.cat(history, dim=1)))
         return functional.scaled_dot_product_attention(query, past, past, scale=1.0).view_as(recaller)
 
@@ -134,12 +135,13 @@ class E3DCell(nn.Module):
         return r.sigmoid(), i.sigmoid() * g.tanh(), o.clone(), memory  # a view would keep the other gates alive
 
     def _show(self, gate: Tensor, of_cell: Tensor, of_memory: Tensor, content: Tensor) -> Tensor:
-        """The output gate is a tanh and then a sigmoid."""
+        """Combine cell and memory; the output gate is a tanh and then a sigmoid."""
         gate = gate + of_cell + of_memory + (self.cell_to_gate.bias + self.memory_to_gate.bias)
         return content.tanh() * gate.tanh().sigmoid()
 
     def _remember(self, recalled: Tensor, c: Tensor, fresh: Tensor) -> Tensor:
-        return self.norm_recall(c + recalled) + fresh
+        output: Tensor = self.norm_recall(c + recalled) + fresh
+        return output
 
 
 class E3DLSTM(Patched):
@@ -211,11 +213,12 @@ class E3DLSTM(Patched):
         return self.cells[0].from_x  # type: ignore[return-value]
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        """What both planes of the first kernel make of frames."""
+        """Return what both planes of the first kernel make of frames."""
         folded = super().embed(frames_NCHW).contiguous(memory_format=torch.channels_last)
         return torch.cat([self.first.here(folded), self.first.after(folded)], dim=1)
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Map (embedded frame, state) to (hidden windows of the top, BSHWC, next state)."""
         here, after = x.movedim(1, -1).chunk(2, dim=-1)
         before, layers, memory = state or (torch.zeros_like(here), [], None)
         from_x = torch.stack([before + after, here], dim=1)
@@ -228,6 +231,7 @@ class E3DLSTM(Patched):
         return made[-1][0], (here, made, memory)
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Map hidden_BSHWC to the next frame, NCHW."""
         return super().head(hidden.movedim(-1, 2).flatten(1, 2))
 
     def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
@@ -237,4 +241,5 @@ class E3DLSTM(Patched):
 
 
 def _pixels_last(conv: FieldConv, x_NHWC: Tensor) -> Tensor:
-    return conv(x_NHWC.movedim(-1, 1)).movedim(1, -1).contiguous()
+    output: Tensor = conv(x_NHWC.movedim(-1, 1)).movedim(1, -1).contiguous()
+    return output

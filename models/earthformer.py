@@ -52,7 +52,7 @@ class RelativeBias(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, queries: int, keys: int) -> Tensor:
-        """(heads, queries, keys)"""
+        """Return the bias of each pair, (heads, queries, keys)."""
         places = torch.arange(max(queries, keys), device=self.table.device)
         apart = (places[:queries, None] - places[:keys]).clamp(-self.reach, self.reach)
         return self.table[apart + self.reach].permute(2, 0, 1)
@@ -96,6 +96,7 @@ class AxialAttention(nn.Module):
             self.project_global = _linear(width, width)
 
     def forward(self, x_BTHWC: Tensor, global_BGC: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Map pixels_BTHWC and global vectors_BGC to the same shapes."""
         lines = self.norm(x_BTHWC).movedim(self.axis, 3)
         pixels = _heads(self.of_pixels(lines.flatten(0, 2)), self.heads, x_BTHWC.shape[-1])
         bias, drop = self.bias(lines.shape[3], lines.shape[3]), self.dropout * self.training
@@ -135,6 +136,7 @@ class CrossAttention(nn.Module):
         self.project = _linear(width, width)
 
     def forward(self, x_BTHWC: Tensor, past_BTHWC: Tensor) -> Tensor:
+        """Map x_BTHWC, which asks past_BTHWC, to the same shape."""
         lines = self.norm(x_BTHWC).movedim(1, 3)
         (query,) = _heads(self.query(lines.flatten(0, 2)), self.heads, lines.shape[-1])
         key, value = _heads(self.seen(past_BTHWC.movedim(1, 3).flatten(0, 2)), self.heads, lines.shape[-1])
@@ -160,7 +162,9 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        """Map x to the same shape: channels are the last axis."""
+        output: Tensor = x + self.layers(x)
+        return output
 
 
 class AxialBlock(nn.Module):
@@ -201,6 +205,7 @@ class AxialBlock(nn.Module):
         self.feed = nn.ModuleList(FeedForward(width, dropout=dropout) for _ in AXES)
 
     def forward(self, x_BTHWC: Tensor, global_BGC: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Map pixels_BTHWC and global vectors_BGC to the same shapes."""
         for attention, feed in zip(self.attention, self.feed, strict=True):
             x_BTHWC, global_BGC = attention(x_BTHWC, global_BGC)
             x_BTHWC = feed(x_BTHWC)
@@ -216,7 +221,9 @@ class CrossBlock(nn.Module):
         self.feed = FeedForward(width, dropout=dropout)
 
     def forward(self, x_BTHWC: Tensor, past_BTHWC: Tensor) -> Tensor:
-        return self.feed(self.attention(x_BTHWC, past_BTHWC))
+        """Map x_BTHWC, which asks past_BTHWC, to the same shape."""
+        output: Tensor = self.feed(self.attention(x_BTHWC, past_BTHWC))
+        return output
 
 
 class PatchMerge(nn.Module):
@@ -228,8 +235,10 @@ class PatchMerge(nn.Module):
         self.norm, self.reduce = nn.LayerNorm(scale**2 * inputs), _linear(scale**2 * inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., H, W, C) to (..., H / scale, W / scale, widened C)."""
         patches = x.unflatten(-2, (-1, self.scale)).unflatten(-4, (-1, self.scale)).transpose(-4, -3)
-        return self.reduce(self.norm(patches.flatten(-3)))
+        output: Tensor = self.reduce(self.norm(patches.flatten(-3)))
+        return output
 
 
 class GroupNorm(nn.GroupNorm):
@@ -239,6 +248,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(max(1, width // 4), width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x in the precision of the weights; the shape stays."""
         return super().forward(x.to(self.weight.dtype))
 
 
@@ -251,7 +261,9 @@ class Shrink(nn.Module):
         self.merge = PatchMerge(outputs, outputs, scale)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.merge(self.convs(x_NCHW).movedim(1, -1)).movedim(-1, 1)
+        """Map x_NCHW to NCHW."""
+        output: Tensor = self.merge(self.convs(x_NCHW).movedim(1, -1)).movedim(-1, 1)
+        return output
 
 
 class Positions(nn.Module):
@@ -273,7 +285,7 @@ class Positions(nn.Module):
             nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """(T, H, W, C)"""
+        """Return the position embedding, (T, H, W, C)."""
         space = sum(self._stretched(field, height, width) for field in self.space)
         return self.time[:, None, None] + space
 
@@ -388,13 +400,14 @@ class Earthformer(Nowcaster):
         self.up = nn.ModuleList(nn.Sequential(*_grown(coarse, fine, 2)) for fine, coarse in pairs)
 
     def _make_global(self, widths: Sequence[int], count: int) -> None:
-        """The global vectors, and what widens them between levels."""
+        """Create the global vectors, and what widens them between levels."""
         self.global_vectors = nn.Parameter(torch.empty(count, widths[0])) if count else None
         if self.global_vectors is not None:
             nn.init.trunc_normal_(self.global_vectors, std=0.02)
             self.down_global = nn.ModuleList(_linear(width, 2 * width) for width in widths[:-1])
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
         return on_multiple(self.predict, past_BTCHW, multiple=self.multiple)
 
@@ -405,10 +418,11 @@ class Earthformer(Nowcaster):
         x = fields.movedim(1, -1).unflatten(0, (batch, steps))
         made = self.decode(self.encode(x + self.past_positions(*x.shape[2:4])))
         frames = self.segment(self.crown, made.flatten(0, 1).movedim(-1, 1))
-        return self.last(frames.movedim(1, -1)).movedim(-1, 1).unflatten(0, (batch, self.out_steps))
+        output: Tensor = self.last(frames.movedim(1, -1)).movedim(-1, 1).unflatten(0, (batch, self.out_steps))
+        return output
 
     def encode(self, x_BTHWC: Tensor) -> list[Tensor]:
-        """What every level makes of the past, finest first."""
+        """Return what every level makes of the past, finest first."""
         vectors = None if self.global_vectors is None else self.global_vectors.expand(len(x_BTHWC), -1, -1)
         levels = []
         for level, blocks in enumerate(self.encoder):
@@ -423,7 +437,7 @@ class Earthformer(Nowcaster):
     def decode(self, past: Sequence[Tensor]) -> Tensor:
         """From positions to the finest level, BTHWC."""
         batch, _, height, width, _ = past[-1].shape
-        x = self.start(self.future_positions(height, width)).expand(batch, -1, -1, -1, -1)
+        x: Tensor = self.start(self.future_positions(height, width)).expand(batch, -1, -1, -1, -1)
         for level in reversed(range(len(past))):
             if level < len(past) - 1:
                 x = self.up[level](x.flatten(0, 1).movedim(-1, 1)).movedim(1, -1).unflatten(0, (batch, -1))
@@ -468,8 +482,9 @@ def _crown(widths: Sequence[int], scales: Sequence[int], *, convs: int) -> nn.Se
 
 
 def _heads(x_NLC: Tensor, heads: int, width: int) -> tuple[Tensor, ...]:
-    """Splits channels into parts as wide as the network, and each into heads: (N, heads, L, c) each."""
-    return x_NLC.unflatten(2, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    """Split channels into parts as wide as the network, and each into heads: (N, heads, L, c) each."""
+    output: tuple[Tensor, ...] = x_NLC.unflatten(2, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return output
 
 
 def _together(x: Tensor) -> Tensor:

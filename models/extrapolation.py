@@ -57,6 +57,7 @@ class Extrapolation(Nowcaster):
     history = (2, 4)
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW, NaN where rain from outside the grid would come in."""
         check_past(past_BTCHW, self)
         past = past_BTCHW.detach().to("cpu", torch.float32).numpy()
         batch, _, channels, height, width = past.shape
@@ -127,7 +128,7 @@ def _positions(height: int, width: int) -> np.ndarray:
 
 
 def _reduce(frame_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A frame in coarse pixels with missing parts filled from around them, and the share of data there.
+    """Return a frame in coarse pixels with missing parts filled from around them, and the share of data there.
 
     A hole filled with zeros would look like an edge that stands still.
     """
@@ -179,7 +180,7 @@ def _bytes(image: np.ndarray, *, peak: float) -> np.ndarray:
 def _smooth(momentum: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean motion around every coarse pixel; far from rain that of a wider circle, then of all."""
     floor = 1e-3 * weights.mean() + 1e-12
-    motion = momentum.sum(axis=(0, 1)) / (weights.sum() + floor)
+    motion: np.ndarray = momentum.sum(axis=(0, 1)) / (weights.sum() + floor)
     for deviation in (4 * SMOOTHING, SMOOTHING):
         around, total = (cv2.GaussianBlur(part, (0, 0), deviation) for part in (momentum, weights))
         motion = (around + floor * motion) / (total + floor)[..., None]
@@ -187,7 +188,7 @@ def _smooth(momentum: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def displacements(motion_2HW: np.ndarray, *, steps: int) -> Iterator[np.ndarray]:
-    """Yields the way travelled to every coarse pixel after each step, (h, w, 2) in pixels."""
+    """Yield the way travelled to every coarse pixel after each step, (h, w, 2) in pixels."""
     height, width = motion_2HW.shape[1:]
     rows, columns = coarse_shape(height, width)
     scale = np.array([columns / width, rows / height], np.float32)

@@ -63,7 +63,7 @@ class Fading:
         """Of the newest frame and of the one before."""
 
     def after(self, leads_L: Tensor) -> Iterator[Tensor]:
-        """The scales NKHW at some lead times, counted from 0."""
+        """Return the scales NKHW at some lead times, counted from 0."""
         height, width = self.newest_NKHW.shape[-2:]
         for weights_2NKhw in self.weights_2NLKhw.index_select(2, leads_L).unbind(2):
             newest, before = (

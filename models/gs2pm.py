@@ -46,7 +46,7 @@ class Prompt(nn.Module):
         self.left, self.right = (nn.Parameter(torch.randn(1, channels, height - 2 * border, border)) for _ in range(2))
 
     def forward(self, height: int, width: int) -> Tensor:
-        """What to add to frames of this size, (1, C, height, width); stretched where it was learned for another."""
+        """Return the prompt for frames of this size, (1, C, height, width); stretched where learned for another."""
         inner = self.up.shape[-1] - 2 * self.left.shape[-1]
         middle = torch.cat([self.left, self.left.new_zeros(*self.left.shape[:3], inner), self.right], dim=3)
         picture = torch.cat([self.up, middle, self.down], dim=2)
@@ -166,11 +166,13 @@ class GS2PM(SimVP):
         return self
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW, with the prompt added, to one block of future frames."""
         return super().block(past_BTCHW + self.prompt(*past_BTCHW.shape[-2:]))
 
     def fill(self, masked_BTCHW: Tensor) -> Tensor:
-        """The masked branch: frames with holes in, whole frames out; sides divide by ``multiple``."""
-        return self.decode_all(*self.encode_all(masked_BTCHW.flatten(0, 1))).unflatten(0, masked_BTCHW.shape[:2])
+        """Return the masked branch: frames with holes in, whole frames out; sides divide by ``multiple``."""
+        filled_NCHW = self.decode_all(*self.encode_all(masked_BTCHW.flatten(0, 1)))
+        return torch.unflatten(filled_NCHW, 0, masked_BTCHW.shape[:2])
 
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None

@@ -150,12 +150,13 @@ class Lagrangian(Nowcaster):
         self.linear.weight.data = weight_LKF.flatten(0, 1)[..., None, None]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW, NaN where nothing is known."""
         return self.distribution(past_BTCHW)[0]
 
     # --- probabilities ---
 
     def distribution(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The field, and the probabilities that it is made of, see ``exceedance``."""
+        """Return the field, BTCHW, and the probabilities that it is made of, see ``exceedance``."""
         chance_NLKHW, known_NLHW = self.exceedance(past_BTCHW)
         field_NLHW = self.field(chance_NLKHW, known_NLHW, past_BTCHW[:, -1].flatten(0, 1))
         field_BTCHW = field_NLHW.unflatten(0, (len(past_BTCHW), self.channels)).transpose(1, 2)
@@ -200,12 +201,13 @@ class Lagrangian(Nowcaster):
             pairs = zip(fading.after(leads_L), at_lead.unflatten(0, (len(leads_L), -1)), strict=True)
             faded = [functional.conv2d(self.normed(left_NKHW), weight) for left_NKHW, weight in pairs]
         other = self.unet(self.shown(aligned_NTHW, known_N1HW, fading), rows, self.segment)
-        return linear + torch.stack(faded, dim=1) + other.unflatten(1, (len(leads_L), -1))
+        output: Tensor = linear + torch.stack(faded, dim=1) + other.unflatten(1, (len(leads_L), -1))
+        return output
 
     def seen(self, aligned_NTHW: Tensor, known_N1HW: Tensor) -> tuple[Tensor, Fading]:
-        """What the linear part sees at all lead times, NFHW: scales of the newest frame and of changes, of what reaches
-        levels, and ones. And how the scales fade, which it sees at each.
+        """Return the predictors of the linear part at all lead times, NFHW, and how scales fade, which it sees at each.
 
+        They are scales of the newest frame, of changes and of what reaches levels, and ones.
         Scales are differences, and so are times, since what is alike is learnt slowly.
         """
         changes = aligned_NTHW[:, :-1] - aligned_NTHW[:, 1:]
@@ -223,7 +225,7 @@ class Lagrangian(Nowcaster):
         return parts_NK / _sizes(parts_NK.shape[1]).to(parts_NK).view(-1, *[1] * (parts_NK.ndim - 2))
 
     def shown(self, aligned_NTHW: Tensor, known_N1HW: Tensor, fading: Fading) -> Tensor:
-        """What the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
+        """Return what the U-Net sees, NCHW: the frames, where they are known, and previews of what is left of them."""
         leads = [max(self.out_steps >> halvings, 1) - 1 for halvings in range(PREVIEWS)]
         left = [
             left_NKHW.sum(1, keepdim=True)
@@ -234,7 +236,7 @@ class Lagrangian(Nowcaster):
     # --- one field ---
 
     def field(self, chance_NLKHW: Tensor, known_NLHW: Tensor, newest_NHW: Tensor) -> Tensor:
-        """The field NLHW that ``forward`` gives, NaN where nothing is known."""
+        """Return the field NLHW that ``forward`` gives, NaN where nothing is known."""
         rates_K, mean_NLHW = self.rate(self.levels), self.mean(chance_NLKHW)
         made = torch.zeros_like(mean_NLHW)  # what does not reach the lowest level is dry
         ends_K = torch.cat([rates_K[1:], rates_K.new_tensor([math.inf])])
@@ -333,7 +335,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.project(functional.gelu(self.expand(y))).permute(0, 3, 1, 2)
+        output: Tensor = x + self.project(functional.gelu(self.expand(y))).permute(0, 3, 1, 2)
+        return output
 
 
 def _stage(width: int, blocks: int) -> nn.Sequential:
@@ -370,7 +373,7 @@ def _cut_of_area(chance: Tensor, area: Tensor) -> Tensor:
     return high.sigmoid().masked_fill(area < 1, math.inf)  # not even where nobody looked
 
 
-def _full_precision(device: str) -> AbstractContextManager:
+def _full_precision(device: str) -> AbstractContextManager[object]:
     """Devices without mixed precision, such as the one of shapes alone, have none to switch off."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -389,7 +392,7 @@ def _stronger(*parts: Tensor) -> Iterator[Tensor]:
 
 
 def stronger(scaled: Tensor, more: Tensor | float) -> Tensor:
-    """The same rain, with so much added on the scale; what is dry stays dry."""
+    """Return the same rain, with so much added on the scale; what is dry stays dry."""
     return torch.where(scaled > 0, (scaled + more).clamp(0, 1), scaled)
 
 
@@ -414,7 +417,8 @@ def trajectories(frames_NTHW: Tensor, steps: int) -> Tensor:
     here_2HW = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
     extent = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).to(frames_NTHW)
     places = (here_2HW - way_MHW2).permute(0, 2, 3, 1) * (2 / extent) - 1
-    return places.unflatten(0, (len(frames_NTHW), steps))
+    output: Tensor = places.unflatten(0, (len(frames_NTHW), steps))
+    return output
 
 
 @torch.library.custom_op("nowcast::travelled", mutates_args=())

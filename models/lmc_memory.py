@@ -27,9 +27,9 @@ from torch.nn import functional
 from nowcast.models.blocks import channels_last, each_frame, in_portions, lean
 from nowcast.models.losses import mae, mse
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
-from nowcast.models.packed import Conv2d
 from nowcast.models.recurrent import through_stack
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.packed import Conv2d
+from nowcast.models.speedups.winograd import convolve
 
 State = list[tuple[Tensor, Tensor]]
 """Hidden and cell state of every LSTM; empty before the first step, for zeros."""
@@ -76,14 +76,17 @@ class FrameConv(Conv2d):
         super().__init__(3 * inputs, outputs, 3, padding=1)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
+        """Convolve clip_BTCHW with a 3-D kernel; the inputs are kept for the backward pass, and nothing between."""
         return lean(self.convolved, clip_BTCHW)
 
     def convolved(self, clip_BTCHW: Tensor) -> Tensor:
+        """Convolve clip_BTCHW frame by frame, each with its neighbours as channels."""
         batch, steps, channels, height, width = clip_BTCHW.shape
         beside = functional.pad(clip_BTCHW.movedim(2, -1), (0, 0, 0, 0, 0, 0, 1, 1))
         threes_BTHWC = torch.cat([beside[:, t : t + steps] for t in range(3)], dim=-1)
         threes_NHWC = threes_BTHWC.view(batch * steps, height, width, 3 * channels)
-        return super().forward(threes_NHWC.permute(0, 3, 1, 2)).unflatten(0, (batch, steps))
+        output: Tensor = super().forward(threes_NHWC.permute(0, 3, 1, 2)).unflatten(0, (batch, steps))
+        return output
 
 
 class MotionEncoder(nn.Module):
@@ -106,11 +109,12 @@ class MotionEncoder(nn.Module):
 def _halved(clip_BTCHW: Tensor) -> Tensor:
     """Positive parts, of four pixels the largest: found in this order, there are fewer to look at."""
     pooled = functional.max_pool2d(clip_BTCHW.flatten(0, 1), 2)
-    return pooled.relu_().unflatten(0, clip_BTCHW.shape[:2])
+    output: Tensor = pooled.relu_().unflatten(0, clip_BTCHW.shape[:2])
+    return output
 
 
 def _paired(clip_BTCHW: Tensor) -> Tensor:
-    """The larger of every two frames; one frame alone stays."""
+    """Return the larger of every two frames; one frame alone stays."""
     pairs = clip_BTCHW.shape[1] // 2
     if not pairs:
         return clip_BTCHW
@@ -134,21 +138,24 @@ class Memory(nn.Module):
         self.embedder = nn.Sequential(_up(4 * width, 2 * width), nn.ReLU(True), _up(2 * width, width), nn.ReLU(True))
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """What the past frames recall, BCHW with a quarter of their sides."""
-        return self.embedder(self.recalled(self.matching(clip_BTCHW), self.slots))
+        """Return what the past frames recall, BCHW with a quarter of their sides."""
+        output: Tensor = self.embedder(self.recalled(self.matching(clip_BTCHW), self.slots))
+        return output
 
     def both(self, short_BTCHW: Tensor, long_BTCHW: Tensor) -> Tensor:
-        """What the long clip recalls, which changes the slots; after it what the short one does, which does not."""
+        """Return what the long clip recalls, which changes the slots, and what the short one does, which does not."""
         stored = self.recalled(self.context(long_BTCHW), self.slots)
         found = self.recalled(self.matching(short_BTCHW), self.slots.detach())
-        return self.embedder(torch.cat([stored, found]))
+        output: Tensor = self.embedder(torch.cat([stored, found]))
+        return output
 
     @staticmethod
     def recalled(query_BFHW: Tensor, slots_SF: Tensor) -> Tensor:
         """For every query the mean of the slots, weighted by their likeness to it."""
         query_BQF = query_BFHW.flatten(2).transpose(1, 2)
         likeness = functional.normalize(query_BQF, dim=-1) @ functional.normalize(slots_SF, dim=-1).T
-        return (likeness.softmax(dim=-1) @ slots_SF).transpose(1, 2).unflatten(2, query_BFHW.shape[2:])
+        output: Tensor = (likeness.softmax(dim=-1) @ slots_SF).transpose(1, 2).unflatten(2, query_BFHW.shape[2:])
+        return output
 
 
 class LMCMemory(Nowcaster):
@@ -205,12 +212,13 @@ class LMCMemory(Nowcaster):
         self.decoder = nn.Sequential(*[part for sizes in ups for part in (_up(*sizes), nn.ELU(inplace=True))][:-1])
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
 
         def forecast(past: Tensor) -> Tensor:
             return self.told(self.watched(past), self.memory(past), self.out_steps)
 
-        with self.same_weights():
+        with self.cached_weights():
             return self.on_any_grid(forecast, past_BTCHW)
 
     def watched(self, past_BTCHW: Tensor) -> State:
@@ -221,16 +229,17 @@ class LMCMemory(Nowcaster):
         return state
 
     def encode(self, frames_NCHW: Tensor) -> Tensor:
-        """What the LSTMs read of frames."""
+        """Return what the LSTMs read of frames."""
         # This and the head are a fifth of the work, and to do it again costs less than to keep what lies between.
-        return lean(self.encoder, channels_last(frames_NCHW))
+        output: Tensor = lean(self.encoder, channels_last(frames_NCHW))
+        return output
 
     def step(self, x_BCHW: Tensor, state: State) -> State:
-        """(encoded frame, state) -> next state."""
+        """Map (encoded frame, state) to the next state."""
         return through_stack(self.cells, x_BCHW, state)
 
     def told(self, state: State, recalled_BCHW: Tensor, steps: int) -> Tensor:
-        """The frames that follow from the state after the past and from what was recalled."""
+        """Return the frames that follow from the state after the past and from what was recalled."""
         made: list[Tensor] = []
         for t in range(steps):
             if t:
@@ -243,7 +252,8 @@ class LMCMemory(Nowcaster):
         both = torch.cat([c_BCHW.mean((2, 3)), recalled_BCHW.mean((2, 3))], dim=1)
         asked_BC = self.attention(both).sigmoid()
         frame = self.decoder(torch.cat([h_BCHW, recalled_BCHW * asked_BC[:, :, None, None]], dim=1))
-        return frame.sigmoid() if self.sigmoid else frame
+        output: Tensor = frame.sigmoid() if self.sigmoid else frame
+        return output
 
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
@@ -266,7 +276,7 @@ class LMCMemory(Nowcaster):
             state: State = [(h.repeat(2, 1, 1, 1), c.repeat(2, 1, 1, 1)) for h, c in self.watched(past)]
             return self.told(state, recalled, steps)
 
-        with self.same_weights():
+        with self.cached_weights():
             made = self.on_any_grid(both_phases, clip)
         first, second = made.chunk(2)
         return self.compare(first, truth, weight) + self.compare(second, truth, weight)

@@ -117,7 +117,8 @@ def spectral(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, floor
         seen = frames if weight is None else frames * (weight > 0)
         waves = torch.fft.rfft2(seen.float(), norm="ortho")  # half precision knows no such transform
         logarithms.append((waves.real.square() + waves.imag.square() + floor).log())
-    return (logarithms[0] - logarithms[1]).square().mean()
+    output: Tensor = (logarithms[0] - logarithms[1]).square().mean()
+    return output
 
 
 def fss(
@@ -179,11 +180,13 @@ def crps(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, members: 
 
 
 def _summed(frames: Tensor, side: int) -> Tensor:
-    """Sums over squares; what sticks out at the border is a smaller one."""
+    """Sum over squares; what sticks out at the border is a smaller one."""
     sums = functional.avg_pool2d(frames.flatten(0, 1), side, ceil_mode=True, divisor_override=1)
-    return sums.unflatten(0, frames.shape[:2])
+    output: Tensor = sums.unflatten(0, frames.shape[:2])
+    return output
 
 
 def _neighbours(events: Tensor, side: int) -> Tensor:
     """Share of events around every pixel; none beyond the border."""
-    return functional.avg_pool2d(events.flatten(0, 1), side, 1, side // 2).unflatten(0, events.shape[:2])
+    output: Tensor = functional.avg_pool2d(events.flatten(0, 1), side, 1, side // 2).unflatten(0, events.shape[:2])
+    return output

@@ -26,7 +26,7 @@ from torch.nn import functional
 from nowcast.models.blocks import FieldNorm, channels_last, fold, lean, unfold
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Recurrent, Sampling, State
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.winograd import convolve
 
 CellMode = Literal["normal", "residual"]
 ModelMode = Literal["normal", "recall"]
@@ -184,19 +184,19 @@ class MAU(Recurrent):
         self.conv_last = nn.Conv2d(width, folded, 1)
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        """What the lowest unit reads; or the folded frames, where all fields on the way there are recalled."""
+        """Return what the lowest unit reads; or the folded frames, where all fields on the way there are recalled."""
         folded = channels_last(fold(frames_NCHW, self.patch, FOLD))
         return folded if self.recalls else self.encoded(folded)[-1]
 
     def encoded(self, folded_NCHW: Tensor) -> list[Tensor]:
-        """The encoder's fields, from fine to coarse."""
+        """Return the encoder's fields, from fine to coarse."""
         fields = [folded_NCHW]
         for layer in self.encoder:
             fields.append(functional.leaky_relu(layer(fields[-1]), SLOPE))
         return fields[1:]
 
     def step(self, x: Tensor, state: State) -> tuple[list[Tensor], State]:
-        """The state is that of every unit; ``head`` reads what is recalled, from fine to coarse, and the last field."""
+        """Map (frames, state of every unit) to what ``head`` reads, from fine to coarse, and the next state."""
         *finer, x = self.encoded(x) if self.recalls else (x,)
         after = []
         for cell, before in zip(self.cells, state or [None] * len(self.cells), strict=True):
@@ -205,6 +205,7 @@ class MAU(Recurrent):
         return [*finer, x], after
 
     def head(self, hidden: list[Tensor]) -> Tensor:
+        """Map (recalled fields and the last field) to the next frame, NCHW."""
         *finer, x = hidden
         for n, layer in enumerate(self.decoder, 1):
             x = layer(x)

@@ -79,13 +79,14 @@ class Block(nn.Module):
         self.scale2 = None if scale is None else nn.Parameter(torch.full((width,), scale))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         x = x_BCHW if self.position is None else x_BCHW + self.position(x_BCHW)
         x = add_branch(x, self.mix(self.norm1(x)), self.scale1, self.drop_path if self.training else 0)
         return add_branch(x, self.mlp(self.norm2(x)), self.scale2, self.drop_path if self.training else 0)
 
 
 def add_branch(x_BCHW: Tensor, branch_BCHW: Tensor, scale_C: Tensor | None, drop_path: float) -> Tensor:
-    """x + scale * branch; with stochastic depth samples skip the branch, and it counts more in the others."""
+    """Return x + scale * branch; with stochastic depth samples skip the branch, and it counts more in the others."""
     if scale_C is None and not drop_path:
         return x_BCHW + branch_BCHW
     weight = x_BCHW.new_ones(()) if scale_C is None else scale_C[:, None, None]
@@ -105,27 +106,31 @@ class Mlp(nn.Module):
         self.dwconv = depthwise(hidden, 3) if local else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         return lean(self.rest, self.fc1(x_BCHW))
 
     def rest(self, hidden_BCHW: Tensor) -> Tensor:
         """Done again in the backward pass up to fc2, so the wide map is kept once instead of three times."""
         local = hidden_BCHW if self.dwconv is None else self.dwconv(hidden_BCHW)
-        return self.fc2(functional.gelu(local))
+        output: Tensor = self.fc2(functional.gelu(local))
+        return output
 
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation of every pixel over its channels."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Normalise x_BCHW over its channels, pixel by pixel."""
         return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def channel_norm(channels: int) -> ChannelNorm:
+    """Build a ``ChannelNorm`` with the epsilon of ConvNeXt."""
     return ChannelNorm(channels, eps=1e-6)
 
 
 def depthwise(channels: int, kernel: int, *, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps channels apart and the size of the map."""
+    """Build a convolution that keeps channels apart and the size of the map."""
     cls = Dilated if dilation > 1 else nn.Conv2d
     return cls(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=channels)
 
@@ -138,6 +143,7 @@ class Dilated(nn.Conv2d):
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         if x_BCHW.device.type != "cpu":
             return super().forward(x_BCHW)
         apart, (height, width) = self.dilation[0], x_BCHW.shape[-2:]
@@ -178,11 +184,12 @@ class LargeKernel(nn.Module):
         self.point = nn.Conv2d(channels, outputs, 1)
 
     def forward(self, p_BCHW: Tensor) -> Tensor:
-        """What the kernel makes of the activated input."""
-        return self.point(self.far(self.near(functional.gelu(p_BCHW))))
+        """Return what the kernel makes of the activated input."""
+        output: Tensor = self.point(self.far(self.near(functional.gelu(p_BCHW))))
+        return output
 
     def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-        """The input, before its activation, and what the kernel made of it, put together."""
+        """Return the input, before its activation, and what the kernel made of it, put together."""
         raise NotImplementedError
 
 
@@ -193,6 +200,7 @@ class SigmoidGate(LargeKernel):
         super().__init__(channels, 2 * channels)
 
     def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        """Multiply one half of what the kernel made, BCHW, by the sigmoid of the other."""
         value, gate = made_BCHW.chunk(2, dim=1)
         return value * gate.sigmoid()
 
@@ -204,6 +212,7 @@ class ProductGate(LargeKernel):
         super().__init__(channels, channels)
 
     def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        """Multiply the activated input by what the kernel made, BCHW."""
         return functional.gelu(p_BCHW) * made_BCHW
 
 
@@ -215,23 +224,28 @@ class GatedMixing(nn.Module):
         self.proj_1, self.gate, self.proj_2 = nn.Conv2d(channels, channels, 1), gate, nn.Conv2d(channels, channels, 1)
 
     def forward(self, y_BCHW: Tensor) -> Tensor:
+        """Map y_BCHW to the same shape."""
         p = self.proj_1(y_BCHW)
         return y_BCHW + lean(self.rest, p, lean(self.gate, p))
 
     def rest(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
-        return self.proj_2(self.gate.gated(p_BCHW, made_BCHW))
+        """Gate the projected input and project it again, BCHW."""
+        output: Tensor = self.proj_2(self.gate.gated(p_BCHW, made_BCHW))
+        return output
 
 
 def gsta(place: Place) -> nn.Module:
+    """Build a block of gSTA, the middle of SimVPv2."""
     return large_kernel_block(place, SigmoidGate(place.channels)).apply(fan_out)
 
 
 def van(place: Place) -> nn.Module:
+    """Build a block of VAN."""
     return large_kernel_block(place, ProductGate(place.channels)).apply(fan_out)
 
 
 def large_kernel_block(place: Place, gate: LargeKernel) -> Block:
-    """What gSTA, VAN and TAU share; they differ in the gate."""
+    """Build what gSTA, VAN and TAU share; they differ in the gate."""
     width = place.channels
     mlp = Mlp(width, place.ratio, local=True)
     return Block(place, norm=nn.BatchNorm2d, mix=GatedMixing(width, gate), mlp=mlp, scale=1e-2)
@@ -241,8 +255,11 @@ def large_kernel_block(place: Place, gate: LargeKernel) -> Block:
 
 
 class MultiOrder(nn.Module):
-    """Depthwise 5 x 5 of all channels; then 3/8 of them through 5 x 5 of every second pixel, 4/8 through 7 x 7 of
-    every third; then 1 x 1."""
+    """Depthwise convolutions of several reaches, and 1 x 1 after them.
+
+    All channels go through 5 x 5; then 3/8 of them through 5 x 5 of every second pixel,
+    4/8 through 7 x 7 of every third.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -252,8 +269,10 @@ class MultiOrder(nn.Module):
         self.point = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         first, second, third = self.first(x_BCHW).split(self.parts, dim=1)
-        return self.point(torch.cat([first, self.second(second), self.third(third)], dim=1))
+        output: Tensor = self.point(torch.cat([first, self.second(second), self.third(third)], dim=1))
+        return output
 
 
 class MogaMixing(nn.Module):
@@ -266,10 +285,12 @@ class MogaMixing(nn.Module):
         self.sigma = nn.Parameter(torch.full((1, channels, 1, 1), 1e-5))
 
     def forward(self, y_BCHW: Tensor) -> Tensor:
+        """Map y_BCHW to the same shape."""
         x = self.proj_1(y_BCHW)
         x = functional.silu(x + self.sigma * (x - x.mean((2, 3), keepdim=True)))
         gated = lean(lambda gate, value: functional.silu(gate) * functional.silu(value), self.gate(x), self.value(x))
-        return y_BCHW + self.proj_2(gated)
+        output: Tensor = y_BCHW + self.proj_2(gated)
+        return output
 
 
 class MogaMlp(Mlp):
@@ -282,11 +303,14 @@ class MogaMlp(Mlp):
         self.sigma = nn.Parameter(torch.full((1, hidden, 1, 1), 1e-5))
 
     def rest(self, hidden_BCHW: Tensor) -> Tensor:
+        """Map the widened channels, BCHW, to the output of the block."""
         x = functional.gelu(self.dwconv(hidden_BCHW))  # type: ignore[misc]
-        return self.fc2(x + self.sigma * (x - functional.gelu(self.common(x))))
+        output: Tensor = self.fc2(x + self.sigma * (x - functional.gelu(self.common(x))))
+        return output
 
 
 def moga(place: Place) -> nn.Module:
+    """Build a block of MogaNet."""
     width = _divisible(place.channels, 8, "moga")
     mix, mlp = MogaMixing(width), MogaMlp(width, place.ratio)
     return Block(place, norm=nn.BatchNorm2d, mix=mix, mlp=mlp, scale=1e-5).apply(fan_out)
@@ -306,15 +330,18 @@ class RecursiveGate(nn.Module):
         self.pws = nn.ModuleList(nn.Conv2d(n, 2 * n, 1) for n in self.widths[:-1])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         x, rest = self.proj_in(x_BCHW).split((self.widths[0], sum(self.widths)), dim=1)
         maps = self.dwconv(rest).split(self.widths, dim=1)
         x = x * maps[0]
         for point, gate in zip(self.pws, maps[1:], strict=True):
             x = point(x) * gate
-        return self.proj_out(x)
+        output: Tensor = self.proj_out(x)
+        return output
 
 
 def hornet(place: Place) -> nn.Module:
+    """Build a block of HorNet."""
     width = _divisible(place.channels, 8, "hornet")
     block = Block(place, norm=channel_norm, mix=RecursiveGate(width), mlp=Mlp(width, place.ratio), scale=1e-6)
     block.mix.apply(fan_out)
@@ -337,6 +364,7 @@ class ConvNeXtBlock(nn.Module):
         self.apply(fan_out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         branch = self.mlp(self.norm(self.conv_dw(x_BCHW)))
         return add_branch(x_BCHW, branch, self.scale, self.drop_path if self.training else 0)
 
@@ -345,10 +373,12 @@ class Pooling(nn.Module):
     """Mean of the 3 x 3 neighbours that are there, minus the pixel: nothing to learn."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Subtract x_BCHW from the mean of its 3 x 3 neighbours."""
         return functional.avg_pool2d(x_BCHW, 3, stride=1, padding=1, count_include_pad=False) - x_BCHW
 
 
 def poolformer(place: Place) -> nn.Module:
+    """Build a block of PoolFormer."""
     width = place.channels
     block = Block(place, norm=lambda n: nn.GroupNorm(1, n), mix=Pooling(), mlp=Mlp(width, place.ratio), scale=1e-5)
     block.mlp.apply(narrow)
@@ -366,8 +396,10 @@ class ConvMixerBlock(nn.Module):
         self.apply(fan_out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape."""
         x = x_BCHW + self.norm_1(functional.gelu(self.conv_dw(x_BCHW)))
-        return self.norm_2(functional.gelu(self.conv_pw(x)))
+        output: Tensor = self.norm_2(functional.gelu(self.conv_pw(x)))
+        return output
 
 
 # -- MLP-Mixer and attention -----------------------------------------------------------------------
@@ -381,6 +413,7 @@ class TokenMlp(nn.Module):
         self.fc1, self.fc2 = nn.Linear(tokens, hidden), nn.Linear(hidden, tokens)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape: every channel mixes its pixels."""
         mixed = self.fc2(functional.gelu(self.fc1(x_BCHW.flatten(2)))).unflatten(2, x_BCHW.shape[2:])
         return channels_last(mixed)
 
@@ -394,8 +427,10 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape: pixels attend to all others."""
         x = x_BCHW.permute(0, 2, 3, 1)
-        return self.proj(self.attend(x.flatten(1, 2)).view(x.shape)).permute(0, 3, 1, 2)
+        output: Tensor = self.proj(self.attend(x.flatten(1, 2)).view(x.shape)).permute(0, 3, 1, 2)
+        return output
 
     def attend(self, x_BNC: Tensor, bias: Tensor | None = None) -> Tensor:
         """Values gathered by attention among N tokens."""
@@ -424,6 +459,7 @@ class WindowAttention(Attention):
         self.register_buffer("index", _relative_index(window), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to the same shape: pixels attend to those of their window."""
         batch, width, tall, wide = x_BCHW.shape
         shift, side = self.shift if min(tall, wide) > self.window else 0, self.window
         x = x_BCHW.permute(0, 2, 3, 1).roll((-shift, -shift), (1, 2)) if shift else x_BCHW.permute(0, 2, 3, 1)
@@ -431,7 +467,8 @@ class WindowAttention(Attention):
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
         made = self.attend(x.reshape(-1, side * side, width), bias).view(x.shape).transpose(2, 3)
         made = self.proj(made.reshape(batch, tall, wide, width))
-        return (made.roll((shift, shift), (1, 2)) if shift else made).permute(0, 3, 1, 2)
+        output: Tensor = (made.roll((shift, shift), (1, 2)) if shift else made).permute(0, 3, 1, 2)
+        return output
 
 
 def _relative_index(window: int) -> Tensor:
@@ -443,17 +480,20 @@ def _relative_index(window: int) -> Tensor:
 
 
 def mlp_mixer(place: Place) -> nn.Module:
+    """Build a block of MLP-Mixer."""
     mix = TokenMlp(place.tokens, place.channels // 2)
     return Block(place, norm=channel_norm, mix=mix, mlp=Mlp(place.channels, place.ratio)).apply(narrow)
 
 
 def swin(place: Place) -> nn.Module:
+    """Build a block of the Swin transformer."""
     width = _divisible(place.channels, place.heads, "swin")
     mix = WindowAttention(width, place.heads, window=place.window, shifted=place.index % 2 == 1)
     return Block(place, norm=ChannelNorm, mix=mix, mlp=Mlp(width, place.ratio)).apply(narrow)
 
 
 def vit(place: Place) -> nn.Module:
+    """Build a block of ViT."""
     width = _divisible(place.channels, place.heads, "vit")
     return Block(place, norm=ChannelNorm, mix=Attention(width, place.heads), mlp=Mlp(width, place.ratio)).apply(narrow)
 

@@ -51,7 +51,7 @@ class PeepholeCell(nn.Module):
         self.peep_o = nn.Parameter(torch.zeros(width, *(grid or (1, 1))))
 
     def forward(self, x_BCHW: Tensor | None, h_BCHW: Tensor | None, c_BCHW: Tensor | None) -> Pair:
-        """The next (h, c); None stands for zeros, which stay zeros where no norm shifts them."""
+        """Return the next (h, c); None stands for zeros, which stay zeros where no norm shifts them."""
         of_x, gates = self.conv_x.of(x_BCHW), self.conv_h.of(h_BCHW)
         if of_x is not None:
             gates = of_x if gates is None else of_x + gates
@@ -189,7 +189,7 @@ class MIM(Patched):
         self.blocks = nn.ModuleList(MIMBlock(width, **made) for _ in above)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state is that of the lowest layer, of every MIM-N, of every block, and the memory that left the top."""
+        """Step with the state of the lowest layer, every MIM-N, every block, and the memory that left the top."""
         none = [None] * len(self.blocks)
         lowest, followed, blocks, m = state or (None, none, none, None)
         (x, c), m, _ = self.lowest(x, lowest, m)
@@ -201,7 +201,7 @@ class MIM(Patched):
         return x, (below, followed, made, m)
 
     def _differences(self, h_BCHW: Tensor, before: State, followed: list[State]) -> tuple[list[Any], list[State]]:
-        """What every MIM-N makes of the change of the lowest hidden state, and their states; nothing at first."""
+        """Map the change of the lowest hidden state through every MIM-N, also to their states; nothing at first."""
         if before is None:
             return followed, followed
         difference, made = h_BCHW - before[0], []

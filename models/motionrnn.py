@@ -57,7 +57,7 @@ class MotionGRU(nn.Module):
             nn.init.zeros_(conv.weight)
 
     def forward(self, x_BCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        """The warped field, and the next (motion, trend); None: zeros."""
+        """Return the warped field, and the next (motion, trend); None: zeros."""
         motion, trend = state or (None, None)
         gates, candidate, weights = self.conv_x(x_BCHW).split((2 * MOTION, MOTION, NEIGHBOURS), dim=1)
         if motion is not None:
@@ -71,7 +71,8 @@ class MotionGRU(nn.Module):
         # Positions would lose their fractions in half precision.
         found = functional.grid_sample(x_BCHW.float(), positions(motion_BCHW.float()), align_corners=False)
         found = found.unflatten(2, (NEIGHBOURS, x_BCHW.shape[2])) * weights_BCHW[:, None]
-        return self.mix(found.flatten(1, 2))
+        output: Tensor = self.mix(found.flatten(1, 2))
+        return output
 
 
 def positions(motion_BCHW: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def _reset(gates: Tensor, motion: Tensor) -> Tensor:
 
 
 def _move(gates: Tensor, candidate: Tensor, motion: Tensor | None, trend: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The next motion and trend; the trend follows the motion of the step before."""
+    """Return the next motion and trend; the trend follows the motion of the step before."""
     update, candidate = gates[:, :MOTION].sigmoid(), candidate.tanh()
     if motion is None or trend is None:
         moved = update * candidate
@@ -116,7 +117,7 @@ class MotionLayer(nn.Module):
         self.gate = nn.Conv2d(2 * width, width, kernel, padding=kernel // 2)
 
     def forward(self, h_BCHW: Tensor, state: State) -> tuple[Tensor, State]:
-        """The hidden state where it moved to, and the next state of the MotionGRU."""
+        """Return the hidden state where it moved to, and the next state of the MotionGRU."""
         warped, state = self.motion(self.down(h_BCHW), state)
         warped = self.up(warped)
         gate = self.gate(torch.cat([warped, h_BCHW], dim=1))
@@ -195,7 +196,7 @@ class MotionRNN(Patched):
         self.between = nn.ModuleList(MotionLayer(width, kernel=kernel) for width in widths[:-1])
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state is (h, c) of every layer, (motion, trend) between them, and the memory that left the top."""
+        """Step with (h, c) of every layer, (motion, trend) between them, and the memory that left the top."""
         layers, moving, m = state or ([None] * len(self.cells), [None] * len(self.between), None)
         highway = self.conv_first(x)
         made, moved = [], []

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nowcast.models.blocks import on_multiple, tiled
+from nowcast.models.blocks import Result, on_multiple, tiled
 from nowcast.models.losses import Loss, mse
-from nowcast.models.packed import kept_weights
+from nowcast.models.speedups import packed
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,12 @@ class Nowcaster(nn.Module):
 
     @classmethod
     def options(cls) -> list[str]:
-        """Constructor keywords of this network beyond steps and channels."""
+        """Return the constructor keywords of this network beyond steps and channels."""
         common = {"self", "in_steps", "out_steps", "channels"}
         return [name for name in inspect.signature(cls.__init__).parameters if name not in common]
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         raise NotImplementedError
 
     def distribution(self, past_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +123,7 @@ class Nowcaster(nn.Module):
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
     ) -> Tensor:
-        """What the forecast is off by, weighted by ``mask``: 0 where nothing was measured.
+        """Return the error of the forecast, weighted by ``mask``: 0 where nothing was measured.
 
         A network with its own recipe (frames that are fed, branches, regularisers) overrides this, and compares
         frames by ``compare``. ``progress`` runs from 0 to 1 over the training.
@@ -130,15 +131,15 @@ class Nowcaster(nn.Module):
         return self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)
 
     def compare(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
-        """The chosen loss between made and true frames, or the paper's."""
+        """Return the chosen loss between made and true frames, or the paper's."""
         return (self.loss or self.error)(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
     def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
-        """The paper's loss between made and true frames; a network with another than the squared error overrides it."""
+        """Return the paper's loss between made and true frames; where that is not the squared error, override it."""
         return mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
     def tune(self, method: str) -> None:
-        """Prepares trained weights for a training on other data; what will change is what needs a gradient.
+        """Prepare trained weights for a training on other data; what will change is what needs a gradient.
 
         Args:
             method: One of ``tunings``. ``full``: all weights, on the forecast alone.
@@ -152,7 +153,7 @@ class Nowcaster(nn.Module):
             )
 
     def on_any_grid(self, forecast: Callable[[Tensor], Tensor], past_BTCHW: Tensor) -> Tensor:
-        """Runs ``forecast`` on frames of any size: padded to ``multiple``, or tiled where weights are bound to a grid.
+        """Run ``forecast`` on frames of any size: padded to ``multiple``, or tiled where weights are bound to a grid.
 
         Raises:
             ValueError: In training on another grid than the weights are bound to.
@@ -167,19 +168,20 @@ class Nowcaster(nn.Module):
             )
         return tiled(forecast, past_BTCHW, tile=self.grid, overlap=min(self.grid) // 4)
 
-    def same_weights(self) -> AbstractContextManager[None]:
+    def cached_weights(self) -> AbstractContextManager[None]:
         """Weights stay the same over the steps of a roll-out, which makes convolutions cheaper on CPUs.
 
         Not where steps are computed again in the backward pass, when the roll-out is over.
         """
         if torch.compiler.is_compiling() or (self.checkpointing and torch.is_grad_enabled()):
             return nullcontext()
-        return kept_weights(self.in_steps + self.out_steps - 1)
+        return packed.cached_weights(self.in_steps + self.out_steps - 1)
 
-    def segment(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a large part of the network, with activation checkpointing where that is on."""
+    def segment(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a large part of the network, with activation checkpointing where that is on."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False, context_fn=self._contexts)
+            made: Result = checkpoint(function, *arguments, use_reentrant=False, context_fn=self._contexts)
+            return made
         return function(*arguments)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -14,5 +14,6 @@ class Persistence(Nowcaster):
     trainable = False
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Repeat the newest frame of past_BTCHW: future_BTCHW."""
         check_past(past_BTCHW, self)
         return past_BTCHW[:, -1:].repeat(1, self.out_steps, 1, 1, 1)

@@ -26,7 +26,7 @@ from nowcast.models.blocks import channels_last, lean
 from nowcast.models.losses import mse
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Recurrent, State, shares
-from nowcast.models.winograd import convolve
+from nowcast.models.speedups.winograd import convolve
 
 GROUPS = 16
 """Of every normalisation of encoder and decoder."""
@@ -64,14 +64,17 @@ class PhyCell(nn.Module):
         self.gain = JointConv(width, width, width, kernel=3)
 
     def forward(self, x_BCHW: Tensor, h_BCHW: Tensor | None) -> Tensor:
+        """Map (x_BCHW, h_BCHW) to the next h_BCHW; None stands for zeros."""
         return lean(_corrected, self.predict(h_BCHW), x_BCHW, self.gain(x_BCHW, h_BCHW))
 
     def predict(self, h_BCHW: Tensor | None) -> Tensor:
         """One step of the equation. Of zeros only biases are left, the same at every pixel."""
         if h_BCHW is not None:
-            return h_BCHW + self.combine(self.norm(self.derivatives(h_BCHW)))
+            changed: Tensor = h_BCHW + self.combine(self.norm(self.derivatives(h_BCHW)))
+            return changed
         assert self.derivatives.bias is not None
-        return self.combine(self.norm(self.derivatives.bias[None, :, None, None]))
+        constant: Tensor = self.combine(self.norm(self.derivatives.bias[None, :, None, None]))
+        return constant
 
 
 def _corrected(predicted: Tensor, seen: Tensor, gain: Tensor) -> Tensor:
@@ -86,6 +89,7 @@ class LSTMCell(nn.Module):
         self.gates = JointConv(inputs, width, 4 * width, kernel=kernel)
 
     def forward(self, x_BCHW: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Map (x_BCHW, (h, c)) to the next (h, c); None stands for zeros."""
         h, c = state or (None, None)
         return lean(_remembered, self.gates(x_BCHW, h), c)
 
@@ -158,12 +162,12 @@ class PhyDNet(Recurrent):
         self.decoder = nn.Sequential(*_up(width, base, 2), *_up(base, base, 1), _transposed(base, channels, last))
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        """What the PhyCell reads, and below it what the ConvLSTMs read."""
+        """Return what the PhyCell reads, and below it what the ConvLSTMs read."""
         seen = self.encoder(channels_last(frames_NCHW))
         return torch.cat((self.see_physics(seen), self.see_rest(seen)), dim=1)
 
     def step(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
-        """The state is h of the PhyCell, and those of the ConvLSTM cells."""
+        """Step with h of the PhyCell, and the states of the ConvLSTM cells."""
         h, before = state or (None, [None] * len(self.rest))
         x_physics, x = x.chunk(2, dim=1)
         h = self.physics(x_physics, h)
@@ -174,8 +178,10 @@ class PhyDNet(Recurrent):
         return (h, x), (h, after)
 
     def head(self, hidden: tuple[Tensor, Tensor]) -> Tensor:
+        """Add both branches and decode them: the next frame, NCHW."""
         physics, rest = hidden
-        return self.decoder(self.show_physics(physics) + self.show_rest(rest)).sigmoid()
+        output: Tensor = self.decoder(self.show_physics(physics) + self.show_rest(rest)).sigmoid()
+        return output
 
     def fed(self, batch: int, progress: float) -> Tensor:
         """Teacher forcing: a whole batch is fed the truth, or none of it is."""
@@ -189,6 +195,7 @@ class PhyDNet(Recurrent):
         return made_BTCHW.shape[1] * mse(made_BTCHW, truth_BTCHW, weight_BTCHW)
 
     def regularisation(self, states: list[State]) -> Tensor:
+        """Return the moment loss of the derivative filters."""
         return moment_loss(self.physics.derivatives.weight)
 
 
@@ -208,7 +215,7 @@ def moments(filters: Tensor) -> Tensor:
 
 
 def moment_loss(filters: Tensor) -> Tensor:
-    """Holds the filters (k², C, k, k) to one derivative each: filter (a, b) has moment (a, b) and no other.
+    """Hold the filters (k², C, k, k) to one derivative each: filter (a, b) has moment (a, b) and no other.
 
     A mean of squares over moments and filters, summed over channels.
     """

@@ -85,7 +85,7 @@ class STLSTMCell(nn.Module):
         return (h, c), m, gates
 
     def gates(self, x_BCHW: Tensor, h_BCHW: Tensor | None, m_BCHW: Tensor | None) -> Gates:
-        """Adds up the convolutions, each with its own order: x i f g, i' f' g', o; h i f g, o; m i' f' g'."""
+        """Add up the convolutions, each with its own order: x i f g, i' f' g', o; h i f g, o; m i' f' g'."""
         n = self.width
         of_c, of_m, of_o = self.conv_x(x_BCHW).split((3 * n, 3 * n, n), dim=1)
         of_c, of_o = self.conv_h.added_to(of_c, of_o, x_NCHW=h_BCHW)
@@ -94,13 +94,13 @@ class STLSTMCell(nn.Module):
 
 
 def increment(gates_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """What is added to a memory, and the share of the old one that stays; 1 is added so that it stays at first."""
+    """Return the addition to a memory, and the share of the old one that stays: most of it at first."""
     i, f, g = gates_BCHW.chunk(3, dim=1)
     return i.sigmoid() * g.tanh(), (f + 1).sigmoid()
 
 
 def _remember(gates_c: Tensor, gates_m: Tensor, c: Tensor | None, m: Tensor | None) -> Tensor:
-    """The new c and m, side by side."""
+    """Return the new c and m, side by side."""
     made = []
     for gates, old in ((gates_c, c), (gates_m, m)):
         new, kept = increment(gates)
@@ -138,6 +138,7 @@ class ExpressiveCell(STLSTMCell):
     def forward(
         self, x_BCHW: Tensor, state: State, m_BCHW: Tensor | None, highway_BCHW: Tensor | None = None
     ) -> tuple[State, Tensor, Gates]:
+        """Map (x, (h, c), m, highway) to the next (h, c), the next m and the gates; None stands for zeros."""
         x, (h, c) = x_BCHW, state or (None, None)
         if self.context is not None:
             x, h = self.context(x, h)
@@ -213,7 +214,7 @@ class PredRNN(Patched):
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state is that of every layer, and the memory that left the top."""
+        """Step with the state of every layer, and the memory that left the top."""
         states, m = state or ([None] * len(self.cells), None)
         made = []
         for cell, before in zip(self.cells, states, strict=True):

@@ -113,7 +113,7 @@ class GradientHighway(nn.Module):
             nn.init.uniform_(conv[0].weight, -0.001, 0.001)  # type: ignore[arg-type]
 
     def forward(self, x_BCHW: Tensor, z_BCHW: Tensor | None) -> Tensor:
-        """The next state; None stands for zeros."""
+        """Return the next state; None stands for zeros."""
         (gates,) = self.conv_z.added_to(self.conv_x(x_BCHW), x_NCHW=z_BCHW)
         return lean(_renew, gates, z_BCHW)
 
@@ -188,7 +188,7 @@ class PredRNNpp(Patched):
         self.highway = GradientHighway(widths[0], **made)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state is that of every layer, the memory that left the top, and that of the highway."""
+        """Step with the state of every layer, the memory that left the top, and that of the highway."""
         states, m, z = state or ([None] * len(self.cells), None, None)
         made = []
         for layer, (cell, before) in enumerate(zip(self.cells, states, strict=True)):

@@ -73,7 +73,7 @@ class PredRNNv2(PredRNN):
         self.adapter = nn.Conv2d(widths[0], widths[0], 1, bias=False)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The state is PredRNN's and, in training, the likeness of the increments of this step."""
+        """Step with PredRNN's state and, in training, the likeness of the increments of this step."""
         states, m, _ = state or ([None] * len(self.cells), None, None)
         made, alike = [], []
         for cell, before in zip(self.cells, states, strict=True):
@@ -90,7 +90,7 @@ class PredRNNv2(PredRNN):
         return (of_c * of_m).sum(2).abs().mean()
 
     def regularisation(self, states: list[State]) -> Tensor:
-        """The decoupling loss, from the likeness in every step."""
+        """Return the decoupling loss, from the likeness in every step."""
         if not self.decoupling:
             return super().regularisation(states)
         return self.decoupling * torch.stack([alike for _, _, alike in states]).mean()

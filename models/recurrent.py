@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nowcast.models.blocks import each_frame, fold, unfold
 from nowcast.models.nowcaster import Nowcaster, check_past
-from nowcast.models.packed import Conv2d
+from nowcast.models.speedups.packed import Conv2d
 
 Sampling = Literal["scheduled", "reverse", "never"]
 SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
@@ -66,7 +66,7 @@ class Recurrent(Nowcaster):
         self.sampling, self.sampling_until, self.reverse_input = sampling, sampling_until, reverse_input
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        """What a step reads of frames, independent of the state: known frames come all at once."""
+        """Map frames_NCHW to what a step reads, independent of the state: known frames come all at once."""
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State) -> tuple[Any, State]:
@@ -78,8 +78,9 @@ class Recurrent(Nowcaster):
         raise NotImplementedError
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
-        with self.same_weights():
+        with self.cached_weights():
             return self.on_any_grid(self.roll_out, past_BTCHW)
 
     def roll_out(self, past_BTCHW: Tensor, *, every: bool = False) -> Tensor:
@@ -149,14 +150,14 @@ class Recurrent(Nowcaster):
             extra.append(self.regularisation(states))
             return made
 
-        with self.same_weights():
+        with self.cached_weights():
             made = self.on_any_grid(predicted, clip)
         first = min(self.scored_from, self.in_steps)  # the forecast counts in any case
         weight = None if weight is None else weight[:, first:]
         return self.compare(made[:, first - 1 :], clip[:, first:], weight) + extra[0]
 
     def regularisation(self, states: list[State]) -> Tensor:
-        """What the paper's loss adds, from the states after every step."""
+        """Return what the paper's loss adds, from the states after every step."""
         return torch.zeros((), device=next(self.parameters()).device)
 
 
@@ -220,9 +221,11 @@ class Patched(Recurrent):
         return None if self.grid is None else (self.grid[0] // self.patch, self.grid[1] // self.patch)
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """Fold frames_NCHW: pixels of a patch become channels."""
         return fold(frames_NCHW, self.patch, self.order)
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Map hidden_NCHW to the next frame, NCHW."""
         return unfold(self.conv_last(hidden), self.patch, self.order)
 
 
@@ -236,7 +239,7 @@ def through_stack(cells: Iterable[nn.Module], x: Tensor, states: Sequence[State]
 
 
 def _either_way(steps: int) -> Tensor:
-    """The order of some frames, by chance forwards or backwards; drawn so that a compiler can follow."""
+    """Return the order of some frames, by chance forwards or backwards; drawn so that a compiler can follow."""
     order = torch.arange(steps)
     return torch.where(torch.rand(()) < 0.5, order.flip(0), order)
 

@@ -70,7 +70,7 @@ class AttentionMemory(nn.Module):
         self.gates = nn.Conv2d(mixed + width, 3 * width, kernel, padding=kernel // 2)
 
     def forward(self, h_BCHW: Tensor, memory_BCHW: Tensor | None) -> tuple[Tensor, Tensor]:
-        """New hidden state and memory; None stands for zeros."""
+        """Return the new hidden state and memory; None stands for zeros."""
         query, key, value = self.from_h(h_BCHW).split((self.keys, self.keys, self.values), dim=1)
         found_h = self.found_h(self.attend(query, key, value))
         if memory_BCHW is None:
@@ -88,7 +88,8 @@ class AttentionMemory(nn.Module):
         if self.keys < self.values:  # zeros change no score, and fast attention wants all of one width
             query, key = (functional.pad(part, (0, self.values - self.keys)) for part in (query, key))
         found_BNC = functional.scaled_dot_product_attention(query, key, value, scale=self.scale).squeeze(1)
-        return found_BNC.mT[:, : self.values].unflatten(2, value_BCHW.shape[2:])
+        output: Tensor = found_BNC.mT[:, : self.values].unflatten(2, value_BCHW.shape[2:])
+        return output
 
 
 class SACell(nn.Module):
@@ -152,6 +153,7 @@ class Expression(SpatiotemporalExpression):
     """Expression block in the place of an attention memory."""
 
     def forward(self, h_BCHW: Tensor, memory_BCHW: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map (h_BCHW, memory_BCHW) to both after the step; None stands for zeros."""
         return super().forward(h_BCHW, torch.zeros_like(h_BCHW) if memory_BCHW is None else memory_BCHW)
 
 
@@ -235,9 +237,11 @@ class SAConvLSTM(Patched):
         )
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
+        """Fold frames_NCHW: pixels of a patch become channels."""
         return channels_last(super().embed(frames_NCHW))
 
     def step(self, x: Tensor, state: list[State] | None) -> tuple[Tensor, list[State]]:
+        """Map (embedded frame, state of all layers) to (hidden state of the top, next state)."""
         after = through_stack(self.cells, x, state)
         return after[-1][0], after
 
@@ -322,6 +326,7 @@ class SASequence(Direct):
         self.output = TimeConv(width, channels)
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
         return self.on_any_grid(lambda past: self.roll_out(past).sigmoid(), past_BTCHW)
 
@@ -334,18 +339,20 @@ class SASequence(Direct):
         return torch.cat(made, dim=1)[:, : self.out_steps]
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
-        """The next frames before the sigmoid: one, or as many as those of the past."""
+        """Return the next frames before the sigmoid: one, or as many as those of the past."""
         fields_BCTHW = past_BTCHW.transpose(1, 2)
         for cell, norm in zip(self.cells, self.norms, strict=True):
             fields_BCTHW = norm(self.segment(_unrolled, cell, fields_BCTHW))
         if self.single:  # the last frame is made of the last two
-            return self.output(fields_BCTHW[:, :, -2:])[:, -1:]
-        return self.output(fields_BCTHW)
+            last: Tensor = self.output(fields_BCTHW[:, :, -2:])[:, -1:]
+            return last
+        frames: Tensor = self.output(fields_BCTHW)
+        return frames
 
     def training_loss(
         self, past_BTCHW: Tensor, future_BTCHW: Tensor, progress: float, mask_BTCHW: Tensor | None = None
     ) -> Tensor:
-        """The paper's cross entropy of the logits, or the chosen loss of the frames."""
+        """Return the paper's cross entropy of the logits, or the chosen loss of the frames."""
         if self.loss is not None:
             return self.compare(self(past_BTCHW), future_BTCHW, mask_BTCHW)
         check_past(past_BTCHW, self)

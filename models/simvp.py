@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from nowcast.models.blocks import channels_last, lean, portions
 from nowcast.models.direct import Direct
-from nowcast.models.frozen import convolve, group_silu, is_frozen
 from nowcast.models.metaformers import METAFORMERS, Place, narrow
 from nowcast.models.nowcaster import Published
+from nowcast.models.speedups.frozen import convolve, group_silu, is_frozen
 
 
 class Unit(nn.Module):
@@ -56,13 +56,16 @@ class Unit(nn.Module):
             self.conv.apply(narrow)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Map x_NCHW to (N, outputs, H, W), or a grid of half or twice the sides."""
         return chain([self], x_NCHW)
 
     def convolved(self, x_NCHW: Tensor) -> Tensor:
+        """Convolve x_NCHW, and double its sides where the unit does."""
         x = convolve(self.conv, x_NCHW)
         return functional.pixel_shuffle(x, 2) if self.shuffled else x
 
     def activated(self, x_NCHW: Tensor) -> Tensor:
+        """Normalise and activate x_NCHW."""
         if self.original:
             return functional.leaky_relu(self.norm(x_NCHW), 0.2)
         return group_silu(self.norm, x_NCHW)
@@ -99,10 +102,12 @@ class Inception(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(groups, outputs) for _ in kernels)
 
     def forward(self, *parts_BCHW: Tensor) -> Tensor:
+        """Map maps_BCHW, which are joined by channel, to (B, outputs, H, W)."""
         x = self.conv1(torch.cat(parts_BCHW, dim=1) if len(parts_BCHW) > 1 else parts_BCHW[0])
         return lean(self.summed, *(conv(x) for conv in self.convs))
 
     def summed(self, *branches_BCHW: Tensor) -> Tensor:
+        """Add up the branches, BCHW, each normalised and activated."""
         total: Tensor | int = 0
         for norm, branch in zip(self.norms, branches_BCHW, strict=True):
             total = total + functional.leaky_relu(norm(branch), 0.2)
@@ -126,6 +131,7 @@ class InceptionTranslator(nn.Module):
         self.up = nn.ModuleList(module(hidden * (2 if i else 1), n) for i, n in enumerate(outs))
 
     def forward(self, x_BCHW: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Map x_BCHW to the same shape; ``run`` calls a stage."""
         skips = [x_BCHW]
         for module in self.down:
             skips.append(run(module, skips[-1]))
@@ -164,6 +170,7 @@ class MetaTranslator(nn.ModuleList):
             self.append(nn.Sequential(stage))
 
     def forward(self, x_BCHW: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Map x_BCHW to the same shape; ``run`` calls a stage."""
         for stage in self:
             x_BCHW = run(stage, x_BCHW)
         return x_BCHW
@@ -296,11 +303,13 @@ class SimVP(Direct):
             )
 
     def block(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to one block of future frames."""
         latent, firsts = self.encode_all(past_BTCHW.flatten(0, 1))
         latent = self.translate(latent.unflatten(0, past_BTCHW.shape[:2]))
         if self.made != self.in_steps:
             firsts = self.matched(firsts)
-        return self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, (-1, self.made))
+        output: Tensor = self.decode_all(latent.flatten(0, 1), firsts).unflatten(0, (-1, self.made))
+        return output
 
     def matched(self, firsts_NCHW: list[Tensor]) -> list[Tensor]:
         """First features for every frame that is made: of the past frame of the same number, or of the last."""
@@ -327,7 +336,8 @@ class SimVP(Direct):
     def translate(self, latent_BTCHW: Tensor) -> Tensor:
         """Latent frames of the past -> of the future."""
         stacked = channels_last(latent_BTCHW.flatten(1, 2))
-        return self.translator(stacked, self.segment).unflatten(1, (self.made, -1))
+        output: Tensor = self.translator(stacked, self.segment).unflatten(1, (self.made, -1))
+        return output
 
     def decode(self, latent_NCHW: Tensor, first_NCHW: Tensor) -> Tensor:
         """Frames from latent ones and the first features of the frames before."""

@@ -34,9 +34,11 @@ class CBAM(nn.Module):
         self.pixel = nn.Sequential(nn.Conv2d(2, 1, 7, padding=3, bias=False), nn.BatchNorm2d(1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Weigh x_BCHW by channel and then by pixel."""
         x = x_BCHW * (self.channel(x_BCHW.mean((2, 3))) + self.channel(x_BCHW.amax((2, 3)))).sigmoid()[..., None, None]
         seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * self.pixel(seen).sigmoid()
+        output: Tensor = x * self.pixel(seen).sigmoid()
+        return output
 
 
 class Separable(nn.Module):
@@ -52,13 +54,14 @@ class Separable(nn.Module):
         self.depthwise, self.pointwise = nn.Conv2d(inputs, wide, 3, groups=inputs), nn.Conv2d(wide, outputs, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map x_BCHW to (B, outputs, H, W)."""
         total = self.of_kernel(0, x_BCHW)
         for k in range(1, self.kernels):
             total = total + self.of_kernel(k, x_BCHW)
         return total
 
     def of_kernel(self, k: int, x_BCHW: Tensor) -> Tensor:
-        """What the k-th kernel of every channel adds to the result; the first brings the bias along."""
+        """Return what the k-th kernel of every channel adds to the result; the first brings the bias along."""
         each, deep, point = slice(k, None, self.kernels), self.depthwise, self.pointwise
         x = functional.conv2d(x_BCHW, deep.weight[each], deep.bias[each], padding=1, groups=deep.groups)  # type: ignore
         return functional.conv2d(x, point.weight[:, each], None if k else point.bias)
@@ -109,7 +112,10 @@ class SmaAtUNet(UNet):
         self.attention = nn.ModuleList(CBAM(wide, reduction) for wide in self.widths)
 
     def conv(self, inputs: int, outputs: int) -> nn.Module:
+        """Build a separable convolution."""
         return Separable(inputs, outputs, self._kernels)
 
     def skip(self, level: int, x_BCHW: Tensor) -> Tensor:
-        return self.attention[level](x_BCHW)
+        """Weigh a level of the way down by attention."""
+        output: Tensor = self.attention[level](x_BCHW)
+        return output

@@ -73,6 +73,7 @@ class SPROG(Extrapolation):
         self.wet, self.cascade, self.matching = wet, levels, None if matching == "none" else matching
 
     def forecast(self, frames_THW: np.ndarray) -> np.ndarray:
+        """Forecast from frames_THW: (out_steps, H, W)."""
         flow = motion(frames_THW)
         carried = advect(frames_THW[-1], flow, steps=self.out_steps)
         newest = frames_THW[-FRAMES:]
@@ -91,10 +92,10 @@ class SPROG(Extrapolation):
         return bool((np.mean(frames_THW >= self.wet, axis=(1, 2)) >= LEAST_RAIN).all())
 
     def evolved(self, frames_THW: np.ndarray, motion_2HW: np.ndarray) -> np.ndarray:
-        """Runs pysteps: (out_steps, H, W), NaN where it knows nothing."""
+        """Run pysteps: (out_steps, H, W), NaN where it knows nothing."""
         from pysteps.nowcasts import sprog
 
-        return sprog.forecast(
+        made: np.ndarray = sprog.forecast(
             frames_THW,
             motion_2HW,
             self.out_steps,
@@ -103,11 +104,12 @@ class SPROG(Extrapolation):
             probmatching_method=self.matching,
             fft_method="scipy",
         )
+        return made
 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """pysteps prints and warns as it goes and seeds numpy's global generator: none of that gets out.
+    """Keep inside what pysteps does beside its work: it prints, warns and seeds numpy's global generator.
 
     Raises:
         ImportError: If it is not installed.

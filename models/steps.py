@@ -58,12 +58,13 @@ class STEPS(SPROG):
         self.pixel_km, self.step_minutes = pixel_km, step_minutes
 
     def evolved(self, frames_THW: np.ndarray, motion_2HW: np.ndarray) -> np.ndarray:
+        """Return the mean or one member of the ensemble at each lead time, (out_steps, H, W)."""
         from pysteps.nowcasts import steps
 
         made: list[np.ndarray] = []
 
         def keep(fields_MHW: np.ndarray) -> None:
-            """Takes the members of one lead time, so that all of them are never in memory at once."""
+            """Take the members of one lead time, so that all of them are never in memory at once."""
             made.append(np.nanmean(fields_MHW, axis=0) if self.member is None else fields_MHW[self.member].copy())
 
         steps.forecast(

@@ -29,7 +29,6 @@ from torch.nn import functional
 
 from nowcast.models.blocks import lean
 from nowcast.models.nowcaster import Published
-from nowcast.models.packed import Linear
 from nowcast.models.recurrent import Recurrent
 
 APART = -100.0
@@ -70,10 +69,10 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.drop_path = heads, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fuse = Linear(2 * width, width) if context else None
+        self.fuse = nn.Linear(2 * width, width) if context else None
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, heads), std=0.02))
-        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
-        self.mlp1, self.mlp2 = Linear(width, 4 * width), Linear(4 * width, width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp1, self.mlp2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, context: Tensor | None, bias: Tensor) -> Tensor:
         """Tokens and context BVUNE, where None stands for zeros; ``bias`` as in ``Windows``."""
@@ -82,8 +81,6 @@ class Block(nn.Module):
         else:
             qkv = self.qkv(lean(self.fused, x, context))
         x = self.added(x, self.project(lean(self.attended, qkv, bias)))
-        if not torch.is_grad_enabled():
-            return self.added(x, self.mlp2(self.mlp1.gelu(self.norm2(x))))
         hidden = lean(lambda x: self.mlp1(self.norm2(x)), x)
         return self.added(x, lean(lambda hidden: self.mlp2(functional.gelu(hidden)), hidden))
 
@@ -91,20 +88,21 @@ class Block(nn.Module):
         """Input and context, normalised alike, as one."""
         assert self.fuse is not None
         if context is not None:
-            return self.fuse(torch.cat([self.norm1(x), self.norm1(context)], dim=-1))
+            output: Tensor = self.fuse(torch.cat([self.norm1(x), self.norm1(context)], dim=-1))
+            return output
         for_x, for_context = self.fuse.weight.chunk(2, dim=1)
         constant = functional.linear(self.norm1.bias, for_context, self.fuse.bias)  # what zeros are normalised to
         return functional.linear(self.norm1(x), for_x, constant)
 
     def attended(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """What tokens learn from the others of their window; BVU, N, 3 * E -> BVUNE."""
+        """Return what tokens learn from the others of their window; BVU, N, 3 * E -> BVUNE."""
         split = qkv.unflatten(-1, (3, self.heads, -1)).flatten(1, 2)
         q, k, v = split.permute(3, 0, 1, 4, 2, 5)
         made = (fused_attention if qkv.is_cuda else plain_attention)(q, k, v, bias)
         return made.transpose(2, 3).reshape(*qkv.shape[:-1], -1)
 
     def added(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Adds a branch, left out for some samples of a training batch; written over it, to save memory."""
+        """Add a branch, left out for some samples of a training batch; written over it, to save memory."""
         if self.training and self.drop_path:
             kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.drop_path)
             branch = branch.mul_(kept / (1 - self.drop_path))
@@ -112,7 +110,7 @@ class Block(nn.Module):
 
 
 def position_bias(table: Tensor, window: int, apart_WNN: Tensor | None) -> Tensor:
-    """The learned bias by relative position, and that between tokens that are apart, as in ``Windows``."""
+    """Return the learned bias by relative position, and that between tokens that are apart, as in ``Windows``."""
     tokens = window**2
     bias_MNN = table[relative_position(window, table.device)].view(tokens, tokens, -1).permute(2, 0, 1)
     return bias_MNN[None] if apart_WNN is None else bias_MNN + apart_WNN[:, None]
@@ -131,7 +129,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The same by one kernel that keeps no matrix of attention."""
+    """Return the same by one kernel that keeps no matrix of attention."""
     shape = q.shape
     bias = bias.expand(*shape[1:3], -1, -1).reshape(1, -1, shape[-2], shape[-2])
     q, k, v = (part.flatten(1, 2) for part in (q, k, v))
@@ -204,7 +202,9 @@ class Embedding(nn.Module):
         self.conv, self.norm = nn.Conv2d(channels, width, patch, patch), nn.LayerNorm(width)
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
-        return self.norm(by_window(self.conv(frames_NCHW).permute(0, 2, 3, 1), self.window))
+        """Map frames_NCHW to tokens_BVUNE."""
+        output: Tensor = self.norm(by_window(self.conv(frames_NCHW).permute(0, 2, 3, 1), self.window))
+        return output
 
 
 class Unembedding(nn.Module):
@@ -216,7 +216,9 @@ class Unembedding(nn.Module):
         self.conv = nn.ConvTranspose2d(width, channels, 2 * margin + 1, patch, margin, output_padding=patch - 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.conv(by_row(tokens, self.window).permute(0, 3, 1, 2)).sigmoid()
+        """Map tokens_BVUNE to frames_NCHW in [0, 1]."""
+        output: Tensor = self.conv(by_row(tokens, self.window).permute(0, 3, 1, 2)).sigmoid()
+        return output
 
 
 class Merging(nn.Module):
@@ -225,14 +227,16 @@ class Merging(nn.Module):
     def __init__(self, width: int, window: int, window_after: int) -> None:
         super().__init__()
         self.window, self.window_after = window, window_after
-        self.norm, self.linear = nn.LayerNorm(4 * width), Linear(4 * width, 2 * width, bias=False)
+        self.norm, self.linear = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens_BVUNE to a quarter of the tokens with twice the features."""
         tokens_BHWE = by_row(tokens, self.window)
         batch, height, width, features = tokens_BHWE.shape
         pairs = tokens_BHWE.reshape(batch, height // 2, 2, width // 2, 2, features)
         fours = pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)  # those below one another before those beside
-        return self.linear(lean(self.norm, by_window(fours, self.window_after)))
+        output: Tensor = self.linear(lean(self.norm, by_window(fours, self.window_after)))
+        return output
 
 
 class Expanding(nn.Module):
@@ -241,13 +245,15 @@ class Expanding(nn.Module):
     def __init__(self, width: int, window: int, window_after: int) -> None:
         super().__init__()
         self.window, self.window_after = window, window_after
-        self.linear, self.norm = Linear(width, 2 * width, bias=False), nn.LayerNorm(width // 2)
+        self.linear, self.norm = nn.Linear(width, 2 * width, bias=False), nn.LayerNorm(width // 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens_BVUNE to four times the tokens with half the features."""
         fours_BHWE = by_row(self.linear(tokens), self.window)
         batch, height, width, _ = fours_BHWE.shape
         apart = fours_BHWE.view(batch, height, width, 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
-        return self.norm(by_window(apart.reshape(batch, 2 * height, 2 * width, -1), self.window_after))
+        output: Tensor = self.norm(by_window(apart.reshape(batch, 2 * height, 2 * width, -1), self.window_after))
+        return output
 
 
 class SwinLSTMB(Recurrent):
@@ -298,9 +304,12 @@ class SwinLSTMB(Recurrent):
         self.unembedding = Unembedding(width, channels, patch=patch, window=window)
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        return self.embedding(frames_NCHW)
+        """Map frames_NCHW to tokens_BVUNE."""
+        output: Tensor = self.embedding(frames_NCHW)
+        return output
 
     def step(self, x: Tensor, state: tuple[Memory, ...] | None) -> tuple[Tensor, tuple[Memory, ...]]:
+        """Map (tokens, memories of all cells) to (tokens of the top, next memories)."""
         memories = []
         for cell, memory in zip(self.cells, state or [None] * len(self.cells), strict=True):
             x, memory = cell(x, memory)
@@ -308,7 +317,9 @@ class SwinLSTMB(Recurrent):
         return x, tuple(memories)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.unembedding(hidden)
+        """Map tokens_BVUNE to the next frame, NCHW."""
+        output: Tensor = self.unembedding(hidden)
+        return output
 
 
 class SwinLSTMD(Recurrent):
@@ -389,9 +400,12 @@ class SwinLSTMD(Recurrent):
         self.unembedding = Unembedding(width, channels, patch=patch, window=windows[0])
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
-        return self.embedding(frames_NCHW)
+        """Map frames_NCHW to tokens_BVUNE."""
+        output: Tensor = self.embedding(frames_NCHW)
+        return output
 
     def step(self, x: Tensor, state: tuple[Memory, ...] | None) -> tuple[Tensor, tuple[Memory, ...]]:
+        """Map (tokens, memories of all cells) to (tokens at the finest scale, next memories)."""
         cells, scalings = (*self.down, *self.up), (*self.merge, *self.expand)
         memories = []
         for cell, scaling, memory in zip(cells, scalings, state or [None] * len(cells), strict=True):
@@ -401,7 +415,9 @@ class SwinLSTMD(Recurrent):
         return x, tuple(memories)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.unembedding(hidden)
+        """Map tokens_BVUNE to the next frame, NCHW."""
+        output: Tensor = self.unembedding(hidden)
+        return output
 
 
 def by_window(tokens_BHWE: Tensor, window: int) -> Tensor:
@@ -412,7 +428,7 @@ def by_window(tokens_BHWE: Tensor, window: int) -> Tensor:
 
 
 def by_row(tokens_BVUNE: Tensor, window: int) -> Tensor:
-    """The inverse of ``by_window``."""
+    """Return the inverse of ``by_window``."""
     batch, down, across, _, features = tokens_BVUNE.shape
     split = tokens_BVUNE.reshape(batch, down, across, window, window, features).transpose(2, 3)
     return split.reshape(batch, down * window, across * window, features)

@@ -37,11 +37,14 @@ class TemporalGate(LargeKernel):
         )
 
     def gated(self, p_BCHW: Tensor, made_BCHW: Tensor) -> Tensor:
+        """Weigh what the kernel made, BCHW, by channel and by the activated input."""
         z = functional.gelu(p_BCHW)
-        return self.squeeze(z.mean((2, 3))).sigmoid()[:, :, None, None] * made_BCHW * z
+        output: Tensor = self.squeeze(z.mean((2, 3))).sigmoid()[:, :, None, None] * made_BCHW * z
+        return output
 
 
 def tau(place: Place) -> nn.Module:
+    """Build a block of TAU."""
     block = large_kernel_block(place, TemporalGate(place.channels))
     block.mlp.apply(fan_out)
     return block

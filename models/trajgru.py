@@ -81,13 +81,14 @@ class TrajGRUCell(nn.Module):
         return (lean(self._update, read, lean(self._look_back, h, flows), h),)
 
     def _look_back(self, h_BCHW: Tensor, flows: Tensor) -> Tensor:
-        """What the gates make of the states at the other ends of all links."""
+        """Return what the gates make of the states at the other ends of all links."""
         found = warped(h_BCHW, flows, align_corners=self.align_corners)
         # The 1x1 convolution as a product of matrices: what is found lies channels first, what leaves channels last.
         weight = self.mix.weight.flatten(1).mT.expand(len(found), -1, -1)
         assert self.mix.bias is not None
         mixed = torch.baddbmm(self.mix.bias, found.flatten(1, 2).flatten(2).mT, weight)
-        return mixed.mT.unflatten(2, h_BCHW.shape[2:])
+        output: Tensor = mixed.mT.unflatten(2, h_BCHW.shape[2:])
+        return output
 
     def _update(self, read: Tensor | None, linked: Tensor, h: Tensor | None) -> Tensor:
         r, u, n = linked.chunk(3, dim=-3)
@@ -177,7 +178,7 @@ class TrajGRU(EncoderForecaster):
 
 
 def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Reads a field at the places that lie upstream of every pixel; bilinear, zero outside.
+    """Read a field at the places that lie upstream of every pixel; bilinear, zero outside.
 
     Args:
         h_BCHW: The field.
@@ -196,7 +197,8 @@ def warped(h_BCHW: Tensor, flows: Tensor, *, align_corners: bool = True) -> Tens
     # The links lie below each other in one large picture of sampling points: the field is not copied L times.
     points = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1).flatten(1, 2)
     found = functional.grid_sample(h_BCHW.to(points.dtype), points, align_corners=False)
-    return found.unflatten(2, (-1, height)).to(h_BCHW.dtype)
+    output: Tensor = found.unflatten(2, (-1, height)).to(h_BCHW.dtype)
+    return output
 
 
 def _down(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -71,7 +71,7 @@ class UNet(Nowcaster):
         self.head = nn.Conv2d(width, out_steps * channels, 1)
 
     def conv(self, inputs: int, outputs: int) -> nn.Module:
-        """The convolution that units are made of."""
+        """Build the convolution that units are made of."""
         return nn.Conv2d(inputs, outputs, 3, padding=1)
 
     def unit(self, inputs: int, outputs: int, between: int | None = None) -> nn.Sequential:
@@ -82,10 +82,11 @@ class UNet(Nowcaster):
         return nn.Sequential(*parts)
 
     def skip(self, level: int, x_BCHW: Tensor) -> Tensor:
-        """What the way up sees of a level of the way down."""
+        """Return what the way up sees of a level of the way down."""
         return x_BCHW
 
     def forward(self, past_BTCHW: Tensor) -> Tensor:
+        """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
         return self.on_any_grid(self.forecast, past_BTCHW)
 
@@ -95,10 +96,11 @@ class UNet(Nowcaster):
         x = skips.pop()
         for level in reversed(range(len(self.up))):
             x = self.segment(self.rise, level, skips[level], x)
-        return self.head(x).unflatten(1, (self.out_steps, self.channels))
+        output: Tensor = self.head(x).unflatten(1, (self.out_steps, self.channels))
+        return output
 
     def features(self, past_BTCHW: Tensor) -> list[Tensor]:
-        """What the way up sees of every level, finest first."""
+        """Return what the way up sees of every level, finest first."""
         x, skips = channels_last(past_BTCHW.flatten(1, 2)), []
         for level, unit in enumerate(self.down):
             x = self.segment(unit, functional.max_pool2d(x, 2) if level else x)
@@ -111,7 +113,8 @@ class UNet(Nowcaster):
             x = functional.interpolate(x_BCHW, scale_factor=2, mode="bilinear", align_corners=True)
         else:
             x = self.enlarge[level](x_BCHW)
-        return self.up[level](torch.cat([skip_BCHW, x], dim=1))
+        output: Tensor = self.up[level](torch.cat([skip_BCHW, x], dim=1))
+        return output
 
     def error(self, made_BTCHW: Tensor, truth_BTCHW: Tensor, weight_BTCHW: Tensor | None = None) -> Tensor:
         """Squared error summed over frames and pixels, mean over the batch."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from torch import Tensor
 
@@ -56,6 +57,8 @@ PREFIXES = ("module.", "model.")
 
 State = Mapping[str, Tensor]
 Config = Mapping[str, object]
+Options = dict[str, Any]
+"""Constructor keywords."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Source:
     """How one official code base names and sizes a network."""
 
     model: type[Nowcaster]
-    options: Callable[[State, Config], dict]
+    options: Callable[[State, Config], Options]
     """(official state dict, config) -> constructor keywords of ``model``."""
     names: Callable[[Nowcaster], Mapping[str, str | Made]]
     """Our network -> for every tensor of its state dict the official one. ``renamed`` makes it from rules."""
@@ -91,7 +94,7 @@ def renamed(model: Nowcaster, rules: Mapping[str, str]) -> dict[str, str]:
 
 
 def find(source: str) -> Source:
-    """The description of an official code base.
+    """Return the description of an official code base.
 
     Raises:
         ValueError: If it is unknown; the message lists the known ones.
@@ -99,11 +102,12 @@ def find(source: str) -> Source:
     if source not in SOURCES:
         raise ValueError(f"Unknown source {source!r}; known: {', '.join(SOURCES)}.")
     module, _, name = SOURCES[source].partition(":")
-    return getattr(import_module(f"nowcast.models.official.{module}"), name)
+    output: Source = getattr(import_module(f"nowcast.models.official.{module}"), name)
+    return output
 
 
-def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowcaster:
-    """Builds the network that the official weights belong to, in eval mode.
+def load(source: str, state_dict: Mapping[str, Any], config: Config | None = None) -> Nowcaster:
+    """Build the network that the official weights belong to, in eval mode.
 
     Args:
         source: A key of ``SOURCES``.
@@ -117,7 +121,7 @@ def load(source: str, state_dict: Mapping, config: Config | None = None) -> Nowc
     return _built(find(source), source, state_dict, config or {})[1]
 
 
-def build(source: str, state_dict: Mapping, config: Config | None = None) -> tuple[str, dict, Nowcaster]:
+def build(source: str, state_dict: Mapping[str, Any], config: Config | None = None) -> tuple[str, Options, Nowcaster]:
     """Like ``load``, and what ``nowcast.models.build`` would be told: (name in ``MODELS``, keywords, network)."""
     known = find(source)
     settings, network = _built(known, source, state_dict, config or {})
@@ -125,8 +129,8 @@ def build(source: str, state_dict: Mapping, config: Config | None = None) -> tup
     return next(name for name, where in MODELS.items() if where == place), settings, network
 
 
-def _built(known: Source, source: str, state_dict: Mapping, config: Config) -> tuple[dict, Nowcaster]:
-    """Constructor keywords, and the network with its weights."""
+def _built(known: Source, source: str, state_dict: Mapping[str, Any], config: Config) -> tuple[Options, Nowcaster]:
+    """Return the constructor keywords, and the network with its weights."""
     tensors = _stripped(state_dict.get("state_dict", state_dict))
     try:
         settings = known.options(tensors, config)

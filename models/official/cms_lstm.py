@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def _stacked(*projections: Tensor) -> Tensor:
     return torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor for tensor in projections])
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     width, folded = tensors["embed.weight"].shape[:2]
     height, columns = tensors["lstm.0.norm_cell.weight"].shape[1:]
     patch = int(config.get("patch", 4))  # type: ignore[call-overload]

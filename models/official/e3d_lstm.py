@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def _first(kernel: Tensor) -> Tensor:
 
 
 def _second(kernel: Tensor) -> Tensor:
-    """The one that meets the slice after it."""
+    """Select the plane that meets the slice after it."""
     return kernel[1].permute(3, 2, 0, 1)
 
 
@@ -55,7 +56,7 @@ def _head(kernel: Tensor) -> Tensor:
     return kernel[:, 0, 0].flatten(0, 1).T[:, :, None, None]
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     patch = int(config.get("patch", config.get("patch_size", 4)))  # type: ignore[call-overload]
     start = int(config.get("input_length", 10))  # type: ignore[call-overload]
     width, folded = tensors[f"{SCOPE}conv3d/kernel"].shape[-2:]

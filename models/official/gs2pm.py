@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from nowcast.models.gs2pm import GS2PM
 from nowcast.models.nowcaster import Nowcaster
@@ -22,7 +23,7 @@ def _official(name: str) -> str:
     return name.replace("hid.", "translator.", 1).replace("prompt.", "prompt.pad_", 1)
 
 
-def _options(tensors: State, config: Config, *, masked: bool) -> dict:
+def _options(tensors: State, config: Config, *, masked: bool) -> dict[str, Any]:
     found = simvp_options({name.replace("translator.", "hid.", 1): tensor for name, tensor in tensors.items()}, config)
     border, width = tensors["prompt.pad_up"].shape[-2:]
     height = tensors["prompt.pad_left"].shape[-2] + 2 * border

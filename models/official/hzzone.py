@@ -5,6 +5,8 @@ Its 1x1 convolution reads all channels of one link after those of another, ours 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from nowcast.models.nowcaster import Nowcaster
@@ -47,10 +49,11 @@ def _names(model: Nowcaster) -> dict[str, str | Made]:
 def _channels_first(mix: Tensor) -> Tensor:
     """(3 D, L D) -> (3 D, D L)."""
     width = len(mix) // 3
-    return mix.unflatten(1, (-1, width)).transpose(1, 2).flatten(1, 2)
+    output: Tensor = mix.unflatten(1, (-1, width)).transpose(1, 2).flatten(1, 2)
+    return output
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     stages = sum(name.startswith("encoder.rnn") and name.endswith("ret.bias") for name in tensors)
     numbers = range(1, stages + 1)
     ups = [tensors[f"forecaster.stage{n}.deconv{stages + 1 - n}_leaky_1.weight"] for n in numbers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nowcast.models.convlstm import ConvGRU, ConvLSTM
 from nowcast.models.nowcaster import Nowcaster
 from nowcast.models.official import Config, Source, State, renamed
@@ -38,7 +40,7 @@ def _gru_names(model: Nowcaster) -> dict[str, str]:
     return renamed(model, STAGES | GRU_CELL)
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     first, channels = tensors["encoder.stage1.conv1_leaky_1.weight"].shape[:2]
     # The layer after a cell takes its hidden state, so its input is as wide as the cell.
     finest = tensors["decoder.stage1.conv3_leaky_1.weight"].shape[1]

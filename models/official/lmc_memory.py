@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import count
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ LAYERS = {
 }
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     activation = str(config.get("output_activation", "sigmoid" if config.get("dataset") == "kth" else "none"))
     return {
         "in_steps": config.get("short_len", 10),

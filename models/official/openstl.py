@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def count(tensors: State, pattern: str) -> int:
     return layers
 
 
-def stem(tensors: State) -> dict:
+def stem(tensors: State) -> dict[str, Any]:
     """Options that encoder and decoder tell."""
     width, channels, *_, encoder_kernel = tensors["enc.enc.0.conv.conv.weight"].shape
     layers = count(tensors, "enc.enc.{}.conv.norm.weight")
@@ -113,12 +114,12 @@ def stem(tensors: State) -> dict:
     }
 
 
-def lengths(stacked: int, width: int, config: Config) -> dict:
+def lengths(stacked: int, width: int, config: Config) -> dict[str, Any]:
     """Frames in and out."""
     return {"in_steps": stacked // width, "out_steps": config.get("aft_seq_length", stacked // width)}
 
 
-def inception(tensors: State) -> dict:
+def inception(tensors: State) -> dict[str, Any]:
     """Options that the Inception modules tell."""
     layers = count(tensors, "hid.enc.0.layers.{}.conv.weight")
     convs = [tensors[f"hid.enc.0.layers.{i}.conv.weight"] for i in range(layers)]
@@ -131,9 +132,9 @@ def inception(tensors: State) -> dict:
     }
 
 
-def metaformer(tensors: State, config: Config, kind: str, stride: int) -> dict:
+def metaformer(tensors: State, config: Config, kind: str, stride: int) -> dict[str, Any]:
     """Options that the blocks tell."""
-    found: dict = {"middle": kind, "blocks": _blocks(tensors), "hidden": _width(tensors, 1)}
+    found: dict[str, Any] = {"middle": kind, "blocks": _blocks(tensors), "hidden": _width(tensors, 1)}
     first = _width(tensors, 0)
     hidden = [name for name in ("mlp.fc1", "mlp_channels.fc1", "pwconv1") if f"hid.enc.0.block.{name}.bias" in tensors]
     if hidden:
@@ -158,7 +159,8 @@ def _width(tensors: State, block: int) -> int:
     return len(tensors[f"hid.enc.{block}.block.{norm}.weight"])
 
 
-def simvp_options(tensors: State, config: Config) -> dict:
+def simvp_options(tensors: State, config: Config) -> dict[str, Any]:
+    """Read the keywords of ``SimVP`` from tensors and config."""
     found, kind = stem(tensors), middle(tensors)
     if kind == "incepu":
         stacked = tensors["hid.enc.0.conv1.weight"].shape[1]
@@ -167,13 +169,13 @@ def simvp_options(tensors: State, config: Config) -> dict:
     return found | lengths(_width(tensors, 0), found["width"], config)
 
 
-def _tau_options(tensors: State, config: Config) -> dict:
+def _tau_options(tensors: State, config: Config) -> dict[str, Any]:
     options = simvp_options(tensors, config) | {"divergence": config.get("alpha", 0.1)}
     return {name: option for name, option in options.items() if name != "middle"}
 
 
 def simvp_names(model: Nowcaster) -> dict[str, Made]:
-    """The convolution of a unit that doubles the grid stands in a sequence; 1 x 1 kernels may be matrices."""
+    """Name all tensors: the convolution of a unit that doubles the grid stands in a sequence."""
     names = renamed(model, UNITS | (INCEPTION if model.middle == "incepu" else BLOCKS[model.middle]))  # type: ignore
     state = model.state_dict()
     made: dict[str, Made] = {}
@@ -219,7 +221,7 @@ PHYDNET_NAMES = {
 """Units are a convolution, a norm and an activation, counted from 1."""
 
 
-def _phydnet_options(tensors: State, config: Config) -> dict:
+def _phydnet_options(tensors: State, config: Config) -> dict[str, Any]:
     base, channels = tensors["encoder.encoder_E.c1.main.0.weight"].shape[:2]
     cells = [tensors[name] for name in tensors if re.fullmatch(r"convcell\.cell_list\.\d+\.conv\.weight", name)]
     return {
@@ -271,7 +273,7 @@ def _mau_names(model: Nowcaster) -> dict[str, str | Made]:
     return names
 
 
-def _mau_options(tensors: State, config: Config) -> dict:
+def _mau_options(tensors: State, config: Config) -> dict[str, Any]:
     width, folded = tensors["encoders.0.encoder_t_conv-1.weight"].shape[:2]
     *_, height, side = tensors["cell_list.0.conv_t_next.1.weight"].shape
     patch = int(config.get("patch_size", 1))  # type: ignore[call-overload]

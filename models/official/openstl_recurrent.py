@@ -6,6 +6,8 @@ builds ConvLSTM and PredRNN++ with them.
 
 from __future__ import annotations
 
+from typing import Any
+
 from nowcast.models.convlstm_stacked import StackedConvLSTM
 from nowcast.models.mim import MIM
 from nowcast.models.nowcaster import Nowcaster
@@ -14,15 +16,15 @@ from nowcast.models.official.thuml import cell_names, layers, stack_options
 from nowcast.models.predrnn_pp import PredRNNpp
 
 
-def _convlstm_options(tensors: State, config: Config) -> dict:
+def _convlstm_options(tensors: State, config: Config) -> dict[str, Any]:
     return stack_options(tensors, config) | {"shown": "candidate" if config.get("legacy") else "cell"}
 
 
-def _predrnn_pp_options(tensors: State, config: Config) -> dict:
+def _predrnn_pp_options(tensors: State, config: Config) -> dict[str, Any]:
     return stack_options(tensors, config) | {"conv_c_reads": "m" if config.get("legacy") else "c"}
 
 
-def _mim_options(tensors: State, config: Config) -> dict:
+def _mim_options(tensors: State, config: Config) -> dict[str, Any]:
     """Peepholes tell the grid; all layers are as wide as the lowest."""
     lowest = {name.replace("stlstm_layer.", "cell_list."): tensor for name, tensor in tensors.items()}
     options = stack_options(lowest, config)

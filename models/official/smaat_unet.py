@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nowcast.models.nowcaster import Nowcaster
 from nowcast.models.official import Config, Source, State, renamed
 from nowcast.models.smaat_unet import SmaAtUNet
@@ -22,7 +24,7 @@ ATTENTION = {
 }
 
 
-def _sizes(tensors: State, config: Config, inputs: int) -> dict:
+def _sizes(tensors: State, config: Config, inputs: int) -> dict[str, Any]:
     """Frames of one channel, where the config does not tell how many channels each has."""
     outputs, width = tensors["outc.conv.weight"].shape[:2]
     channels = int(config.get("channels", 1))  # type: ignore[call-overload]
@@ -36,11 +38,11 @@ def _sizes(tensors: State, config: Config, inputs: int) -> dict:
     }
 
 
-def _unet_options(tensors: State, config: Config) -> dict:
+def _unet_options(tensors: State, config: Config) -> dict[str, Any]:
     return _sizes(tensors, config, tensors["inc.double_conv.0.weight"].shape[1])
 
 
-def _smaat_options(tensors: State, config: Config) -> dict:
+def _smaat_options(tensors: State, config: Config) -> dict[str, Any]:
     wide = tensors["inc.double_conv.0.depthwise.weight"].shape[0]
     per_layer = tensors["inc.double_conv.3.depthwise.weight"].shape[0] // tensors["outc.conv.weight"].shape[1]
     attention = [tensor.shape for name, tensor in tensors.items() if name.endswith(".channel_att.MLP.1.weight")]
@@ -52,7 +54,7 @@ def _smaat_options(tensors: State, config: Config) -> dict:
 
 
 def _counted(model: Nowcaster) -> dict[str, str]:
-    """Counted from 1: the way up from the coarsest, attention from the finest level."""
+    """Name all tensors, counted from 1: the way up from the coarsest, attention from the finest level."""
     rules: dict[str, str] = {}
     for level in range(len(model.widths)):  # type: ignore[arg-type]
         from_coarsest = len(model.widths) - 1 - level  # type: ignore[arg-type]

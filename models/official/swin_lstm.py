@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import count
+from typing import Any
 
 from nowcast.models.nowcaster import Nowcaster
 from nowcast.models.official import Config, Source, State, renamed
@@ -39,7 +40,7 @@ WITHOUT_CONTEXT = r"\.Swin\.layers\.\d*[13579]\.red\."
 """Every other block has a layer for a context that it is never given."""
 
 
-def _base_options(tensors: State, config: Config) -> dict:
+def _base_options(tensors: State, config: Config) -> dict[str, Any]:
     depths, heads, windows = _cells(tensors, "ST")
     drop_path = config.get("drop_path_rate", 0.1)
     return _frames(tensors, config, "ST") | {
@@ -50,7 +51,7 @@ def _base_options(tensors: State, config: Config) -> dict:
     }
 
 
-def _deeper_options(tensors: State, config: Config) -> dict:
+def _deeper_options(tensors: State, config: Config) -> dict[str, Any]:
     depths, heads, windows = _cells(tensors, "Downsample")
     depths_up, heads_up, windows_up = _cells(tensors, "Upsample")
     return _frames(tensors, config, "Downsample") | {
@@ -62,7 +63,7 @@ def _deeper_options(tensors: State, config: Config) -> dict:
     }
 
 
-def _frames(tensors: State, config: Config, part: str) -> dict:
+def _frames(tensors: State, config: Config, part: str) -> dict[str, Any]:
     width, channels, _, patch = tensors[f"{part}.patch_embed.proj.weight"].shape
     return {
         "in_steps": config.get("T_in", config.get("num_frames_input", 10)),

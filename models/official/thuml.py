@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,8 @@ def layers(tensors: State, name: str = r"cell_list.{}.conv_h.0.weight") -> list[
     return found
 
 
-def stack_options(tensors: State, config: Config) -> dict:
-    """What the networks on folded frames have in common, in the words of this code base or of OpenSTL."""
+def stack_options(tensors: State, config: Config) -> dict[str, Any]:
+    """Return what the networks on folded frames have in common, in the words of this code base or of OpenSTL."""
     shapes, patch = layers(tensors), number(config, "patch_size", 4)
     known = number(config, "input_length", number(config, "pre_seq_length", 10))
     options = {
@@ -41,15 +43,16 @@ def stack_options(tensors: State, config: Config) -> dict:
 
 
 def number(config: Config, key: str, otherwise: int) -> int:
-    """A setting that counts something."""
+    """Read a setting that counts something."""
     return int(str(config.get(key, otherwise)))
 
 
-def _v2_options(tensors: State, config: Config) -> dict:
+def _v2_options(tensors: State, config: Config) -> dict[str, Any]:
     return stack_options(tensors, config) | {"decoupling": float(str(config.get("decouple_beta", 0.1)))}
 
 
 def cell_names(model: Nowcaster) -> dict[str, str]:
+    """Name the tensors of a network whose cells stand in ``cell_list``."""
     return renamed(model, {r"^cells\.": "cell_list."})
 
 
@@ -97,7 +100,7 @@ def _of_motion(*kernels: Tensor) -> Tensor:
 
 
 def _flat(kernel: Tensor) -> Tensor:
-    """A kernel with the stride of its side, over tiles of neighbours, is a matrix."""
+    """Return a kernel with the stride of its side, over tiles of neighbours, as a matrix."""
     return kernel.flatten(1)[..., None, None]
 
 

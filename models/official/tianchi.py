@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def _reordered(gates: Tensor) -> Tensor:
     return torch.cat([i, f, g, o])
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     layers = sum(name.endswith(".conv.bias") for name in tensors)
     gates = [tensors[f"layers.{layer}.conv.weight"] for layer in range(layers)]
     widths = tuple(len(weight) // 4 for weight in gates)

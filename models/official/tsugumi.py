@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def _taps(kernel: Tensor) -> Tensor:
     return kernel.movedim(2, 0).flatten(0, 1)
 
 
-def _options(tensors: State, config: Config) -> dict:
+def _options(tensors: State, config: Config) -> dict[str, Any]:
     cell = "sequential.sam-convlstm1.sam_convlstm_cell."
     gates = tensors[f"{cell}convlstm_cell.conv.weight"]
     width, steps, *grid = tensors["sequential.layernorm1.weight"].shape

@@ -36,12 +36,9 @@ def moving_square(steps: int, size: int) -> torch.Tensor:
     return clip
 
 
-def need_training(name: str) -> None:
-    if not model_class(name).trainable:
-        pytest.skip(f"{name} has nothing to learn")
-
-
 each_model = pytest.mark.parametrize("name", MODELS)
+each_trainable_model = pytest.mark.parametrize("name", [name for name in MODELS if model_class(name).trainable])
+each_model_for_missing = pytest.mark.parametrize("name", [name for name in MODELS if model_class(name).handles_missing])
 
 
 @each_model
@@ -76,11 +73,9 @@ def test_a_sample_does_not_depend_on_its_batch(name):
         torch.testing.assert_close(model(past[1:2]), together[1:2], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-@each_model
+@each_model_for_missing
 def test_missing_stays_missing_where_it_is_handled(name):
     model, past = smallest(name), frames(1, 3, 1, 40, 40)
-    if not model.handles_missing:
-        pytest.skip(f"{name} leaves missing pixels to its caller")
     past[..., :20] = torch.nan
     with torch.inference_mode():
         future = model(past)
@@ -88,18 +83,16 @@ def test_missing_stays_missing_where_it_is_handled(name):
     assert future[..., 25:35].isfinite().any()
 
 
-@each_model
+@each_trainable_model
 def test_gradient_reaches_every_parameter(name):
-    need_training(name)
     model = smallest(name).train()
     model.training_loss(frames(2, 3, 1, 24, 20), frames(2, 2, 1, 24, 20), 0.5).backward()
     without = [key for key, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert without == []
 
 
-@each_model
+@each_trainable_model
 def test_loss_falls_on_a_repeated_batch(name):
-    need_training(name)
     model, clip = smallest(name).train(), moving_square(5, 16)
     past, future = clip[:, :3], clip[:, 3:]
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -126,9 +119,8 @@ def test_state_dict_round_trip_is_exact(name, tmp_path):
         torch.testing.assert_close(other(past), model(past), rtol=0, atol=0, equal_nan=True)
 
 
-@each_model
+@each_trainable_model
 def test_bfloat16_is_close_to_float32(name):
-    need_training(name)
     model, past = smallest(name), frames(1, 3, 1, 24, 24)
     with torch.inference_mode():
         exact = model(past)
@@ -167,9 +159,8 @@ def test_published_parameter_counts(name, size):
     assert sum(weight.numel() for weight in ours.parameters()) + paper.unused == paper.parameters
 
 
-@each_model
+@each_trainable_model
 def test_says_where_it_comes_from(name):
-    need_training(name)
     assert model_class(name).PAPER
     assert "debug" in model_class(name).SIZES
 
@@ -188,9 +179,8 @@ def test_no_state_is_kept_between_calls(name):
         assert kept == []
 
 
-@each_model
+@each_trainable_model
 def test_checkpointing_changes_memory_and_nothing_else(name):
-    need_training(name)
     clip, losses, gradients, buffers = moving_square(5, 16), [], [], []
     for checkpointing in (False, True):
         model = smallest(name).train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,43 +18,54 @@ from nowcast.models.swin_lstm import by_row
 from tests import parity_pack
 
 
-@pytest.fixture(scope="module", params=SOURCES)
-def case(request):
-    """(source, pack, its official state dict, our network with these weights)"""
+class Case(NamedTuple):
+    """A source, its pack, the official state dict, and our network with these weights."""
+
+    source: str
+    pack: parity_pack.Pack
+    weights: dict[str, torch.Tensor]
+    model: Any
+
+
+@pytest.fixture(scope="module")
+def case(request) -> Case:
     pack = parity_pack.read(request.param)
     weights = pack.weights()
-    return request.param, pack, weights, load(request.param, weights, pack.config)
+    return Case(request.param, pack, weights, load(request.param, weights, pack.config))
 
 
-def only(case, *sources: str):
-    """The pack and the network, where the case is one of ``sources``."""
-    source, pack, _, model = case
-    if source not in sources:
-        pytest.skip(f"not for {source}")
-    return pack, model
+def for_sources(*sources: str) -> pytest.MarkDecorator:
+    """Run a test once for each of the sources."""
+    return pytest.mark.parametrize("case", sources, indirect=True, scope="module")
 
 
+def with_reconstruction() -> list[str]:
+    """Sources of recurrent networks whose pack holds predictions of input frames."""
+    packs = {source: parity_pack.read(source) for source in SOURCES if issubclass(find(source).model, Recurrent)}
+    return [source for source, pack in packs.items() if "reconstruction" in pack.outputs]
+
+
+@for_sources(*SOURCES)
 def test_the_draw_is_the_recorded_one(case):
-    _, pack, weights, _ = case
-    drawn = sum(float(tensor.double().abs().sum()) for tensor in weights.values())
-    assert drawn == pytest.approx(pack.meta["fingerprint"], rel=1e-9)
+    drawn = sum(float(tensor.double().abs().sum()) for tensor in case.weights.values())
+    assert drawn == pytest.approx(case.pack.meta["fingerprint"], rel=1e-9)
 
 
+@for_sources(*SOURCES)
 def test_forecast_matches_the_official_code(case):
-    _, pack, _, model = case
     with torch.inference_mode():
-        assert pack.excess(model(pack.frames)) <= 1
+        assert case.pack.excess(case.model(case.pack.frames)) <= 1
 
 
+@for_sources(*with_reconstruction())
 def test_what_is_made_of_the_past_matches_too(case):
     """Predictions of the input frames 1 and 2: states are handed on as they are in the official code."""
-    _, pack, _, model = case
-    if not isinstance(model, Recurrent) or "reconstruction" not in pack.outputs:
-        pytest.skip("makes nothing of the past")
     with torch.inference_mode():
-        assert pack.excess(model.roll_out(pack.frames, every=True)[:, :2], "reconstruction") <= 1
+        made = case.model.roll_out(case.pack.frames, every=True)
+    assert case.pack.excess(made[:, :2], "reconstruction") <= 1
 
 
+@for_sources(*SOURCES)
 def test_size_is_the_official_one_without_what_has_no_effect(case):
     source, pack, weights, model = case
     names = find(source).names(model)
@@ -78,8 +90,9 @@ def tiny(source: str, cell: type) -> tuple[dict, torch.nn.Module]:
     return {official: state[ours] for ours, official in find(source).names(model).items()}, model
 
 
+@for_sources("convlstm_ef", "convgru_ef")
 def test_encoder_forecaster_states(case):
-    pack, model = only(case, "convlstm_ef", "convgru_ef")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         states = model.encode(pack.frames)
         assert pack.excess(states[0][0], "state1") <= 1
@@ -125,16 +138,18 @@ def test_unknown_source_lists_the_known():
 # -- TrajGRU -------------------------------------------------------------------------------------
 
 
+@for_sources("trajgru")
 def test_trajgru_states(case):
-    pack, model = only(case, "trajgru")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         states = model.encode(pack.frames)
     assert pack.excess(states[0][0], "state1") <= 1
     assert pack.excess(states[2][0], "state3") <= 1
 
 
+@for_sources("trajgru")
 def test_trajgru_samples_as_the_port_does_where_asked(case):
-    pack, _ = only(case, "trajgru")
+    pack = case.pack
     model = load("trajgru", pack.weights(), pack.config | {"align_corners": False})
     with torch.inference_mode():
         assert pack.excess(model(pack.frames), "prediction_align_false") <= 1
@@ -205,16 +220,18 @@ def stlstm_shapes(
     return shapes
 
 
+@for_sources("predrnn", "predrnn_layernorm", "predrnn_v2")
 def test_predrnn_states(case):
-    pack, model = only(case, "predrnn", "predrnn_layernorm", "predrnn_v2")
+    pack, model = case.pack, case.model
     first, second = stepped(pack, model, 2)
     assert pack.excess(first[0][0][0], "h0_first") <= 1
     assert pack.excess(first[1], "m_top_first") <= 1
     assert pack.excess(second[0][0][1], "c0_second") <= 1
 
 
+@for_sources("predrnn_v2")
 def test_predrnn_v2_decoupling_loss(case):
-    pack, model = only(case, "predrnn_v2")
+    pack, model = case.pack, case.model
     with torch.no_grad():
         clip = torch.cat([pack.frames, model(pack.frames)], dim=1)
         _, states = model.train().roll_out_fed(clip, torch.arange(9)[None] < 5)
@@ -222,8 +239,9 @@ def test_predrnn_v2_decoupling_loss(case):
     model.eval()
 
 
+@for_sources("predrnn_pp")
 def test_predrnn_pp_states(case):
-    pack, model = only(case, "predrnn_pp")
+    pack, model = case.pack, case.model
     first, second = stepped(pack, model, 2)
     assert pack.excess(first[0][0][0], "h0_first") <= 1
     assert pack.excess(second[0][0][1], "c0_second") <= 1
@@ -231,8 +249,9 @@ def test_predrnn_pp_states(case):
     assert pack.excess(second[0][1][0], "h1_second") <= 1
 
 
+@for_sources("mim")
 def test_mim_states(case):
-    pack, model = only(case, "mim")
+    pack, model = case.pack, case.model
     first, second = stepped(pack, model, 2)
     assert pack.excess(first[0][0], "h0_first") <= 1
     assert pack.excess(second[0][1], "c0_second") <= 1
@@ -240,16 +259,18 @@ def test_mim_states(case):
     assert pack.excess(second[2][0][1], "c1_second") <= 1
 
 
+@for_sources("convlstm_openstl")
 def test_stacked_convlstm_states(case):
-    pack, model = only(case, "convlstm_openstl")
+    pack, model = case.pack, case.model
     first, second = stepped(pack, model, 2)
     assert pack.excess(first[0][0], "h0_first") <= 1
     assert pack.excess(second[0][1], "c0_second") <= 1
     assert pack.excess(second[1][0], "h1_second") <= 1
 
 
+@for_sources("motionrnn")
 def test_motionrnn_states(case):
-    pack, model = only(case, "motionrnn")
+    pack, model = case.pack, case.model
     *_, third = stepped(pack, model, 3)
     assert pack.excess(third[1][0][0], "offset_third") <= 1
     with torch.inference_mode():
@@ -364,8 +385,9 @@ def test_openstl_weights_of_before_get_the_cells_of_before(source):
 # -- CMS-LSTM ------------------------------------------------------------------------------------
 
 
+@for_sources("cms_lstm_f3", "cms_lstm_f5")
 def test_cms_lstm_first_steps(case):
-    pack, model = only(case, "cms_lstm_f3", "cms_lstm_f5")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         first, second = (model.embed(pack.frames[:, t]) for t in (0, 1))
         assert pack.excess(fold(pack.frames[:, 0], 4, model.order), "folded_first") <= 1
@@ -399,9 +421,10 @@ def test_cms_lstm_scale_is_read_from_the_tensors():
 # -- E3D-LSTM ------------------------------------------------------------------------------------
 
 
+@for_sources("e3d_lstm")
 def test_e3d_lstm_states(case):
     """The pack keeps the first eight channels."""
-    pack, model = only(case, "e3d_lstm")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         _, first = model.step(model.embed(pack.frames[:, 0]), None)
         top, second = model.step(model.embed(pack.frames[:, 1]), first)
@@ -446,8 +469,9 @@ def test_e3d_lstm_scale_is_read_from_the_tensors():
 # -- PhyDNet -------------------------------------------------------------------------------------
 
 
+@for_sources("phydnet")
 def test_phydnet_states_and_moment_loss(case):
-    pack, model = only(case, "phydnet")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         state = None
         for x in model.embed(pack.frames[0, :2]).split(1):
@@ -473,8 +497,9 @@ def test_phydnet_of_another_scale_is_read_from_the_tensors(patch):
 # -- GS2PM ---------------------------------------------------------------------------------------
 
 
+@for_sources("gs2pm_small", "gs2pm_medium", "gs2pm_small_tuned")
 def test_gs2pm_latent_frames_and_masked_branch(case):
-    pack, model = only(case, "gs2pm_small", "gs2pm_medium", "gs2pm_small_tuned")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         latent, _ = model.encode(pack.frames[0] + model.prompt(128, 128))
         assert pack.excess(latent[:2], "encoded") <= 1
@@ -490,8 +515,9 @@ def test_gs2pm_latent_frames_and_masked_branch(case):
 # -- SimVP and TAU -------------------------------------------------------------------------------
 
 
+@for_sources("simvp_v1", "simvp_incepu", "simvp_v2_gsta", "tau")
 def test_simvp_latent_frames(case):
-    pack, model = only(case, "simvp_v1", "simvp_incepu", "simvp_v2_gsta", "tau")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         latent, _ = model.encode(pack.frames[0])
         assert pack.excess(latent[:2], "encoded") <= 1
@@ -671,8 +697,9 @@ def test_inception_of_another_scale_is_read_from_the_tensors(original):
 # -- U-Net and SmaAt-UNet ------------------------------------------------------------------------
 
 
+@for_sources("unet", "smaat_unet")
 def test_unet_levels(case):
-    pack, model = only(case, "unet", "smaat_unet")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         levels = [pack.frames.flatten(1, 2)]
         for i, unit in enumerate(model.down):
@@ -731,8 +758,9 @@ def test_unets_of_another_scale_are_read_from_the_tensors(per_layer, bilinear):
 # -- SA-ConvLSTM ---------------------------------------------------------------------------------
 
 
+@for_sources("sa_convlstm")
 def test_sa_convlstm_states(case):
-    pack, model = only(case, "sa_convlstm")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         _, first = model.step(model.embed(pack.frames[:, 0]), None)
         _, second = model.step(model.embed(pack.frames[:, 1]), first)
@@ -740,9 +768,10 @@ def test_sa_convlstm_states(case):
     assert pack.excess(second[0][2], "memory0_second") <= 1
 
 
+@for_sources("sa_convlstm_seq")
 def test_sa_convlstm_seq_first_layer(case):
     """The pack keeps four channels of the first three steps, before the norm."""
-    pack, model = only(case, "sa_convlstm_seq")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         hidden = _unrolled(model.cells[0], pack.frames.transpose(1, 2))
     assert pack.excess(hidden[:, :4, :3], "layer1") <= 1
@@ -802,8 +831,9 @@ def test_sa_convlstm_seq_scale_is_read_from_the_tensors(whole):
 # -- MAU -----------------------------------------------------------------------------------------
 
 
+@for_sources("mau")
 def test_mau_states(case):
-    pack, model = only(case, "mau")
+    pack, model = case.pack, case.model
     with torch.inference_mode():
         state = None
         memories, shown = [], []
@@ -843,8 +873,9 @@ def test_mau_of_another_scale_is_read_from_the_tensors(cell_mode, model_mode):
 # -- SwinLSTM ------------------------------------------------------------------------------------
 
 
+@for_sources("swin_lstm_b", "swin_lstm_d")
 def test_swin_lstm_first_steps(case):
-    pack, model = only(case, "swin_lstm_b", "swin_lstm_d")
+    pack, model = case.pack, case.model
     cell = (model.cells if hasattr(model, "cells") else model.down)[0]
 
     def excess(tokens: torch.Tensor, name: str) -> float:
@@ -924,8 +955,9 @@ def test_swin_lstm_d_of_another_scale_is_read_from_the_tensors():
 # -- LMC-Memory ----------------------------------------------------------------------------------
 
 
+@for_sources("lmc_memory")
 def test_lmc_memory_of_both_phases(case):
-    pack, model = only(case, "lmc_memory")
+    pack, model = case.pack, case.model
     past, memory = pack.frames, model.memory
     with torch.inference_mode():
         assert pack.excess(model.encoder(past[:, 0]), "encoded_first") <= 1

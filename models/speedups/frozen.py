@@ -7,6 +7,7 @@ with its activation keeps its input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,28 +16,36 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
+from nowcast.models import speedups
+
 
 def is_frozen(layer: nn.Module, x: Tensor) -> bool:
-    """True where a gradient runs through the layer and not into it; without a compiler, and in mixed precision on the
-    CPU alone, whose normalisations take both kinds of numbers."""
-    if not (torch.is_grad_enabled() and x.requires_grad) or any(weight.requires_grad for weight in layer.parameters()):
+    """Tell whether a gradient runs through the layer and not into it.
+
+    Never under a compiler; in mixed precision on the CPU alone, whose normalisations take both kinds of numbers.
+    """
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return False
     mixed = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
-    return not (torch.compiler.is_compiling() or mixed)
+    learns = any(weight.requires_grad for weight in layer.parameters())
+    return not (mixed or learns) and speedups.enabled("frozen")
 
 
 def convolve(conv: nn.Module, x_NCHW: Tensor) -> Tensor:
-    """What a convolution without groups or dilation makes of a map; where it is frozen, nothing is kept."""
+    """Return what a convolution without groups or dilation makes of a map; where it is frozen, nothing is kept."""
     if not isinstance(conv, nn.Conv2d) or not is_frozen(conv, x_NCHW):
-        return conv(x_NCHW)
-    return _Convolution.apply(x_NCHW, conv.weight, conv.bias, conv.stride, conv.padding)
+        output: Tensor = conv(x_NCHW)
+        return output
+    apply: Callable[..., Tensor] = _Convolution.apply
+    return apply(x_NCHW, conv.weight, conv.bias, conv.stride, conv.padding)
 
 
 def group_silu(norm: nn.GroupNorm, x_NCHW: Tensor) -> Tensor:
     """SiLU of a group normalisation; where it is frozen, the map that goes in is kept."""
     if not is_frozen(norm, x_NCHW):
         return functional.silu(norm(x_NCHW))
-    return _GroupSiLU.apply(x_NCHW, norm.weight, norm.bias, norm.num_groups, norm.eps)
+    apply: Callable[..., Tensor] = _GroupSiLU.apply
+    return apply(x_NCHW, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
 class _Convolution(torch.autograd.Function):
@@ -80,7 +89,7 @@ class _GroupSiLU(torch.autograd.Function):
 
 
 def _layout(x_NCHW: Tensor) -> torch.memory_format:
-    """The kernels take either, for all maps alike."""
+    """Return the layout in memory: the kernels take either, for all maps alike."""
     last = x_NCHW.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 

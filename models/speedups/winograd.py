@@ -7,14 +7,14 @@ directions it would be 4, but with ten times the rounding. The products are them
 one row, so that all the work is done where torch is fastest.
 
 Kernels have to be transformed first, which costs as much as a convolution of a small field: it pays in a recurrent
-network, whose kernels stay the same over all steps. ``nowcast.models.packed.kept_weights`` says that they do:
+network, whose kernels stay the same over all steps. ``packed.cached_weights`` says that they do:
 
-    with kept_weights(steps):
+    with cached_weights(steps):
         for t in range(steps):
             x = convolve(x, weight)
 
-Outside, on other devices, in other precisions and under a compiler this is ``nowcast.models.packed.convolution``: GPUs
-choose their algorithm themselves.
+Outside, on other devices, in other precisions and under a compiler this is ``packed.convolution``: GPUs choose their
+algorithm themselves.
 
 Shape letters: B batch, C and O channels in and out, H height, W width, K side of the kernel, F products, V tiles of
 four rows. Products lie in memory as (B, V, W, F, channels): so nothing has to be copied to be transformed.
@@ -31,8 +31,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from nowcast.models.packed import PORTION, Kept, convolution, keeping
+from nowcast.models import speedups
+from nowcast.models.speedups.packed import WeightCache, active_cache, convolution
 
+PORTION = 2**24
+"""Bytes of the largest map, where maps are taken in portions: small ones stay in the cache, and leave no holes in the
+heap for more of the batch."""
 ROWS = 4
 """Of the output, made at once."""
 KERNELS = (3, 5)
@@ -57,21 +61,22 @@ def convolve(
     """
     fields = (x,) if isinstance(x, Tensor) else tuple(x)
     kernel = weight_OCKK.shape[-1]
-    kept = keeping(fields[0], weight_OCKK)
-    if kept is None or not _pays(fields[0], weight_OCKK, kept.uses):
+    cache = active_cache(fields[0], weight_OCKK)
+    if cache is None or not _pays(fields[0], weight_OCKK, cache.uses) or not speedups.enabled("winograd"):
         whole = fields[0] if len(fields) == 1 else torch.cat(fields, dim=1)
-        return convolution(whole, _cut(weight_OCKK, channels, kept), bias_O, padding=(kernel // 2, kernel // 2))
-    kernels = _cut(kept.of(weight_OCKK, "spread", lambda: spread(weight_OCKK)), channels, kept)
+        return convolution(whole, _cut(weight_OCKK, channels, cache), bias_O, padding=(kernel // 2, kernel // 2))
+    kernels = _cut(cache.get(weight_OCKK, "transformed", lambda: transformed(weight_OCKK)), channels, cache)
     if torch.is_grad_enabled():
-        return _RowConvolution.apply(kernels, bias_O, *fields)
+        convolved: Callable[..., Tensor] = _RowConvolution.apply
+        return convolved(kernels, bias_O, *fields)
     return _convolved(fields, kernels, bias_O, convolution)
 
 
-def _cut(weight: Tensor, channels: slice, kept: Kept | None) -> Tensor:
-    """The weight of some input channels; the same tensor again and again where it is kept."""
+def _cut(weight: Tensor, channels: slice, cache: WeightCache | None) -> Tensor:
+    """Select input channels of a weight; with a cache the same tensor each time."""
     if channels == slice(None):
         return weight
-    return weight[:, channels] if kept is None else kept.of(weight, str(channels), lambda: weight[:, channels])
+    return weight[:, channels] if cache is None else cache.get(weight, str(channels), lambda: weight[:, channels])
 
 
 def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
@@ -82,7 +87,7 @@ def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
 @lru_cache
 @torch.inference_mode(False)  # a forecast may ask first, and a training step next
 def matrices(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Transforms of outputs (4, F), kernel rows (F, K) and input rows (F, F), by the Toom-Cook algorithm."""
+    """Return the transforms of outputs (4, F), kernel rows (F, K) and input rows (F, F), by the Toom-Cook algorithm."""
     products = ROWS + kernel - 1
 
     def powers(count: int) -> Tensor:
@@ -95,8 +100,8 @@ def matrices(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
     return powers(ROWS).T.float(), (powers(kernel) * size).float(), (inputs / size).float()
 
 
-def spread(weight_OCKK: Tensor) -> Tensor:
-    """The kernels of one row that the products take: (F O, C, 1, K)."""
+def transformed(weight_OCKK: Tensor) -> Tensor:
+    """Transform kernels to those of one row that the products take: (F O, C, 1, K)."""
     _, inputs, kernel, _ = weight_OCKK.shape
     return torch.einsum("fr,ocrk->fock", matrices(kernel)[1], weight_OCKK).reshape(-1, inputs, 1, kernel)
 
@@ -133,7 +138,7 @@ class _RowConvolution(torch.autograd.Function):
 def _convolved(
     fields_BCHW: Sequence[Tensor], kernels: Tensor, bias_O: Tensor | None, conv: Callable[..., Tensor]
 ) -> Tensor:
-    """What comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
+    """Return what comes out, channels last, a portion of the batch at a time; ``conv`` multiplies."""
     batch, _, height, width = fields_BCHW[0].shape
     outputs, tiles = len(kernels) // _products(kernels), -(-height // ROWS)
     made_BOHW = _space(batch, outputs, tiles * ROWS, width)
@@ -161,9 +166,10 @@ def _portions(made_BOHW: Tensor) -> list[slice]:
 
 
 def _multiply(read_BVWFC: Tensor, kernels: Tensor, conv: Callable[..., Tensor]) -> Tensor:
-    """The products: (B, V, W, F, O)."""
+    """Return the products: (B, V, W, F, O)."""
     sizes: dict[str, Any] = {"padding": (0, kernels.shape[-1] // 2), "groups": _products(kernels)}
-    return conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1).unflatten(-1, (_products(kernels), -1))
+    made_BVWO = conv(_as_field(read_BVWFC), kernels, **sizes).movedim(1, -1)
+    return torch.unflatten(made_BVWO, -1, (_products(kernels), -1))
 
 
 def _multiply_back(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> Tensor:
@@ -171,7 +177,8 @@ def _multiply_back(grad_BVWFO: Tensor, read_BVWFC: Tensor, kernels: Tensor) -> T
     sizes = [1, 1], [0, kernels.shape[-1] // 2], [1, 1], False, [0, 0], _products(kernels), [True, False, False]
     grad, read = _as_field(grad_BVWFO), _as_field(read_BVWFC)
     made = torch.ops.aten.convolution_backward(grad, read, kernels, None, *sizes)[0]
-    return made.movedim(1, -1).reshape(read_BVWFC.shape)
+    output: Tensor = made.movedim(1, -1).reshape(read_BVWFC.shape)
+    return output
 
 
 def _as_field(x_BVWFC: Tensor) -> Tensor:
@@ -258,4 +265,5 @@ def _by_tile(matrix_FR: Tensor, rows_BHWC: Tensor, tiles: int) -> Tensor:
 def _at_pixels(matrix_RF: Tensor, x_BVWFC: Tensor) -> Tensor:
     """Products of a matrix and what lies at every pixel of the tiles: (B, V, W, R, C)."""
     at_pixels = x_BVWFC.flatten(0, 2)
-    return torch.bmm(matrix_RF.expand(len(at_pixels), -1, -1), at_pixels).unflatten(0, x_BVWFC.shape[:3])
+    output: Tensor = torch.bmm(matrix_RF.expand(len(at_pixels), -1, -1), at_pixels).unflatten(0, x_BVWFC.shape[:3])
+    return output

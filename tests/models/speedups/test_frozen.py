@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from nowcast.models import build
-from nowcast.models.frozen import convolve, group_silu, is_frozen
+from nowcast.models.speedups.frozen import convolve, group_silu, is_frozen
 
 
 def kept(run) -> int:
