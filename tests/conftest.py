@@ -9,6 +9,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine than of the code. Where a server tests, every run has the same ones.
+settings.register_profile(
+    "nowcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("nowcast")
 
 # Before anything imports prefect, which reads its settings once.
 os.environ |= {
