@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says more of the machine than of the code. Where a server tests, every run has the same ones.
+# How long an example takes says more of the machine than of the code. Where CI is set, every run has the same ones.
 settings.register_profile(
     "nowcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
 )

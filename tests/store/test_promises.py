@@ -97,7 +97,7 @@ def test_the_lowest_and_the_highest_code_are_values(tmp_path: Path, kind: str) -
 
 @pytest.mark.parametrize("kind", PACKINGS)
 def test_their_codes_are_known_counted_and_looked_up(kind: str) -> None:
-    packing, low, high = PACKINGS[kind]
+    _, low, high = PACKINGS[kind]
     found = Packing.wanted(ends(kind)["rainfall_rate"])
     assert found is not None
     codes = found.pack(np.array([[low, high]], np.float32))
