@@ -181,15 +181,22 @@ class Box:
 
 
 @pytest.fixture(scope="module")
-def box(operations: Path) -> Iterator[Box]:
-    """Server, deployments and page as real processes, ended by the signal that a service manager sends."""
+def box(operations: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """Server, deployments and page as real processes, ended by the signal that a service manager sends.
+
+    They start in a folder with packages that are called as parts of ours are, and must not take them for those.
+    """
+    theirs = tmp_path_factory.mktemp("project")
+    for name in ("models", "flows", "configs"):
+        (theirs / f"{name}.py").write_text("raise ImportError('somebody else took this for his own')")
     port, page_port = free_port(), free_port()
     started = Box(f"http://127.0.0.1:{port}/api", f"http://127.0.0.1:{page_port}", operations.parent / "up.log")
     command = "import sys; from nowcast.flows.up import up; "
     command += "up(sys.argv[1], port=int(sys.argv[2]), page_port=int(sys.argv[3]))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(theirs), str(ROOT)])}
     with started.log.open("wb") as log:
         arguments = [sys.executable, "-c", command, str(operations), str(port), str(page_port)]
-        process = subprocess.Popen(arguments, stdout=log, stderr=log)
+        process = subprocess.Popen(arguments, cwd=theirs, stdout=log, stderr=log, env=environment)
     try:
         wait_for(lambda: up.answers(started.api), what="a Prefect server", log=started.log)
         with temporary_settings({PREFECT_API_URL: started.api}):

@@ -1,0 +1,121 @@
+"""Plants small bugs one by one and counts those that the tests of their room notice, by cosmic-ray.
+
+    python -m tests.mutate                      40 of every room, drawn by seed 0
+    python -m tests.mutate --count 10 store     10 of the store
+    python -m tests.mutate --count 0            all: a night
+
+Works on copies: the checkout stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
+
+from tests.paths import ROOT
+
+ROOMS = {
+    "forecasting": (["nowcast/forecasting"], ["tests/forecasting"]),
+    "verification": (["nowcast/verification"], ["tests/verification"]),
+    "store": (["nowcast/store"], ["tests/store"]),
+    "promotion": (
+        ["nowcast/operations/promotion.py", "nowcast/operations/comparison.py"],
+        ["tests/operations/test_promotion.py", "tests/operations/test_comparison.py"],
+    ),
+}
+"""Room -> what is mutated, and the tests that should notice."""
+SETTINGS = """\
+[cosmic-ray]
+module-path = {modules}
+timeout = 600.0
+test-command = "{python} -m pytest -x -q -p no:cacheprovider {tests}"
+[cosmic-ray.distributor]
+name = "local"
+"""
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "var", "runs", "demo", "parity")
+
+
+def main() -> None:
+    """Prints a table and the survivors as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}; all by default")
+    parser.add_argument("--count", type=int, default=40, help="mutants per room; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="draws them")
+    chosen = parser.parse_args()
+    rooms = chosen.rooms or list(ROOMS)
+    if unknown := set(rooms) - ROOMS.keys():
+        parser.error(f"no room {', '.join(unknown)}; rooms: {', '.join(ROOMS)}")
+    with tempfile.TemporaryDirectory(prefix="nowcast-mutants-") as folder, ThreadPoolExecutor(2) as two:
+        jobs = [two.submit(mutate, room, Path(folder) / room, count=chosen.count, seed=chosen.seed) for room in rooms]
+        found = dict(zip(rooms, (job.result() for job in jobs), strict=True))
+    print("| room | mutants | tried | killed | score |\n|---|--:|--:|--:|--:|")
+    for room, (total, killed, survivors) in found.items():
+        tried = killed + len(survivors)
+        print(f"| {room} | {total} | {tried} | {killed} | {100 * killed / max(tried, 1):.0f} % |")
+    for room, (_, _, survivors) in found.items():
+        print(f"\n{room}:\n", *survivors, sep="\n")
+
+
+def mutate(room: str, copy: Path, *, count: int, seed: int) -> tuple[int, int, list[str]]:
+    """Mutants of a room in all, those killed of a sample, and the others in words."""
+    modules, tests = ROOMS[room]
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=LEFT_OUT)
+    settings = SETTINGS.format(modules=modules, python=sys.executable, tests=" ".join(tests))
+    (copy / "mutate.toml").write_text(settings)
+    program = [sys.executable, "-m", "cosmic_ray.cli"]
+    subprocess.run([*program, "init", "mutate.toml", "mutants.sqlite"], cwd=copy, check=True)
+    with use_db(copy / "mutants.sqlite", WorkDB.Mode.open) as session:
+        total = _draw(session, copy, count=count, seed=seed)
+    subprocess.run([*program, "exec", "mutate.toml", "mutants.sqlite"], cwd=copy, check=True)
+    with use_db(copy / "mutants.sqlite", WorkDB.Mode.open) as session:
+        ended = [(job, result) for job, result in session.results if result.worker_outcome == WorkerOutcome.NORMAL]
+        places = {item.job_id: item.mutations[0] for item in session.work_items}
+    alive = [places[job] for job, result in ended if result.test_outcome == TestOutcome.SURVIVED]
+    return total, len(ended) - len(alive), sorted(_words(copy, place) for place in alive)
+
+
+def _draw(session: WorkDB, copy: Path, *, count: int, seed: int) -> int:
+    """Leaves a sample to be tried; what changes annotations alone is no mutant."""
+    items = sorted(session.work_items, key=lambda item: _key(item.mutations[0]))
+    wanted = [item for item in items if not _in_annotation(copy, item.mutations[0])]
+    drawn = wanted if not count else random.Random(seed).sample(wanted, min(count, len(wanted)))
+    kept = {item.job_id for item in drawn}
+    for item in items:
+        if item.job_id not in kept:
+            session.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+    return len(wanted)
+
+
+def _key(place: MutationSpec) -> tuple[str, tuple[int, int], str, int]:
+    return str(place.module_path), place.start_pos, place.operator_name, place.occurrence
+
+
+def _in_annotation(copy: Path, place: MutationSpec) -> bool:
+    tree = ast.parse((copy / place.module_path).read_text())
+    hints: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        hints += [getattr(node, name, None) for name in ("annotation", "returns")]
+    return any(
+        (hint.lineno, hint.col_offset) <= place.start_pos < (hint.end_lineno or 0, hint.end_col_offset or 0)
+        for hint in hints
+        if hint is not None
+    )
+
+
+def _words(copy: Path, place: MutationSpec) -> str:
+    line = (copy / place.module_path).read_text().splitlines()[place.start_pos[0] - 1].strip()
+    return f"- `{place.module_path}:{place.start_pos[0]}` {place.operator_name.removeprefix('core/')}: `{line}`"
+
+
+if __name__ == "__main__":
+    main()
