@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome
 
 from tests.paths import ROOT
 
@@ -85,31 +85,28 @@ def mutate(room: str, copy: Path, *, count: int, seed: int) -> tuple[int, int, l
 
 
 def _draw(session: WorkDB, copy: Path, *, count: int, seed: int) -> int:
-    """Leaves a sample to be tried; what changes annotations alone is no mutant."""
+    """Leaves a sample to be tried; what changes annotations alone is no mutant. Returns how many there are."""
     items = sorted(session.work_items, key=lambda item: _key(item.mutations[0]))
-    wanted = [item for item in items if not _in_annotation(copy, item.mutations[0])]
-    drawn = wanted if not count else random.Random(seed).sample(wanted, min(count, len(wanted)))
-    kept = {item.job_id for item in drawn}
-    for item in items:
-        if item.job_id not in kept:
-            session.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-    return len(wanted)
+    hints = {path: _annotations(copy / path) for path in {item.mutations[0].module_path for item in items}}
+    items = [
+        item
+        for item in items
+        if not any(start <= item.mutations[0].start_pos < end for start, end in hints[item.mutations[0].module_path])
+    ]
+    session.clear()
+    session.add_work_items(random.Random(seed).sample(items, min(count or len(items), len(items))))
+    return len(items)
 
 
 def _key(place: MutationSpec) -> tuple[str, tuple[int, int], str, int]:
     return str(place.module_path), place.start_pos, place.operator_name, place.occurrence
 
 
-def _in_annotation(copy: Path, place: MutationSpec) -> bool:
-    tree = ast.parse((copy / place.module_path).read_text())
-    hints: list[ast.expr | None] = []
-    for node in ast.walk(tree):
-        hints += [getattr(node, name, None) for name in ("annotation", "returns")]
-    return any(
-        (hint.lineno, hint.col_offset) <= place.start_pos < (hint.end_lineno or 0, hint.end_col_offset or 0)
-        for hint in hints
-        if hint is not None
-    )
+def _annotations(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(line, column) of the beginning and the end of every annotation."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    hints = [getattr(node, name, None) for node in nodes for name in ("annotation", "returns")]
+    return [((hint.lineno, hint.col_offset), (hint.end_lineno, hint.end_col_offset)) for hint in hints if hint]
 
 
 def _words(copy: Path, place: MutationSpec) -> str:
