@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import random
 import shutil
 import subprocess
@@ -76,7 +77,8 @@ def mutate(room: str, copy: Path, *, count: int, seed: int) -> tuple[int, int, l
     subprocess.run([*program, "init", "mutate.toml", "mutants.sqlite"], cwd=copy, check=True)
     with use_db(copy / "mutants.sqlite", WorkDB.Mode.open) as session:
         total = _draw(session, copy, count=count, seed=seed)
-    subprocess.run([*program, "exec", "mutate.toml", "mutants.sqlite"], cwd=copy, check=True)
+    here = os.environ | {"PYTHONPATH": str(copy)}  # for processes that tests start
+    subprocess.run([*program, "exec", "mutate.toml", "mutants.sqlite"], cwd=copy, env=here, check=True)
     with use_db(copy / "mutants.sqlite", WorkDB.Mode.open) as session:
         ended = [(job, result) for job, result in session.results if result.worker_outcome == WorkerOutcome.NORMAL]
         places = {item.job_id: item.mutations[0] for item in session.work_items}

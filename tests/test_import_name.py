@@ -24,8 +24,8 @@ NOTEBOOK = """\
 import configs, flows, models
 assert models.MINE and flows.MINE and configs.MINE
 import nowcast
-from nowcast.models import MODELS, build
-network = build("convgru:debug", in_steps=2, out_steps=2)
+from nowcast.models import MODELS
+network = nowcast.build("convgru:debug", in_steps=2, out_steps=2)
 assert type(network).__module__ == "nowcast.models.convlstm", type(network)
 from nowcast.config import Recipe, load
 assert load(Recipe, "training/convgru-debug.yaml").model == "convgru:debug"
