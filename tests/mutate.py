@@ -87,14 +87,19 @@ def mutate(room: str, copy: Path, *, count: int, seed: int) -> tuple[int, int, l
 
 
 def _draw(session: WorkDB, copy: Path, *, count: int, seed: int) -> int:
-    """Leaves a sample to be tried; what changes annotations alone is no mutant. Returns how many there are."""
+    """Leaves a sample to be tried, and returns how many there are.
+
+    Left out is what changes annotations alone, and what is no Python: a star of ``*arguments`` taken for a product.
+    """
     items = sorted(session.work_items, key=lambda item: _key(item.mutations[0]))
-    hints = {path: _annotations(copy / path) for path in {item.mutations[0].module_path for item in items}}
-    items = [
-        item
-        for item in items
-        if not any(start <= item.mutations[0].start_pos < end for start, end in hints[item.mutations[0].module_path])
-    ]
+    texts = {path: (copy / path).read_text() for path in {item.mutations[0].module_path for item in items}}
+    hints = {path: _annotations(text) for path, text in texts.items()}
+
+    def counts(place: MutationSpec) -> bool:
+        hinted = any(start <= place.start_pos < end for start, end in hints[place.module_path])
+        return not hinted and not _is_star(texts[place.module_path].splitlines(), place.start_pos)
+
+    items = [item for item in items if counts(item.mutations[0])]
     session.clear()
     session.add_work_items(random.Random(seed).sample(items, min(count or len(items), len(items))))
     return len(items)
@@ -104,9 +109,18 @@ def _key(place: MutationSpec) -> tuple[str, tuple[int, int], str, int]:
     return str(place.module_path), place.start_pos, place.operator_name, place.occurrence
 
 
-def _annotations(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _is_star(lines: list[str], place: tuple[int, int]) -> bool:
+    """Whether a star is that of arguments: behind a bracket or comma, or first in a line and glued to a name."""
+    row, column = place
+    before, behind = lines[row - 1][:column].rstrip(), lines[row - 1][column:]
+    if not behind.startswith("*"):
+        return False
+    return before[-1:] in tuple("(,[{") if before else not behind.lstrip("*").startswith(" ")
+
+
+def _annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """(line, column) of the beginning and the end of every annotation."""
-    nodes = ast.walk(ast.parse(path.read_text()))
+    nodes = ast.walk(ast.parse(text))
     hints = [getattr(node, name, None) for node in nodes for name in ("annotation", "returns")]
     return [((hint.lineno, hint.col_offset), (hint.end_lineno, hint.end_col_offset)) for hint in hints if hint]
 

@@ -65,9 +65,8 @@ def test_the_shipped_network_knows_only_what_moves_in_from_where_it_looked() -> 
     speed, leads = 3, 6
     shipped = checkpoint.load(checkpoint.find(SHIPPED))
     past = moving(speed)
-    made = predict(shipped, past, quantity_name="rainfall_rate", leads=leads)
-    _, chance = checkpoint.exceedance(shipped, past, quantity_name="rainfall_rate")
-    unknown = np.isnan(made)
+    found = checkpoint.predict_distribution(shipped, past, quantity_name="rainfall_rate", leads=leads)
+    unknown = np.isnan(found.values)
     for lead in range(leads):
         came = speed * (lead + 1)
         rows = slice(8, 32)  # away from the hole and the border that nothing crosses
@@ -77,4 +76,5 @@ def test_the_shipped_network_knows_only_what_moves_in_from_where_it_looked() -> 
         hole = unknown[lead, 44:52].mean(axis=0)
         assert (hole[40 + came + 2 : 56 + came - 2] > 0.9).all(), "the hole has moved on"
         assert (hole[came + 2 : 40 + came - 2] < 0.1).all()
-        np.testing.assert_array_equal(np.isnan(chance[:, lead]), np.broadcast_to(unknown[lead], chance[:, lead].shape))
+        chance = found.exceedance[:, lead]
+        np.testing.assert_array_equal(np.isnan(chance), np.broadcast_to(unknown[lead], chance.shape))
