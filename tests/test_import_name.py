@@ -28,7 +28,7 @@ from nowcast.models import MODELS
 network = nowcast.build("convgru:debug", in_steps=2, out_steps=2)
 assert type(network).__module__ == "nowcast.models.convlstm", type(network)
 from nowcast.config import Recipe, load
-assert load(Recipe, "training/convgru-debug.yaml").model == "convgru:debug"
+assert load(Recipe, "training/convgru-debug.yaml").name == "convgru-debug"
 from nowcast.flows import deployments
 assert deployments.deployments(deployments.SHIPPED)
 print(len(MODELS))
