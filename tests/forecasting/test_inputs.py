@@ -125,3 +125,14 @@ def test_thresholds_of_probabilities_are_those_of_the_source(tmp_path: Path, zr:
     wanted = 10 * np.log10(a) + 10 * b * np.log10(rates)
     assert made["threshold"].values == pytest.approx(wanted, rel=0.05)  # two digits
     assert made["threshold"].attrs["units"] == "dBZ"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_step_of_an_event_is_that_of_its_frames(tmp_path: Path, count: int) -> None:
+    """Where a store states none, two frames are enough to know it, and one is not."""
+    path = synthetic.make_store(tmp_path / "s", range(0, 2 * count, 2), sequence="event", cadence=None)
+    cube = store.open_store(path)
+    assert forecasting.past(cube).cadence_seconds == 600
+    assert forecasting.past(cube).time.size == count
+    with pytest.raises(forecasting.CannotForecast, match="the step is unknown"):
+        forecasting.past(cube, time=synthetic.START)
