@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint 
 # One process per core, with one thread each: otherwise they wait for each other.
 TEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup
 
-.PHONY: demo test test-slow check bench lock clean
+.PHONY: demo test test-slow check bench mutate lock clean
 
 demo: $(VENV)/.installed  ## install, then run the main job on three hours of real radar
 	$(VENV)/bin/nowcast demo $(DEMO)
@@ -24,6 +24,9 @@ check: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test  ## print the measured figures
 	$(VENV)/bin/python -m pytest -o addopts= tests/benchmarks/bench_*.py --benchmark-columns=min,median,max,rounds -s
+
+mutate: $(VENV)/.installed-test  ## how many planted bugs the tests notice, of a sample: make mutate MUTATE='--count 10 store'
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.mutate $(MUTATE)
 
 lock:  ## write requirements.lock anew: what constraints.txt pins, with hashes; needs uv
 	uv pip compile pyproject.toml --extra all --extra mlflow --constraint constraints.txt --python-version 3.11 \

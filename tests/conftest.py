@@ -9,6 +9,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import installed
+from tests.paths import ROOT
+
+# How long an example takes says more of the machine than of the code. Where CI is set, every run has the same ones.
+settings.register_profile(
+    "nowcast", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("nowcast")
 
 # Before anything imports prefect, which reads its settings once.
 os.environ |= {
@@ -46,6 +56,18 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "operations.yaml"
     file.write_text(OPERATIONS.format(folder=folder))
     return file
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout. Tests that use it share the group ``wheel``, so that it is built once."""
+    return installed.wheel_of(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def site_packages(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an environment whose only package is the wheel; it borrows the dependencies of this one."""
+    return installed.environment(wheel, tmp_path_factory.mktemp("installed"))
 
 
 def free_port() -> int:

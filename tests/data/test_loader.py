@@ -192,7 +192,7 @@ SCALES = st.sampled_from([Scaling("decibel", 0.1, 30.0), Scaling("linear", 0.0, 
     missing=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_windows_are_what_the_store_says(
     tmp_path_factory: pytest.TempPathFactory,
     packing: str,
@@ -510,3 +510,22 @@ def test_the_last_batch_may_be_smaller(tmp_path: Path) -> None:
     assert [len(batch["past"]) for batch in batches] == [3, 3, 2]
     assert len(batches) == 3
     assert len(list(loader(source, batch_size=3, workers=0, seed=0, shuffle=True, batches=5))) == 5
+
+
+def test_a_frame_with_as_much_missing_as_may_be_is_there(tmp_path: Path) -> None:
+    values = np.array(even(1, 1, 1))
+    values[1, 1:] = np.nan  # 15 of 16 rows, 0.9375
+    path = make(tmp_path / "s", values)
+    assert len(windows(path, changed(PAIRS, most_missing=0.9375))) == 2
+    with pytest.raises(ConfigError, match="No window of 2 unbroken frames"):
+        windows(path, changed(PAIRS, most_missing=0.9374))
+
+
+def test_rain_is_made_of_echoes_by_the_relation_of_the_source(tmp_path: Path) -> None:
+    """30 dBZ are Z = 1000: by Z = 250 R^2 that is 2 mm/h."""
+    cube = cube_of(np.array(even(30, 30)), name="reflectivity")
+    cube.attrs |= {"zr_a": 250.0, "zr_b": 2.0}
+    store.append(tmp_path / "s", cube, message="m")
+    found = windows(str(tmp_path / "s"), PAIRS)
+    rain = found.scaling.decode(found[0, 0]["future"].numpy())
+    np.testing.assert_allclose(rain, 2.0, rtol=1e-4)

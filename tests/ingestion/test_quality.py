@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -155,7 +154,6 @@ def test_a_late_frame_is_not_compared():
     assert before[""].time == START + np.timedelta64(600, "s")
 
 
-@hypothesis_settings(deadline=None)
 @given(hnp.arrays(np.float32, (2, 6, 7), elements=st.floats(-50, 900, width=32) | st.just(np.nan)))
 def test_any_values_give_shares(values: np.ndarray):
     grid = Grid.regular("EPSG:28992", (6, 7), upper_left=(0, 0), pixel=(1000, 1000))
@@ -196,3 +194,25 @@ def test_labelled_follows_cf():
     found = quality.labelled(cube, measure(cube, SETTINGS))
     assert found["status"].attrs["flag_meanings"].split() == list(FLAGS)
     assert found["status"].attrs["flag_masks"].tolist() == list(FLAGS.values())
+
+
+def test_a_share_is_mostly_missing_from_above_the_limit():
+    """Half of the pixels are just not more than half of them."""
+    settings = QualitySettings(most_missing=0.5)
+    assert status(frame(2.0, missing=0.5), settings) == set()
+    assert status(frame(2.0, missing=0.525), settings) == {"mostly_missing"}
+
+
+def test_coverage_is_measured_by_the_least_share_missing_so_far():
+    """It goes little by little, each time by less than the limit; it comes back, and its loss is noted again."""
+    shares = [0.25, 0.28, 0.31, 0.25, 0.31, 0.2, 0.26]
+    found = flags(labels([300 * index for index in range(len(shares))], missing=shares))
+    assert found == ["good", "good", "partial coverage", "good", "partial coverage", "good", "partial coverage"]
+
+
+def test_the_channel_with_the_most_missing_counts():
+    field = np.full((1, *GRID.shape), 2.0, np.float32)
+    holed = field.copy()
+    holed[:, :10] = np.nan
+    cube = make({"rainfall_rate": field, "reflectivity": holed}, [START], GRID, cadence=300)
+    assert measure(cube, SETTINGS)["missing_share"].tolist() == [0.25]

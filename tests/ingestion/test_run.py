@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast.core import cube
@@ -381,7 +381,6 @@ def test_items_of_other_labels_are_refused(tmp_path: Path, how: dict) -> None:
     assert all("has no origin_x, origin_y, pct_missing" in sentence for sentence in second.refused)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=12),
     st.integers(0, 20),

@@ -160,3 +160,26 @@ def test_of_equal_models_few_are_called_better() -> None:
     ]
     assert said.count(BETTER) <= 9
     assert said.count(WORSE) <= 9
+
+
+def test_how_sure_one_must_be_is_a_rule() -> None:
+    """Seven blocks are better by 0.05, one is worse by 0.1: that is enough for one who takes one chance in five."""
+    first, second = np.full((8, 1), 50), np.array([[55]] * 7 + [[40]])
+    wary = verdict(first, second, rules=RULES.model_copy(update={"confidence": 0.95}))
+    bold = verdict(first, second, rules=RULES.model_copy(update={"confidence": 0.6}))
+    assert (wary.says, bold.says) == (UNKNOWN, BETTER)
+    assert wary.value == bold.value == pytest.approx(0.03125)
+    assert wary.low < 0 < bold.low < bold.high
+    assert "60 % from blocks" in bold.criterion
+    assert bold.rows()[0]["CSI≥1"] != wary.rows()[0]["CSI≥1"]
+    drawn = bold.by_lead["csi"].isel(lead_time=0, threshold=0).values  # type: ignore[index]
+    assert drawn.tolist() == pytest.approx([bold.value, bold.low, bold.high])
+
+
+def test_lead_times_that_are_no_whole_minutes_keep_their_fraction() -> None:
+    """A step of 345 seconds is 5.75 minutes."""
+    lead = {"lead_time": np.array([345], "timedelta64[s]").astype("timedelta64[ns]")}
+    pair = Pair(*(sums(hits).assign_coords(lead) for hits in ([[25], [25]], [[50], [75]])), np.arange(2))
+    found = judge("new", "old", pair, rules=RULES)
+    assert found.rows()[0]["lead min"] == "5.75"
+    assert "of 5.75 to 5.75 min" in found.criterion

@@ -5,10 +5,6 @@ once.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -17,26 +13,10 @@ import xarray as xr
 from nowcast import store
 from nowcast.operations import demo
 from nowcast.verification.tables import table
-from tests.paths import ROOT
+from tests import installed
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 COMMAND = "import nowcast; print(nowcast.__file__); from nowcast.cli import main; main()"
-
-
-@pytest.fixture(scope="module")
-def site_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an environment whose only package is the wheel; it borrows the dependencies of this one."""
-    folder = tmp_path_factory.mktemp("installed")
-    pip = (sys.executable, "-m", "pip", "--quiet")
-    _run(*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
-    _run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = Path(_run(folder / "venv/bin/python", "-c", where, cwd=folder).strip())
-    # a path file in a path file is not followed: the editable install of us stays out of sight
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    (wheel,) = folder.glob("*.whl")
-    _run(*pip, "install", "--no-deps", "--no-index", "--target", packages, wheel, cwd=folder)
-    return packages
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +24,7 @@ def printed(site_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     """What the demo says, and the folder it made."""
     folder = tmp_path_factory.mktemp("elsewhere")
     python = site_packages.parents[2] / "bin/python"
-    return _run(python, "-c", COMMAND, "demo", "--no-serve", cwd=folder), folder / "demo"
+    return installed.run(python, "-c", COMMAND, "demo", "--no-serve", cwd=folder), folder / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +34,6 @@ def again(printed: tuple[str, Path]) -> tuple[demo.Result, bool]:
     before = {name: store.snapshot(folder / name) for name in ("frames", "forecasts", "scores")}
     result = demo.run(folder, progress=lambda done, total, name: None)
     return result, {name: store.snapshot(folder / name) for name in before} == before
-
-
-def _run(*command: object, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout
 
 
 def test_it_runs_from_the_wheel(printed: tuple[str, Path], site_packages: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 
 import pytest
 
@@ -79,10 +78,8 @@ def test_each_comes_first_at_times(settings: Operations) -> None:
 def test_one_that_hangs_is_stopped_and_what_was_made_before_counts(
     settings: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadow, "COMMAND", says("print('new ok', flush=True)", "time.sleep(600)"))
-    started = perf_counter()
+    monkeypatch.setattr(shadow, "COMMAND", says("print('new ok', flush=True)", "time.sleep(60)", "print('late')"))
     lines = shadow.run(settings, TIME, seconds=3)
-    assert perf_counter() - started < 30
     assert lines == ["new ok", "shadow: stopped after 3 s, the rest is left out"]
 
 

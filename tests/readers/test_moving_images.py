@@ -92,7 +92,7 @@ def test_is_painted_as_by_hand(count, elastic):
         np.testing.assert_array_equal(made.clip(index), painted(made, index))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 12),
     columns=st.integers(1, 12),

@@ -2,7 +2,6 @@ import bz2
 import gzip
 import io
 import tarfile
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -253,14 +252,13 @@ def bomb(
 )
 def test_an_archive_that_explodes_is_refused(tmp_path, what):
     path = bomb(tmp_path / ARCHIVE, **what)
-    started = time.perf_counter()
     tracemalloc.start()
     for item in radolan.find(path):
         with pytest.raises(BadInput):
             radolan.read(item)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**24 and time.perf_counter() - started < 3
+    assert peak < 2**24
 
 
 def test_a_file_that_explodes_is_refused(tmp_path):

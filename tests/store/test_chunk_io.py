@@ -82,7 +82,7 @@ def parts(data: st.DataObject, layout: Layout, seed: int) -> list[tuple[int, np.
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts(), st.data(), st.integers(0, 2**20))
 def test_zarr_reads_what_frames_wrote(layout: Layout, data: st.DataObject, seed: int) -> None:
     array, expected = layout.make(), layout.empty()
@@ -97,7 +97,7 @@ def test_zarr_reads_what_frames_wrote(layout: Layout, data: st.DataObject, seed:
         np.testing.assert_array_equal(frames.read(range(layout.frames)), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts(), st.data(), st.integers(0, 2**20))
 def test_frames_read_what_zarr_wrote(layout: Layout, data: st.DataObject, seed: int) -> None:
     array = layout.make()
@@ -115,7 +115,7 @@ def test_frames_read_what_zarr_wrote(layout: Layout, data: st.DataObject, seed: 
         np.testing.assert_array_equal(out[1:-1], expected[places, top:bottom])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts(), st.data(), st.integers(0, 2**20))
 def test_compressed_frames_go_into_any_layout(layout: Layout, data: st.DataObject, seed: int) -> None:
     array, expected = layout.make(), layout.empty()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast.core.cube import BadInput, make
@@ -97,7 +97,6 @@ def test_a_source_without_missing_values_uses_all_codes() -> None:
         grey.pack(np.array([np.nan]))
 
 
-@settings(deadline=None)  # every example makes a table of a million buckets
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=255, unique=True))
 def test_any_levels_are_kept_apart(levels: list[float]) -> None:
     values = np.sort(np.asarray(levels, np.float32))

@@ -149,3 +149,13 @@ def test_the_perceptual_distance_is_scored_on_demand(tmp_path: Path, monkeypatch
     assert sums["lpips_frames"].sum() == 2
     rows = {row["model"]: row["LPIPS"] for row in table(sums)}
     assert 0 < rows["extrapolation"] < rows["persistence"]
+
+
+def test_a_run_from_the_very_time_asked_for_is_looked_at(tmp_path: Path) -> None:
+    synthetic.make_store(tmp_path / "frames", range(10))
+    for index in (3, 4, 6):
+        issue(tmp_path, index, products=PRODUCTS[:1])
+    count, sums = score(tmp_path, since=datetime(2010, 8, 26, 0, 20, tzinfo=UTC))
+    wanted = [synthetic.START + index * synthetic.STEP for index in (4, 6)]
+    assert sums["forecast_reference_time"].values.tolist() == [time.item() for time in wanted]
+    assert count == 4

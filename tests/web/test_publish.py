@@ -283,3 +283,16 @@ def test_a_withheld_run_is_not_drawn(tmp_path: Path) -> None:
     assert publish_maps(*data, tmp_path) == []
     publish(*data, None, tmp_path)
     assert manifest(tmp_path)["maps"] is None
+
+
+@pytest.mark.parametrize(("retain", "kept"), [(timedelta(hours=6), True), (timedelta(hours=4), False)])
+def test_what_is_no_longer_named_stays_for_pages_still_open(tmp_path: Path, retain: timedelta, kept: bool) -> None:
+    publish(cube(range(3)), forecasts((0, "net", "ok"), (2, "net", "ok")), None, tmp_path)
+    old = {path for path in named(tmp_path) if "20100826T0000Z" in str(path)}
+    assert old
+    five_hours_ago = time.time() - 5 * 3600
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (five_hours_ago, five_hours_ago))
+    publish(cube(range(3)), forecasts((2, "net", "ok")), None, tmp_path, keep_observed=2, retain=retain)
+    assert not old & set(named(tmp_path))
+    assert {path.exists() for path in old} == {kept}
