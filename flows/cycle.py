@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow, runtime
 from prefect.states import State
 
+from nowcast.core.errors import BusyError
 from nowcast.flows.report import outcome, skipped
 
 
@@ -26,5 +27,5 @@ def cycle(config: str, overrides: tuple[str, ...] = ()) -> State:
         return skipped(f"Due {late.total_seconds() / 60:.0f} minutes ago; a newer cycle does its work.")
     try:
         return outcome(chain.cycle(settings), key="cycle")
-    except chain.Busy as busy:
+    except BusyError as busy:
         return skipped(str(busy))

@@ -58,7 +58,7 @@ def finetune_flow(model: str) -> Flow[Any, str]:
                 base; 0: none.
             register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
-        from nowcast.config import ConfigError
+        from nowcast.core.errors import ConfigError
         from nowcast.training.finetune import domain_recipe
 
         changes = given(

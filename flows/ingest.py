@@ -8,6 +8,7 @@ from prefect.states import Completed, State
 from pydantic import Field
 
 from nowcast.config import QualitySettings
+from nowcast.core.errors import NowcastError
 from nowcast.flows.report import ingested, progress_bar, skipped
 
 
@@ -43,7 +44,7 @@ def ingest(
     )
     create_markdown_artifact(key="ingest", markdown=ingested(summary))
     if summary.refused and not (summary.taken or summary.known or summary.revised):
-        raise ValueError(summary.refused[0])
+        raise NowcastError(summary.refused[0])
     if not (summary.taken or summary.revised):
         return skipped(f"Nothing new in {', '.join(sources)}.")
     return Completed(message=f"{summary.taken} frames taken, {len(summary.refused)} items refused.")

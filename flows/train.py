@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.concurrency.sync import concurrency
 from pydantic import Field
 
+from nowcast.core.errors import ConfigError
 from nowcast.flows.report import page, progress_bar
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def train_flow(model: str) -> Flow[Any, str]:
         changes = given({"name": name, "start_from": start_from} | _below("trainer", trainer))
         settings = config.load(config.Recipe, recipe, [*config.words(changes), *overrides])
         if settings.model.partition(":")[0] != model:
-            raise config.ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
+            raise ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
         return fit(settings, key=f"train-{model}", resume=resume, score_windows=score_windows, register_in=register_in)
 
     return train

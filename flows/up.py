@@ -6,6 +6,7 @@ nowcast run train-convlstm          # from another shell
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
 from rich.panel import Panel
+
+from nowcast.core.errors import DeploymentError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -43,10 +46,7 @@ ENVIRONMENT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "nowcast",
 }
 """For the server and every run; what the shell sets wins."""
-
-
-class UpError(ValueError):
-    """The box cannot run, or one of its parts ended; one sentence."""
+log = logging.getLogger(__name__)
 
 
 def up(
@@ -70,7 +70,7 @@ def up(
 
     Raises:
         ConfigError: If the operations file is refused; nothing was started then.
-        UpError: If the page's port is taken, the server does not start, or a part ends by itself.
+        DeploymentError: If the page's port is taken, the server does not start, or a part ends by itself.
     """
     from nowcast import config as files
     from nowcast.operations import cycle
@@ -106,7 +106,7 @@ def run_deployment_by_name(name: str, parameters: Mapping[str, Any] | None = Non
         watch: Return when the run has ended.
 
     Raises:
-        UpError: If no server answers, if there is no such deployment (the message lists the known
+        DeploymentError: If no server answers, if there is no such deployment (the message lists the known
             ones), or if the watched run did not complete.
     """
     from prefect.deployments import run_deployment
@@ -115,15 +115,15 @@ def run_deployment_by_name(name: str, parameters: Mapping[str, Any] | None = Non
 
     api = PREFECT_API_URL.value() or DEFAULT_API
     if not answers(api):
-        raise UpError(f"No Prefect server answers at {api}; start one: nowcast up.")
+        raise DeploymentError(f"No Prefect server answers at {api}; start one: nowcast up.")
     with temporary_settings({PREFECT_API_URL: api}):
         try:
             seconds = None if watch else 0
             run: Any = run_deployment(f"{name}/default", parameters=dict(parameters or {}), timeout=seconds)
         except ObjectNotFound:
-            raise UpError(f"No deployment {name!r}; known: {', '.join(_known())}.") from None
+            raise DeploymentError(f"No deployment {name!r}; known: {', '.join(_known())}.") from None
     if watch and not run.state.is_completed():
-        raise UpError(f"{name}: run {run.name} ended as {run.state.name}: {run.state.message}")
+        raise DeploymentError(f"{name}: run {run.name} ended as {run.state.name}: {run.state.message}")
     return run
 
 
@@ -171,6 +171,7 @@ def _child(command: Sequence[str], api: str, *, stdout: int | None = None) -> It
         try:
             child.wait(STOP_SECONDS)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            log.warning("%s does not end and is killed", " ".join(command), exc_info=True)
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
@@ -181,7 +182,7 @@ def _wait(api: str, server: subprocess.Popen[bytes]) -> None:
     while not answers(api):
         _refuse_ended({"Prefect server": server})
         if monotonic() > deadline:
-            raise UpError(f"The Prefect server does not answer at {api} after {START_SECONDS} s.")
+            raise DeploymentError(f"The Prefect server does not answer at {api} after {START_SECONDS} s.")
         sleep(0.5)
 
 
@@ -195,7 +196,9 @@ def _watch(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
 def _refuse_ended(parts: Mapping[str, subprocess.Popen[bytes]]) -> None:
     for name, child in parts.items():
         if child.poll() is not None:
-            raise UpError(f"The {name} ended by itself with code {child.returncode}; its last lines stand above.")
+            raise DeploymentError(
+                f"The {name} ended by itself with code {child.returncode}; its last lines stand above."
+            )
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -204,7 +207,9 @@ def _refuse_taken(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UpError(f"The page cannot listen on {host}:{port}: {error.strerror}; choose another port.") from None
+            raise DeploymentError(
+                f"The page cannot listen on {host}:{port}: {error.strerror}; choose another port."
+            ) from None
 
 
 @contextmanager

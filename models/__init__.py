@@ -7,6 +7,8 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nowcast.core.errors import OptionError
+
 if TYPE_CHECKING:
     from nowcast.models.losses import Loss
     from nowcast.models.nowcaster import Nowcaster
@@ -73,7 +75,7 @@ def model_class(name: str) -> type[Nowcaster]:
     """
     stem = name.partition(":")[0]
     if stem not in MODELS:
-        raise ValueError(f"Unknown model {stem!r}; known: {', '.join(MODELS)}.")
+        raise OptionError(f"Unknown model {stem!r}; known: {', '.join(MODELS)}.")
     module, _, attribute = MODELS[stem].partition(":")
     output: type[Nowcaster] = getattr(import_module(f"nowcast.models.{module}"), attribute)
     return output
@@ -95,12 +97,12 @@ def build(name: str, *, in_steps: int, out_steps: int, channels: int = 1, **opti
     kind, _, size = name.partition(":")
     model = model_class(kind)
     if size and size not in model.SIZES:
-        raise ValueError(f"Unknown size {size!r} of {kind}; known: {', '.join(model.SIZES) or 'none'}.")
+        raise OptionError(f"Unknown size {size!r} of {kind}; known: {', '.join(model.SIZES) or 'none'}.")
     settings = (model.SIZES[size] if size else {}) | options
     unknown = sorted(set(settings) - set(model.options()))
     if unknown:
         known = ", ".join(model.options()) or "none"
-        raise ValueError(f"Unknown option {', '.join(unknown)} of {kind}; known: {known}.")
+        raise OptionError(f"Unknown option {', '.join(unknown)} of {kind}; known: {known}.")
     return model(in_steps=in_steps, out_steps=out_steps, channels=channels, **settings)
 
 
@@ -112,9 +114,9 @@ def loss(name: str, **options: object) -> Loss:
     """
     known = loss_options(name)
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"Unknown option {', '.join(unknown)} of {name}; known: {', '.join(known) or 'none'}.")
+        raise OptionError(f"Unknown option {', '.join(unknown)} of {name}; known: {', '.join(known) or 'none'}.")
     if missing := [key for key, needed in known.items() if needed and key not in options]:
-        raise ValueError(f"Loss {name} needs {', '.join(missing)}.")
+        raise OptionError(f"Loss {name} needs {', '.join(missing)}.")
     module, _, function = LOSSES[name].partition(":")
     return partial(getattr(import_module(f"nowcast.models.{module}"), function), **options)
 
@@ -126,7 +128,7 @@ def loss_options(name: str) -> dict[str, bool]:
         ValueError: If it is unknown; the message lists the known ones.
     """
     if name not in LOSSES:
-        raise ValueError(f"Unknown loss {name!r}; known: {', '.join(LOSSES)}.")
+        raise OptionError(f"Unknown loss {name!r}; known: {', '.join(LOSSES)}.")
     module, _, function = LOSSES[name].partition(":")
     found = inspect.signature(getattr(import_module(f"nowcast.models.{module}"), function)).parameters.values()
     return {one.name: one.default is one.empty for one in found if one.kind is one.KEYWORD_ONLY}

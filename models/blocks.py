@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from nowcast.core.errors import OptionError
 from nowcast.models.speedups.packed import Conv2d
 from nowcast.models.speedups.winograd import PORTION, convolve
 
@@ -266,7 +267,7 @@ def tiled(forecast: Forecast, past_BTCHW: Tensor, *, tile: tuple[int, int], over
         ValueError: If the overlap is negative or not smaller than the tile.
     """
     if not 0 <= overlap < min(tile):
-        raise ValueError(f"overlap must be >= 0 and smaller than the tile {tile}, got {overlap}.")
+        raise OptionError(f"overlap must be >= 0 and smaller than the tile {tile}, got {overlap}.")
     height, width = past_BTCHW.shape[-2:]
     past = _grow(past_BTCHW, max(height, tile[0]), max(width, tile[1]))
     weight = _fade(tile[0], overlap)[:, None] * _fade(tile[1], overlap)

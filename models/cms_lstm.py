@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldConv, FieldNorm, lean
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Patched, Sampling, through_stack
@@ -273,6 +274,6 @@ def _apart(layer: FieldConv) -> tuple[Conv2d, FieldNorm]:
 
 def _check(layers: int, width: int, kernel: int, scales: int) -> None:
     if min(layers, width, scales) < 1:
-        raise ValueError(f"layers, width and scales must be >= 1, got {layers}, {width} and {scales}.")
+        raise OptionError(f"layers, width and scales must be >= 1, got {layers}, {width} and {scales}.")
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, got {kernel}.")
+        raise OptionError(f"kernel must be odd, got {kernel}.")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import each_frame, in_portions
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
 from nowcast.models.speedups.packed import Conv2d
@@ -250,10 +251,10 @@ def _up(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 def _check(first_width: int, widths: Sequence[int], kernel: int, strides: Sequence[int]) -> None:
     if not widths or len(widths) != len(strides):
-        raise ValueError(f"widths and strides name one value per stage, got {widths} and {strides}.")
+        raise OptionError(f"widths and strides name one value per stage, got {widths} and {strides}.")
     if first_width < 1 or any(width < 1 or width % GROUP for width in widths):
-        raise ValueError(f"first_width must be >= 1 and widths multiples of {GROUP}, got {first_width} and {widths}.")
+        raise OptionError(f"first_width must be >= 1 and widths multiples of {GROUP}, got {first_width} and {widths}.")
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, got {kernel}.")
+        raise OptionError(f"kernel must be odd, got {kernel}.")
     if any(stride != 1 and (stride < 1 or stride % 2) for stride in strides):
-        raise ValueError(f"strides must be 1 or even, got {strides}.")
+        raise OptionError(f"strides must be 1 or even, got {strides}.")

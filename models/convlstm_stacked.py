@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldConv, lean
 from nowcast.models.nowcaster import Published
 from nowcast.models.predrnn import check_norm, check_stack
@@ -127,7 +128,7 @@ class StackedConvLSTM(Patched):
         check_stack(widths, kernel)
         check_norm(layer_norm, grid)
         if shown not in ("cell", "candidate"):
-            raise ValueError(f"Unknown shown {shown!r}; known: cell, candidate.")
+            raise OptionError(f"Unknown shown {shown!r}; known: cell, candidate.")
         super().__init__(
             in_steps=in_steps,
             out_steps=out_steps,

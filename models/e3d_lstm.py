@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldConv, FieldNorm, lean
 from nowcast.models.losses import weighted_mean
 from nowcast.models.nowcaster import Published
@@ -190,7 +191,7 @@ class E3DLSTM(Patched):
         reverse_input: bool = False,
     ) -> None:
         if min(layers, width) < 1 or kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"layers and width are >= 1 and kernel is odd, got {layers}, {width} and {kernel}.")
+            raise OptionError(f"layers and width are >= 1 and kernel is odd, got {layers}, {width} and {kernel}.")
         super().__init__(
             in_steps=in_steps,
             out_steps=out_steps,

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, on_multiple
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
 
@@ -374,7 +375,7 @@ class Earthformer(Nowcaster):
         shrunk, levels = math.prod(stem_scales), len(depth)
         self.multiple = shrunk * 2 ** (levels - 1)
         if len(grid) != 2 or any(side < 1 or side % self.multiple for side in grid):
-            raise ValueError(f"grid is a height and a width that divide by {self.multiple}, got {tuple(grid)}.")
+            raise OptionError(f"grid is a height and a width that divide by {self.multiple}, got {tuple(grid)}.")
         widths = [stem_widths[-1] * 2**level for level in range(levels)]
         grids = [(grid[0] // shrunk // 2**level, grid[1] // shrunk // 2**level) for level in range(levels)]
         axial = partial(AxialBlock, heads=heads, dropout=dropout)
@@ -507,15 +508,15 @@ def _attend_to_both(first: Sequence[Tensor], second: Sequence[Tensor], bias: Ten
 
 def _check(widths: Sequence[int], scales: Sequence[int], depth: Sequence[int], heads: int, dropout: float) -> None:
     if not widths or len(widths) != len(scales) - 1 or min(*widths, *scales) < 1:
-        raise ValueError(
+        raise OptionError(
             f"stem_widths and stem_scales name one value >= 1 per stage, and crown_convs is >= 1; got "
             f"{tuple(widths)}, {tuple(scales[:-1])} and {scales[-1]}."
         )
     if any(width % max(1, width // 4) for width in widths):
-        raise ValueError(f"stem_widths must be multiples of 4 or less than 8, got {widths}.")
+        raise OptionError(f"stem_widths must be multiples of 4 or less than 8, got {widths}.")
     if not depth or min(depth) < 1:
-        raise ValueError(f"depth names the blocks of one level or more, got {depth}.")
+        raise OptionError(f"depth names the blocks of one level or more, got {depth}.")
     if heads < 1 or widths[-1] % heads:
-        raise ValueError(f"heads must divide the last of stem_widths, {widths[-1]}; got {heads}.")
+        raise OptionError(f"heads must divide the last of stem_widths, {widths[-1]}; got {heads}.")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}.")
+        raise OptionError(f"dropout must lie in [0, 1), got {dropout}.")

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.losses import mae, mse
 from nowcast.models.nowcaster import Published
 from nowcast.models.simvp import SimVP
@@ -206,6 +207,6 @@ def _xavier(module: nn.Module) -> None:
 
 def _check_prompt(grid: tuple[int, int], border: int, kept: float, cell: int) -> None:
     if border < 1 or min(grid) <= 2 * border:
-        raise ValueError(f"border must be >= 1 and leave an inside in prompt_grid {tuple(grid)}, got {border}.")
+        raise OptionError(f"border must be >= 1 and leave an inside in prompt_grid {tuple(grid)}, got {border}.")
     if not 0 < kept <= 1 or cell < 1:
-        raise ValueError(f"kept must lie in (0, 1] and cell be >= 1, got {kept} and {cell}.")
+        raise OptionError(f"kept must lie in (0, 1] and cell be >= 1, got {kept} and {cell}.")

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, to_multiple
 from nowcast.models.extrapolation import coarse_shape, displacements, motion
 from nowcast.models.fading import Fading, scales
@@ -130,9 +131,9 @@ class Lagrangian(Nowcaster):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if len(levels) < 2 or any(low >= high for low, high in pairwise(levels)):
-            raise ValueError(f"levels must be two or more and ascend, got {tuple(levels)}.")
+            raise OptionError(f"levels must be two or more and ascend, got {tuple(levels)}.")
         if len(importance) != len(levels):
-            raise ValueError(f"importance needs a weight for each of {len(levels)} levels, got {tuple(importance)}.")
+            raise OptionError(f"importance needs a weight for each of {len(levels)} levels, got {tuple(importance)}.")
         self.importance, self.span = tuple(importance), span
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         maps = out_steps * len(levels)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, each_frame, in_portions, lean
 from nowcast.models.losses import mae, mse
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
@@ -198,9 +199,9 @@ class LMCMemory(Nowcaster):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if width < 8 or width % 8 or min(layers, slots) < 1:
-            raise ValueError(f"width must be a multiple of 8, layers and slots >= 1, got {width}, {layers}, {slots}.")
+            raise OptionError(f"width must be a multiple of 8, layers and slots >= 1, got {width}, {layers}, {slots}.")
         if (long_steps is not None and long_steps < 2) or not 0 <= warm_up < 1:
-            raise ValueError(f"long_steps must be >= 2 and warm_up in [0, 1), got {long_steps} and {warm_up}.")
+            raise OptionError(f"long_steps must be >= 2 and warm_up in [0, 1), got {long_steps} and {warm_up}.")
         self.sigmoid, self.long_steps, self.warm_up = sigmoid, long_steps, warm_up
         stem = width // 2
         downs = [(channels, stem, 2), (stem, stem, 1), (stem, width, 2), (width, width, 1)]

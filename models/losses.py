@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
+
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 HKO7_WEIGHTS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How much a pixel counts in the HKO-7 benchmark below 2 mm/h, from 2, 5, 10 and 30 mm/h on."""
@@ -74,7 +76,7 @@ def balanced(
     1e-5, which is 2.3 times the mean.
     """
     if len(weights) != len(limits) + 1 or list(limits) != sorted(limits):
-        raise ValueError(f"limits must rise, with one weight more than limits, got {limits}, {weights}.")
+        raise OptionError(f"limits must rise, with one weight more than limits, got {limits}, {weights}.")
     error, counts = made - truth, torch.full_like(truth, weights[0])
     for limit, (below, above) in zip(limits, pairwise(weights), strict=True):
         counts = counts + (above - below) * (truth >= limit)
@@ -147,7 +149,7 @@ def fss(
     arXiv:2106.09757.
     """
     if any(side % 2 == 0 for side in sides):
-        raise ValueError(f"sides must be odd, got {tuple(sides)}.")
+        raise OptionError(f"sides must be odd, got {tuple(sides)}.")
     known = torch.ones_like(truth) if weight is None else (weight > 0).to(truth.dtype)
     ratios = []
     for limit in limits:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldNorm, channels_last, fold, lean, unfold
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Recurrent, Sampling, State
@@ -167,7 +168,7 @@ class MAU(Recurrent):
         _check((width, layers, tau, patch), kernel, downscale, cell_mode, model_mode)
         self.multiple = patch * downscale
         if grid is not None and (len(grid) != 2 or any(side < 1 or side % self.multiple for side in grid)):
-            raise ValueError(f"grid is a height and a width that divide by {self.multiple}, got {grid}.")
+            raise OptionError(f"grid is a height and a width that divide by {self.multiple}, got {grid}.")
         self.grid = None if grid is None else (grid[0], grid[1])
         field = None if grid is None else (grid[0] // self.multiple, grid[1] // self.multiple)
         self.patch, self.recalls = patch, model_mode == "recall"
@@ -218,12 +219,12 @@ class MAU(Recurrent):
 
 def _check(counts: Sequence[int], kernel: int, downscale: int, cell_mode: str, model_mode: str) -> None:
     if min(counts) < 1:
-        raise ValueError("width, layers, tau and patch must be >= 1, got {}, {}, {} and {}.".format(*counts))
+        raise OptionError("width, layers, tau and patch must be >= 1, got {}, {}, {} and {}.".format(*counts))
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, got {kernel}.")
+        raise OptionError(f"kernel must be odd, got {kernel}.")
     if downscale < 1 or downscale & (downscale - 1):
-        raise ValueError(f"downscale must be a power of 2, got {downscale}.")
+        raise OptionError(f"downscale must be a power of 2, got {downscale}.")
     if cell_mode not in ("normal", "residual"):
-        raise ValueError(f"Unknown cell_mode {cell_mode!r}; known: normal, residual.")
+        raise OptionError(f"Unknown cell_mode {cell_mode!r}; known: normal, residual.")
     if model_mode not in ("normal", "recall"):
-        raise ValueError(f"Unknown model_mode {model_mode!r}; known: normal, recall.")
+        raise OptionError(f"Unknown model_mode {model_mode!r}; known: normal, recall.")

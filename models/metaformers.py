@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, lean
 
 
@@ -513,7 +514,7 @@ def uniformer(place: Place) -> nn.Module:
 
 def _divisible(channels: int, by: int, middle: str) -> int:
     if channels % by:
-        raise ValueError(f"Widths of the middle {middle} are multiples of {by}, got {channels}.")
+        raise OptionError(f"Widths of the middle {middle} are multiples of {by}, got {channels}.")
     return channels
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import lean
 from nowcast.models.convlstm_stacked import ConvLSTMCell
 from nowcast.models.nowcaster import Published
@@ -185,7 +186,7 @@ class MotionRNN(Patched):
         )
         self.multiple = 2 * patch
         if self.grid and any(side % self.multiple for side in self.grid):
-            raise ValueError(f"Sides of the grid must divide by twice the patch, got {self.grid} and {patch}.")
+            raise OptionError(f"Sides of the grid must divide by twice the patch, got {self.grid} and {patch}.")
         self.cell = cell
         kind: Any = {"st-lstm": STLSTMCell, "convlstm": ConvLSTMCell}[cell]
         self.conv_first = nn.Conv2d(self.folded, widths[0], 1, bias=False)
@@ -215,7 +216,7 @@ class MotionRNN(Patched):
 
 def _check(cell: str, widths: Sequence[int], kernel: int) -> None:
     if cell not in ("st-lstm", "convlstm"):
-        raise ValueError(f"Unknown cell {cell!r}; known: st-lstm, convlstm.")
+        raise OptionError(f"Unknown cell {cell!r}; known: st-lstm, convlstm.")
     check_stack(widths, kernel, same="the motion highway")
     if len(widths) < 2 or widths[0] < 4:
-        raise ValueError(f"Motion stands between layers of 4 channels or more, got widths {widths}.")
+        raise OptionError(f"Motion stands between layers of 4 channels or more, got widths {widths}.")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nowcast.core.errors import OptionError, ShapeError
 from nowcast.models.blocks import Result, on_multiple, tiled
 from nowcast.models.losses import Loss, mse
 from nowcast.models.speedups import packed
@@ -95,7 +96,9 @@ class Nowcaster(nn.Module):
     def __init__(self, *, in_steps: int, out_steps: int, channels: int = 1) -> None:
         super().__init__()
         if min(in_steps, out_steps, channels) < 1:
-            raise ValueError(f"in_steps, out_steps and channels must be >= 1, got {in_steps}, {out_steps}, {channels}.")
+            raise OptionError(
+                f"in_steps, out_steps and channels must be >= 1, got {in_steps}, {out_steps}, {channels}."
+            )
         self.in_steps, self.out_steps, self.channels = in_steps, out_steps, channels
 
     @classmethod
@@ -148,7 +151,7 @@ class Nowcaster(nn.Module):
             ValueError: If the network cannot be tuned so; the message lists how it can.
         """
         if method not in self.tunings:
-            raise ValueError(
+            raise OptionError(
                 f"{type(self).__name__} has no tuning {method!r}; it can be tuned by: {', '.join(self.tunings)}."
             )
 
@@ -162,7 +165,7 @@ class Nowcaster(nn.Module):
         if self.grid is None or size == self.grid:
             return on_multiple(forecast, past_BTCHW, multiple=self.multiple)
         if self.training:
-            raise ValueError(
+            raise ShapeError(
                 f"The weights of {type(self).__name__} are bound to a grid of {_times(self.grid)}; frames are "
                 f"{_times(size)}. Train on crops of that size, or build it with grid=None."
             )
@@ -211,7 +214,7 @@ def check_past(past_BTCHW: Tensor, model: Nowcaster) -> None:
     """
     want = (model.in_steps, model.channels)
     if past_BTCHW.ndim != 5 or tuple(past_BTCHW.shape[1:3]) != want:
-        raise ValueError(
+        raise ShapeError(
             f"{type(model).__name__} takes (batch, {want[0]} frames, {want[1]} channels, height, width); "
             f"got {tuple(past_BTCHW.shape)}."
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, lean
 from nowcast.models.losses import mse
 from nowcast.models.nowcaster import Published
@@ -242,10 +243,12 @@ def _after(width: int) -> tuple[nn.Module, ...]:
 
 def _check(base_width: int, widths: Sequence[int], kernels: Sequence[int], patch: int) -> None:
     if base_width < 1 or base_width % (2 * GROUPS):
-        raise ValueError(f"base_width must be a multiple of {2 * GROUPS}, got {base_width}.")
+        raise OptionError(f"base_width must be a multiple of {2 * GROUPS}, got {base_width}.")
     if not widths or min(widths) < 1 or widths[-1] != 2 * base_width:
-        raise ValueError(f"The last of widths must be twice base_width, {2 * base_width}; got {tuple(widths)}.")
+        raise OptionError(f"The last of widths must be twice base_width, {2 * base_width}; got {tuple(widths)}.")
     if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels) or kernels[1] < 3:
-        raise ValueError(f"kernel and physics_kernel must be odd, physics_kernel >= 3; got {kernels[0]}, {kernels[1]}.")
+        raise OptionError(
+            f"kernel and physics_kernel must be odd, physics_kernel >= 3; got {kernels[0]}, {kernels[1]}."
+        )
     if patch not in (2, 4):
-        raise ValueError(f"patch must be 2 or 4, got {patch}.")
+        raise OptionError(f"patch must be 2 or 4, got {patch}.")

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldConv, lean
 from nowcast.models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
 from nowcast.models.nowcaster import Published
@@ -235,11 +236,11 @@ def check_stack(widths: Sequence[int], kernel: int, *, same: str = "") -> None:
         ValueError: What is wrong, in one sentence.
     """
     if not widths or min(widths) < 1:
-        raise ValueError(f"widths names the channels of one layer or more, got {widths}.")
+        raise OptionError(f"widths names the channels of one layer or more, got {widths}.")
     if same and len(set(widths)) > 1:
-        raise ValueError(f"All widths must be the same, since {same} passes through all layers; got {widths}.")
+        raise OptionError(f"All widths must be the same, since {same} passes through all layers; got {widths}.")
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel must be odd, got {kernel}.")
+        raise OptionError(f"kernel must be odd, got {kernel}.")
 
 
 def check_norm(layer_norm: bool, grid: Sequence[int] | None) -> None:
@@ -249,4 +250,4 @@ def check_norm(layer_norm: bool, grid: Sequence[int] | None) -> None:
         ValueError: If there is no norm.
     """
     if grid is not None and not layer_norm:
-        raise ValueError("Only the norms can be bound to a grid: give grid together with layer_norm.")
+        raise OptionError("Only the norms can be bound to a grid: give grid together with layer_norm.")

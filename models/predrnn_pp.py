@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldConv, lean
 from nowcast.models.nowcaster import Published
 from nowcast.models.predrnn import check_norm, check_stack, increment
@@ -201,7 +202,7 @@ class PredRNNpp(Patched):
 
 def _check(widths: Sequence[int], kernel: int, conv_c_reads: str) -> None:
     if conv_c_reads not in ("c", "m"):
-        raise ValueError(f"Unknown conv_c_reads {conv_c_reads!r}; known: c, m.")
+        raise OptionError(f"Unknown conv_c_reads {conv_c_reads!r}; known: c, m.")
     check_stack(widths, kernel, same="what conv_c reads" if conv_c_reads == "m" else "")
     if len(widths) < 2:
-        raise ValueError(f"The gradient highway needs a layer above and below it, got widths {widths}.")
+        raise OptionError(f"The gradient highway needs a layer above and below it, got widths {widths}.")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import lean
 from nowcast.models.nowcaster import Published
 from nowcast.models.predrnn import PredRNN, increment
@@ -68,7 +69,7 @@ class PredRNNv2(PredRNN):
             reverse_input=reverse_input,
         )
         if decoupling < 0:
-            raise ValueError(f"decoupling must be >= 0, got {decoupling}.")
+            raise OptionError(f"decoupling must be >= 0, got {decoupling}.")
         self.decoupling = decoupling
         self.adapter = nn.Conv2d(widths[0], widths[0], 1, bias=False)
 

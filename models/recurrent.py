@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import each_frame, fold, unfold
 from nowcast.models.nowcaster import Nowcaster, check_past
 from nowcast.models.speedups.packed import Conv2d
@@ -60,9 +61,9 @@ class Recurrent(Nowcaster):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if sampling not in SAMPLING:
-            raise ValueError(f"Unknown sampling {sampling!r}; known: {', '.join(SAMPLING)}.")
+            raise OptionError(f"Unknown sampling {sampling!r}; known: {', '.join(SAMPLING)}.")
         if not 0 < sampling_until <= 1:
-            raise ValueError(f"sampling_until must lie in (0, 1], got {sampling_until}.")
+            raise OptionError(f"sampling_until must lie in (0, 1], got {sampling_until}.")
         self.sampling, self.sampling_until, self.reverse_input = sampling, sampling_until, reverse_input
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class Patched(Recurrent):
             grid is not None and (len(grid) != 2 or any(side < 1 or side % self.multiple for side in grid))
         ):
             cut = f"patch * {blocks}" if blocks > 1 else "patch"
-            raise ValueError(f"grid is a height and a width that divide by {cut}, got grid {grid} and patch {patch}.")
+            raise OptionError(f"grid is a height and a width that divide by {cut}, got grid {grid} and patch {patch}.")
         self.grid = None if grid is None else (grid[0], grid[1])
         self.conv_last = Conv2d(hidden, self.folded, 1, bias=bias)
 

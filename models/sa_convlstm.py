@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import FieldNorm, channels_last, lean
 from nowcast.models.cms_lstm import BLOCKS, ContextEmbedding, SpatiotemporalExpression
 from nowcast.models.direct import Direct
@@ -204,7 +205,7 @@ class SAConvLSTM(Patched):
     ) -> None:
         check_stack(widths, kernel)
         if attention < 1:
-            raise ValueError(f"attention must be >= 1, got {attention}.")
+            raise OptionError(f"attention must be >= 1, got {attention}.")
         super().__init__(
             in_steps=in_steps,
             out_steps=out_steps,
@@ -306,10 +307,10 @@ class SASequence(Direct):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if min(layers, attention) < 1:
-            raise ValueError(f"layers and attention must be >= 1, got {layers} and {attention}.")
+            raise OptionError(f"layers and attention must be >= 1, got {layers} and {attention}.")
         check_stack((width,), kernel)
         if activation not in ACTIVATIONS:
-            raise ValueError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
+            raise OptionError(f"Unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.single, self.grid = single, None if grid is None else (grid[0], grid[1])
 
         def memory() -> nn.Module:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, lean, portions
 from nowcast.models.direct import Direct
 from nowcast.models.metaformers import METAFORMERS, Place, narrow
@@ -266,7 +267,7 @@ class SimVP(Direct):
         """Frames that a pass makes."""
         self.middle, known = middle, ("incepu", *self.METAFORMERS)
         if middle not in known:
-            raise ValueError(f"Unknown middle {middle!r}; known: {', '.join(known)}.")
+            raise OptionError(f"Unknown middle {middle!r}; known: {', '.join(known)}.")
         _check(layers, blocks, width, (encoder_kernel, decoder_kernel, *kernels))
         stride = 2 ** (layers // 2)
         self.multiple = stride * (window if middle == "swin" else 1)
@@ -350,19 +351,19 @@ class SimVP(Direct):
 
 def _check(layers: int, blocks: int, width: int, kernels: Sequence[int]) -> None:
     if layers < 1 or blocks < 2:
-        raise ValueError(f"layers must be >= 1 and blocks >= 2, got {layers} and {blocks}.")
+        raise OptionError(f"layers must be >= 1 and blocks >= 2, got {layers} and {blocks}.")
     if width < 2 or width % 2:
-        raise ValueError(f"width must be even, got {width}.")
+        raise OptionError(f"width must be even, got {width}.")
     if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-        raise ValueError(f"Kernels must be odd, got {', '.join(map(str, kernels))}.")
+        raise OptionError(f"Kernels must be odd, got {', '.join(map(str, kernels))}.")
 
 
 def _bound(grid: tuple[int, int] | None, stride: int, *, needed: bool) -> tuple[int, int] | None:
     if needed != (grid is not None):
-        raise ValueError(
+        raise OptionError(
             "The middle mlp-mixer needs grid=(height, width), since its weights are bound to it; no "
             "other middle has one."
         )
     if grid and any(side < 1 or side % stride for side in grid):
-        raise ValueError(f"Sides of the grid must divide by {stride}, got {grid[0]} x {grid[1]}.")
+        raise OptionError(f"Sides of the grid must divide by {stride}, got {grid[0]} x {grid[1]}.")
     return None if grid is None else (grid[0], grid[1])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.nowcaster import Published
 from nowcast.models.unet import UNet
 
@@ -101,7 +102,7 @@ class SmaAtUNet(UNet):
         reduction: int = 16,
     ) -> None:
         if kernels_per_layer < 1 or not 1 <= reduction <= width:
-            raise ValueError(
+            raise OptionError(
                 "kernels_per_layer must be >= 1 and reduction between 1 and width, "
                 f"got {kernels_per_layer} and {reduction}."
             )

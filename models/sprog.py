@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
+from nowcast.core.errors import MissingExtra, OptionError
 from nowcast.models.extrapolation import Extrapolation, advect, motion
 
 FRAMES = 3
@@ -33,6 +35,7 @@ NO_PYSTEPS = (
     "{} needs pysteps, which is compiled when it is installed and wants a C compiler: "
     "pip install 'nowcast-radar[pysteps]'."
 )
+log = logging.getLogger(__name__)
 
 
 class SPROG(Extrapolation):
@@ -67,9 +70,9 @@ class SPROG(Extrapolation):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if wet <= 0 or levels < 3:
-            raise ValueError(f"wet must be > 0 and levels >= 3, got {wet} and {levels}.")
+            raise OptionError(f"wet must be > 0 and levels >= 3, got {wet} and {levels}.")
         if matching not in ("cdf", "mean", "none"):
-            raise ValueError(f"Unknown matching {matching!r}; known: cdf, mean, none.")
+            raise OptionError(f"Unknown matching {matching!r}; known: cdf, mean, none.")
         self.wet, self.cascade, self.matching = wet, levels, None if matching == "none" else matching
 
     def forecast(self, frames_THW: np.ndarray) -> np.ndarray:
@@ -83,6 +86,7 @@ class SPROG(Extrapolation):
             with _quiet(type(self).__name__):
                 made = self.evolved(newest.astype(np.float64), flow.astype(np.float64))
         except (ValueError, np.linalg.LinAlgError):  # frames without any change, or of one value, have no cascade
+            log.warning("%s moves the newest frame alone", type(self).__name__, exc_info=True)
             return carried
         # pysteps gives up every pixel that misses in one of the frames.
         return np.where(np.isfinite(carried) & np.isfinite(made), made, carried)
@@ -123,7 +127,7 @@ def _quiet(name: str) -> Iterator[None]:
             except ModuleNotFoundError as error:
                 if error.name != "pysteps":
                     raise
-                raise ImportError(NO_PYSTEPS.format(name)) from None
+                raise MissingExtra(NO_PYSTEPS.format(name)) from None
             yield
     finally:
         np.random.set_state(state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nowcast.core.errors import OptionError
 from nowcast.models.sprog import SPROG
 
 
@@ -51,9 +52,9 @@ class STEPS(SPROG):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels, wet=wet, levels=levels)
         if members < 2 or not 0 <= (member or 0) < members:
-            raise ValueError(f"members must be >= 2 and member lie below it, got {members} and {member}.")
+            raise OptionError(f"members must be >= 2 and member lie below it, got {members} and {member}.")
         if pixel_km <= 0 or step_minutes <= 0:
-            raise ValueError(f"pixel_km and step_minutes must be > 0, got {pixel_km} and {step_minutes}.")
+            raise OptionError(f"pixel_km and step_minutes must be > 0, got {pixel_km} and {step_minutes}.")
         self.members, self.member, self.seed = members, member, seed
         self.pixel_km, self.step_minutes = pixel_km, step_minutes
 

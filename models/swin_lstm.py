@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import lean
 from nowcast.models.nowcaster import Published
 from nowcast.models.recurrent import Recurrent
@@ -384,7 +385,7 @@ class SwinLSTMD(Recurrent):
         windows = (window,) * (scales + 1) if isinstance(window, int) else tuple(window)
         widths = [width * 2**scale for scale in range(scales + 1)]
         if len(depths_up) != scales or len(windows) != scales + 1:
-            raise ValueError(
+            raise OptionError(
                 f"depths_up names as many cells as depths and window one more, or one for all; "
                 f"got {depths}, {depths_up}, {window}."
             )
@@ -472,11 +473,13 @@ def _rates(first: float, last: float, depths: Sequence[int]) -> list[list[float]
 
 def _check_cells(depths: Sequence[int], heads: Sequence[int], widths: Sequence[int]) -> None:
     if not depths or len(heads) != len(depths) or min(*depths, *heads) < 1:
-        raise ValueError(f"Blocks and heads are >= 1 for each cell, got {depths} and {heads}.")
+        raise OptionError(f"Blocks and heads are >= 1 for each cell, got {depths} and {heads}.")
     if odd := [f"{width} / {head}" for width, head in zip(widths, heads, strict=False) if width % head]:
-        raise ValueError(f"Heads must divide the width of their cell: {', '.join(odd)}.")
+        raise OptionError(f"Heads must divide the width of their cell: {', '.join(odd)}.")
 
 
 def _check(patch: int, windows: Sequence[int], drop_path: float) -> None:
     if min(patch, *windows) < 1 or not 0 <= drop_path < 1:
-        raise ValueError(f"patch and window must be >= 1 and drop_path in [0, 1), got {patch}, {windows}, {drop_path}.")
+        raise OptionError(
+            f"patch and window must be >= 1 and drop_path in [0, 1), got {patch}, {windows}, {drop_path}."
+        )

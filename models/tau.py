@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.metaformers import LargeKernel, Place, fan_out, large_kernel_block
 from nowcast.models.nowcaster import Published
 from nowcast.models.simvp import SimVP
@@ -103,7 +104,7 @@ class TAU(SimVP):
             decoder_kernel=decoder_kernel,
         )
         if divergence < 0:
-            raise ValueError(f"divergence must be >= 0, got {divergence}.")
+            raise OptionError(f"divergence must be >= 0, got {divergence}.")
         self.divergence = divergence
 
     def training_loss(

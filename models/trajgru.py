@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import lean
 from nowcast.models.convlstm import EncoderForecaster, State
 from nowcast.models.nowcaster import Published
@@ -221,8 +222,8 @@ def _check(
     widths: Sequence[int], strides: Sequence[int], links: Sequence[Sequence[int]], kernels: Sequence[int]
 ) -> None:
     if not widths or any(len(values) != len(widths) for values in (strides, *links)):
-        raise ValueError(f"widths, strides and links name one value per stage, got {widths}, {strides} and {links}.")
+        raise OptionError(f"widths, strides and links name one value per stage, got {widths}, {strides} and {links}.")
     if min(*widths, *strides, *links[0], *links[1]) < 1:
-        raise ValueError(f"widths, strides and links must be >= 1, got {widths}, {strides} and {links}.")
+        raise OptionError(f"widths, strides and links must be >= 1, got {widths}, {strides} and {links}.")
     if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-        raise ValueError(f"kernel and flow_kernel must be odd, got {kernels[0]} and {kernels[1]}.")
+        raise OptionError(f"kernel and flow_kernel must be odd, got {kernels[0]} and {kernels[1]}.")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
 
@@ -50,7 +51,7 @@ class UNet(Nowcaster):
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if width < 2 or width % 2 or levels < 2:
-            raise ValueError(f"width must be even and levels >= 2, got {width} and {levels}.")
+            raise OptionError(f"width must be even and levels >= 2, got {width} and {levels}.")
         self.bilinear, self.multiple = bilinear, 2 ** (levels - 1)
         widths = [width * 2**level for level in range(levels)]
         if bilinear:

@@ -15,7 +15,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from nowcast.core.cube import BadInput, check
+from nowcast.core.cube import check
+from nowcast.core.errors import BadInput
 from nowcast.readers import get
 from tests.sources import SOURCES
 

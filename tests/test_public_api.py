@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nowcast
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from tests.paths import SAMPLE
 
 FUNCTIONS = sorted(set(nowcast.__all__) - {"__version__"})

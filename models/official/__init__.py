@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nowcast.core.errors import OptionError, WeightsError
 from nowcast.models import MODELS
 from nowcast.models.nowcaster import Nowcaster
 
@@ -100,7 +101,7 @@ def find(source: str) -> Source:
         ValueError: If it is unknown; the message lists the known ones.
     """
     if source not in SOURCES:
-        raise ValueError(f"Unknown source {source!r}; known: {', '.join(SOURCES)}.")
+        raise OptionError(f"Unknown source {source!r}; known: {', '.join(SOURCES)}.")
     module, _, name = SOURCES[source].partition(":")
     output: Source = getattr(import_module(f"nowcast.models.official.{module}"), name)
     return output
@@ -135,7 +136,7 @@ def _built(known: Source, source: str, state_dict: Mapping[str, Any], config: Co
     try:
         settings = known.options(tensors, config)
     except (KeyError, StopIteration, IndexError) as error:
-        raise ValueError(f"The state dict is not one of {source}: it misses {error}.") from None
+        raise WeightsError(f"The state dict is not one of {source}: it misses {error}.") from None
     model = known.model(**settings)
     names = known.names(model)
     _check_names(source, tensors, names, known.unused)
@@ -173,7 +174,7 @@ def _check_names(source: str, tensors: State, names: Mapping[str, str | Made], u
     left_over = sorted(name for name in tensors.keys() - wanted if not re.search(unused, name))
     faults = [f"{fault} {_few(found)}" for fault, found in (("misses", missing), ("also holds", left_over)) if found]
     if faults:
-        raise ValueError(f"The state dict is not one of {source}: it {' and '.join(faults)}.")
+        raise WeightsError(f"The state dict is not one of {source}: it {' and '.join(faults)}.")
 
 
 def _few(names: list[str], most: int = 5) -> str:
@@ -186,6 +187,6 @@ def _check_shapes(source: str, ours: State, names: Mapping[str, str | Made], mod
     for key, tensor in ours.items():
         if tensor.shape != want[key].shape:
             official, expected = ", ".join(_parts(names[key])), tuple(want[key].shape)
-            raise ValueError(
+            raise WeightsError(
                 f"{official} of {source} has shape {tuple(tensor.shape)}; the other tensors ask for {expected}."
             )

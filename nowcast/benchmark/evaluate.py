@@ -16,8 +16,9 @@ from time import perf_counter
 import numpy as np
 import xarray as xr
 
-from nowcast.config import Benchmark, ConfigError, Moving, Span, WindowSettings
+from nowcast.config import Benchmark, Moving, Span, WindowSettings
 from nowcast.core.code_digest import code_digest
+from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.core.files import atomic_file
 from nowcast.core.units import quantity
 from nowcast.data.sources import Source, Stored, check_apart, source
@@ -154,7 +155,7 @@ class Trial:
         if model.network.handles_missing:  # another scaling, another motion: what it leaves out there counts as dry
             made = np.where(np.isnan(made), self.quantity.scaling.decode(np.zeros((), np.float32)), made)
         if not np.isfinite(made[compared]).all():
-            raise ValueError("its forecasts are not finite")
+            raise ForecastError("its forecasts are not finite")
         step = np.float64(self.quantity.resolution)
         rounded = (np.rint(made / step) * step).astype(np.float32)
         rounded[~compared] = np.nan

@@ -10,6 +10,7 @@ table is made of. Run again, it goes on where it stopped: what is trained and sc
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
@@ -28,7 +29,9 @@ import yaml
 from nowcast.benchmark import costs, leaderboard
 from nowcast.benchmark.evaluate import Exam
 from nowcast.benchmark.leaderboard import Row
-from nowcast.config import Benchmark, ConfigError, Entrant, Recipe
+from nowcast.config import Benchmark, Entrant, Recipe
+from nowcast.core.errors import ConfigError, TrainingError
+from nowcast.core.log import LogFormat
 from nowcast.core.machine import device_name
 from nowcast.core.units import UNIT_SIGNS
 from nowcast.core.version import __version__
@@ -37,13 +40,8 @@ from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates
 
 FEW_BLOCKS = 10
-WIDE = "1000"
-"""Columns of the log of a training: its last line is the reason of a failure, whole."""
 Progress = Callable[[int, int, str], None]
-
-
-class TrainingFailed(RuntimeError):
-    """Why a network has no weights, in the words of its training."""
+log = logging.getLogger(__name__)
 
 
 def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
@@ -96,6 +94,7 @@ def _network(entrant: Entrant, exam: Exam, bars: Mapping[str, xr.Dataset]) -> Ro
         try:
             cost, found = _scored(entrant, exam) if entrant.checkpoint else _trained_and_scored(entrant, exam, seed)
         except Exception as error:  # an exotic network must not cost the table of all others
+            log.warning("%s-%s has no row: %s", entrant.name, seed, error, exc_info=True)
             failures.append(f"{entrant.name}-{seed}: {_sentence(error)}")
             torch.cuda.empty_cache()
             continue
@@ -135,13 +134,13 @@ def _scored(entrant: Entrant, exam: Exam) -> tuple[dict[str, float], xr.Dataset]
     """A network that was trained elsewhere.
 
     Raises:
-        ValueError: If it is made for other frames than those of the test.
+        ConfigError: If it is made for other frames than those of the test.
     """
     path = checkpoint.find(str(entrant.checkpoint))
     card, windows = checkpoint.read_card(path), exam.windows
     step = exam.sources[0].step_seconds
     if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
-        raise ValueError(
+        raise ConfigError(
             f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
             f"test has {windows.in_steps} of {windows.quantity} every {step} s."
         )
@@ -163,17 +162,17 @@ def _trained_and_scored(entrant: Entrant, exam: Exam, seed: int) -> tuple[dict[s
 
 def _train(recipe: Recipe) -> None:
     """In a process of its own, which may start others for more GPUs: whatever a network breaks ends with it."""
-    file, log = (recipe.runs / f"{recipe.name}.{kind}" for kind in ("yaml", "log"))
+    file, output = (recipe.runs / f"{recipe.name}.{kind}" for kind in ("yaml", "log"))
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-P", "-m", "nowcast.cli", "train", str(file)]
     with (
-        log.open("a") as stream,
+        output.open("a") as stream,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"COLUMNS": WIDE, "PYTHONSAFEPATH": "1"},
+            env=os.environ | {"NOWCAST_LOG": LogFormat.TEXT, "PYTHONSAFEPATH": "1"},
         ) as child,
     ):
         try:
@@ -182,19 +181,20 @@ def _train(recipe: Recipe) -> None:
             child.terminate()
             raise
     if child.returncode < 0:
-        raise TrainingFailed(f"ended by signal {-child.returncode}, as where memory is short; see {log}")
+        raise TrainingError(f"ended by signal {-child.returncode}, as where memory is short; see {output}")
     if child.returncode:
-        raise TrainingFailed(_last_line(log))
+        raise TrainingError(_last_line(output))
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line), f"no word in {log}")
+def _last_line(output: Path) -> str:
+    """What the command line says last is the reason of a failure."""
+    lines = [line.strip() for line in output.read_text(errors="replace").replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line), f"no word in {output}")
 
 
 def _sentence(error: Exception) -> str:
     text = (str(error).strip() or "no message").splitlines()[0][:300]
-    return text if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, TrainingError) else f"{type(error).__name__}: {text}"
 
 
 def _spent(model: Model, card: Card, exam: Exam) -> dict[str, float]:

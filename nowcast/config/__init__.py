@@ -3,9 +3,9 @@
 A field's documentation stands under the field; its value stands in ``configs/``.
 """
 
-from nowcast.config.base import ConfigError, Frozen, TrainingError
+from nowcast.config.base import Frozen
 from nowcast.config.benchmark import Benchmark, Budget, Entrant
-from nowcast.config.load import find, load, override, shipped_folder, words
+from nowcast.config.load import find, load, override, pairs, shipped_folder, words
 from nowcast.config.operations import (
     CHAMPION,
     REGISTRY,
@@ -35,7 +35,6 @@ __all__ = [
     "AgeLimits",
     "Benchmark",
     "Budget",
-    "ConfigError",
     "Entrant",
     "Feed",
     "Frozen",
@@ -50,11 +49,11 @@ __all__ = [
     "Shadow",
     "Span",
     "TrainerSettings",
-    "TrainingError",
     "WindowSettings",
     "find",
     "load",
     "override",
+    "pairs",
     "shipped_folder",
     "words",
 ]

@@ -13,14 +13,6 @@ from pydantic import (
 Settings = TypeVar("Settings", bound="Frozen")
 
 
-class ConfigError(ValueError):
-    """A settings file or override that is refused; one sentence per mistake."""
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on; one sentence says why, and what to do."""
-
-
 class Frozen(BaseModel):
     """Base of all settings: nothing may be changed later, unknown keys are mistakes."""
 

@@ -14,7 +14,8 @@ from pydantic import (
     ValidationError,
 )
 
-from nowcast.config.base import ConfigError, Settings
+from nowcast.config.base import Settings
+from nowcast.core.errors import ConfigError
 
 
 def load(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -50,6 +51,18 @@ def override(kind: type[Settings], overrides: Sequence[str]) -> Settings:
 def words(changes: Mapping[str, Any]) -> list[str]:
     """Dotted keys and plain values as overrides; JSON is YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def pairs(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read words ``key=value`` as a dictionary, the values as YAML; dotted keys are nested.
+
+    Raises:
+        ConfigError: If one is not of this form.
+    """
+    values: dict[str, Any] = {}
+    for word in overrides:
+        _set(values, word)
+    return values
 
 
 def _validated(kind: type[Settings], values: dict, overrides: Sequence[str], file: object) -> Settings:
@@ -90,7 +103,10 @@ def _set(values: dict, override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{override!r}: {parent} has no keys below it.")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: not YAML: {str(error).splitlines()[0]}.") from None
 
 
 def _sentence(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> str:

@@ -18,19 +18,9 @@ from xarray.indexes import PandasIndex
 from xxhash import xxh3_64
 
 from nowcast.core.encoded import Coded
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import quantity
-
-
-class BadInput(ValueError):
-    """An input that cannot be taken. One sentence: where, what is wrong, what to do."""
-
-    def __init__(self, where: object, fault: str, remedy: str = "") -> None:
-        self.where, self.fault, self.remedy = str(where), fault, remedy
-        super().__init__(f"{where}: {fault}" + (f"; {remedy}" if remedy else "") + ".")
-
-    def __reduce__(self) -> tuple:
-        return BadInput, (self.where, self.fault, self.remedy)
 
 
 def make(

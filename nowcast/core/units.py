@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from nowcast.core.errors import OptionError
+
 UNIT_SIGNS = {"mm h-1": "mm/h", "kg m-2": "kg/m²", "degC": "°C", "1": ""}
 """CF units as people read them; others are shown as they are."""
 
@@ -41,9 +43,9 @@ class Scaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "decibel"):
-            raise ValueError(f"Unknown scaling {self.kind!r}; choose linear or decibel.")
+            raise OptionError(f"Unknown scaling {self.kind!r}; choose linear or decibel.")
         if not self.low < self.high or (self.kind == "decibel" and self.low <= 0):
-            raise ValueError(f"Scaling {self.kind} needs low < high (and low > 0 for decibel).")
+            raise OptionError(f"Scaling {self.kind} needs low < high (and low > 0 for decibel).")
 
     def encode(self, values: np.ndarray, *, clip: bool = True) -> np.ndarray:
         """Physical values -> float32 in [0, 1]; NaN stays NaN.
@@ -181,7 +183,7 @@ def quantity(name: str) -> Quantity:
         ValueError: If it is unknown; the message lists the known ones.
     """
     if name not in QUANTITIES:
-        raise ValueError(f"Unknown quantity {name!r}; known: {', '.join(QUANTITIES)}.")
+        raise OptionError(f"Unknown quantity {name!r}; known: {', '.join(QUANTITIES)}.")
     return QUANTITIES[name]
 
 
@@ -218,7 +220,7 @@ def convert(values: np.ndarray, source: str, target: str, *, zr: tuple[float, fl
         return rate_from_reflectivity(values, zr=zr)
     if (source, target) == ("rainfall_rate", "reflectivity"):
         return reflectivity_from_rate(values, zr=zr)
-    raise ValueError(f"No formula turns {source} into {target}; use data that holds {target}.")
+    raise OptionError(f"No formula turns {source} into {target}; use data that holds {target}.")
 
 
 def vil_from_level(level: np.ndarray) -> np.ndarray:

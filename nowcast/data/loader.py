@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from nowcast.config import ConfigError, Moving, Span, WindowSettings
+from nowcast.config import Moving, Span, WindowSettings
+from nowcast.core.errors import ConfigError
 from nowcast.core.units import Scaling, quantity
 from nowcast.data.shared_memory import Parcel, Ring, keep_memory
 from nowcast.data.sources import Source, source

@@ -19,8 +19,9 @@ import numpy as np
 import xarray as xr
 
 from nowcast import store
-from nowcast.config import ConfigError, Moving, Span, WindowSettings
+from nowcast.config import Moving, Span, WindowSettings
 from nowcast.core.cube import utc
+from nowcast.core.errors import ConfigError
 from nowcast.core.units import COLOURS, MARSHALL_PALMER, convert, quantity
 from nowcast.readers.moving_images import MovingImages, load_images
 from nowcast.store.packing import Packing

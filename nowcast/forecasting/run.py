@@ -21,8 +21,9 @@ import torch
 import xarray as xr
 
 from nowcast import store
-from nowcast.config import CHAMPION, REGISTRY, ConfigError, Product
-from nowcast.core.cube import BadInput, channels, event_labels, utc
+from nowcast.config import CHAMPION, REGISTRY, Product
+from nowcast.core.cube import channels, event_labels, utc
+from nowcast.core.errors import BadInput, ConfigError, ForecastError, OptionError
 from nowcast.core.files import atomic_file
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER, convert, quantity
@@ -42,10 +43,6 @@ PROBABILITY = "probability_of_"
 STORED_STEPS = 32_767
 """Largest packed value of stores and files, in steps of the quantity's resolution."""
 log = logging.getLogger(__name__)
-
-
-class CannotForecast(ValueError):
-    """Why a model cannot make this forecast, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def forecast(
         (threshold, lead_time, y, x).
 
     Raises:
-        CannotForecast: Missing frames, another cadence or quantity, a result that is not finite.
+        ForecastError: Missing frames, another cadence or quantity, a result that is not finite.
     """
     frames = past(cube, time=time, channel=channel)
     values, used, chances = _run(str(model), frames, leads, probabilities=True)
@@ -140,11 +137,11 @@ def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, chan
     """Finds the unbroken frames that end at ``time``.
 
     Raises:
-        CannotForecast: If there is no frame at ``time``, or the channel is not there.
+        ForecastError: If there is no frame at ``time``, or the channel is not there.
     """
     name = channel or channels(cube)[0]
     if name not in cube:
-        raise CannotForecast(f"the store has no {name}; it has {', '.join(channels(cube))}")
+        raise ForecastError(f"the store has no {name}; it has {', '.join(channels(cube))}")
     stamps, events = cube["time"].values, event_labels(cube)
     end = stamps.size - 1 if time is None else _position(stamps, time)
     first = int(np.flatnonzero(events[: end + 1] == events[end])[0])
@@ -167,12 +164,12 @@ def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) ->
     """One Forecast back from the forecast store, with its provenance as attributes.
 
     Raises:
-        CannotForecast: If the store has no such run.
+        ForecastError: If the store has no such run.
     """
     runs = store.open_store(forecasts)
     same = (runs["forecast_reference_time"].values == utc(reference)) & (runs["model"].values == model)
     if not same.any():
-        raise CannotForecast(f"{forecasts} has no {model} from {stamp(utc(reference))}")
+        raise ForecastError(f"{forecasts} has no {model} from {stamp(utc(reference))}")
     run = runs.isel(run=int(np.flatnonzero(same)[-1]))
     labels = ("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
     attrs = {name: str(run[name].item()) for name in labels}
@@ -245,7 +242,7 @@ def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequenc
         try:
             values, used, _ = _run(name, frames, leads)
         except Exception as error:  # a nowcast must come out whatever a network does; the reason goes with it
-            log.warning("%s cannot forecast from %s: %s", name, stamp(frames.time[-1]), error)
+            log.warning("%s cannot forecast from %s: %s", name, stamp(frames.time[-1]), error, exc_info=True)
             reasons.append(f"{_short(name)}: {_sentence(error)}")
             continue
         run = _dataset(cube, frames, values, used, leads)
@@ -263,7 +260,7 @@ def _run(
     steps = model.network.in_steps
     if frames.time.size < steps:
         have = frames.time.size
-        raise CannotForecast(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
+        raise ForecastError(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
     check_fits(model, quantity_name=frames.quantity, cadence_seconds=frames.cadence_seconds)
     target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
     fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
@@ -276,7 +273,7 @@ def _run(
         values = predict(model, fields, quantity_name=target, leads=leads)
     known = np.isfinite(values)
     if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
-        raise CannotForecast("returned values that are not finite")
+        raise ForecastError("returned values that are not finite")
     limit = np.float32(STORED_STEPS * quantity(frames.quantity).resolution)  # beyond it there is no weather
     converted = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
     return np.where(known, converted, np.float32(np.nan)), model, chances
@@ -311,15 +308,15 @@ def check_fits(model: Model, *, quantity_name: str, cadence_seconds: int) -> Non
         cadence_seconds: Their step.
 
     Raises:
-        CannotForecast: Another step, or a quantity that no formula leads to.
+        ForecastError: Another step, or a quantity that no formula leads to.
     """
     step = model.cadence_seconds or cadence_seconds
     if abs(step - cadence_seconds) > CADENCE_TOLERANCE * step:
-        raise CannotForecast(f"was trained on a step of {step} s, the feed has {cadence_seconds} s")
+        raise ForecastError(f"was trained on a step of {step} s, the feed has {cadence_seconds} s")
     try:
         convert(np.zeros((1, 1, 1), np.float32), quantity_name, model.quantity or quantity_name)
-    except ValueError:
-        raise CannotForecast(f"was trained on {model.quantity}, the feed has {quantity_name}") from None
+    except OptionError:
+        raise ForecastError(f"was trained on {model.quantity}, the feed has {quantity_name}") from None
 
 
 def _load(name: str, available: int, leads: int) -> Model:
@@ -327,7 +324,7 @@ def _load(name: str, available: int, leads: int) -> Model:
         path = champion_file(name) if name.startswith(REGISTRY) else checkpoint.find(name)
         return _load_file(path, path.stat().st_mtime_ns)
     if model_class(name).trainable:
-        raise CannotForecast("is a network: name its checkpoint file")
+        raise ForecastError("is a network: name its checkpoint file")
     least, best = model_class(name).history
     steps = max(least, min(best, available))
     return checkpoint.reference(name, in_steps=steps, out_steps=leads)
@@ -418,17 +415,17 @@ def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:
     wanted = utc(time)
     found = np.flatnonzero(stamps == wanted)
     if found.size > 1:
-        raise CannotForecast(
+        raise ForecastError(
             f"{found.size} events have a frame at {stamp(wanted)}; put one event into a store of its own"
         )
     if not found.size:
-        raise CannotForecast(f"there is no frame at {stamp(wanted)}; the newest is {stamp(stamps[-1])}")
+        raise ForecastError(f"there is no frame at {stamp(wanted)}; the newest is {stamp(stamps[-1])}")
     return int(found[0])
 
 
 def _step(stamps: np.ndarray) -> int:
     if stamps.size < 2:
-        raise CannotForecast("one frame and no stated cadence: the step is unknown")
+        raise ForecastError("one frame and no stated cadence: the step is unknown")
     return int(np.median(np.diff(stamps[-10:]) / np.timedelta64(1, "s")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,11 +14,13 @@ import xarray as xr
 
 from nowcast import store
 from nowcast.config import QualitySettings
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, StoreError
 from nowcast.ingestion import quality
 from nowcast.ingestion.decode import Pixels, Prepared
 from nowcast.ingestion.quality import Before
 from nowcast.readers import Item
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,7 +65,7 @@ class _Book:
         kept = store.labels(path, "sequence", "time", "digest", "source", *quality.LABELS)
         keys = ("sequence", "time", "digest", "source")
         if absent := [key for key in keys if key not in kept]:
-            raise store.StoreError(
+            raise StoreError(
                 f"{path}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; name another store."
             )
         for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
@@ -112,6 +115,7 @@ class Taking:
         try:
             known = item.signature in self.book.seen
         except OSError:
+            log.debug("%s cannot be looked at", item, exc_info=True)
             return True
         self.summary.known += known
         return not known
@@ -136,6 +140,7 @@ class Taking:
             self._commit(pieces, write)
         except BadInput as error:
             if len(pieces) == 1:
+                log.debug("%s does not fit", pieces[0][0].item, exc_info=True)
                 self.summary.refused.append(f"{pieces[0][0].item}: {error}")
                 return
             half = len(pieces) // 2

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from nowcast import store
+from nowcast.core.errors import ClusterError
 from nowcast.ingestion.append import Pieces, Taking, write_here
 from nowcast.ingestion.decode import Found, Inspect, Pixels, Prepared, prepare_all, together
 from nowcast.readers import Item
@@ -36,11 +37,11 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
         try:  # a client that cannot connect is left half made, and may lock up the process when it is collected
             where = distributed.comm.get_address_host_port(scheduler)
             socket.create_connection(where, timeout=CONNECT_SECONDS).close()
-        except (OSError, ValueError):
-            raise ConnectionError(
+        except (OSError, ValueError) as error:
+            raise ClusterError(
                 f"No Dask scheduler answers at {scheduler}; give the address that it prints, "
                 "tcp://host:port, or a number of workers."
-            ) from None
+            ) from error
         with distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False) as client:
             yield client
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import BadInput, channels, digest
+from nowcast.core.cube import channels, digest
+from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.ingestion import quality
 from nowcast.readers import Item, get
 from nowcast.store import schema
@@ -32,6 +34,7 @@ Pixels = dict[str, tuple[np.ndarray | Compressed, Packing | None]]
 Found = tuple[str, Item]
 """Name of a reader, and what it is to read."""
 Inspect = Callable[[Item, str, xr.Dataset | None], "Prepared"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,11 @@ def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
     name, item = found
     try:
         return item, item.signature, get(name).read(item)
-    except (BadInput, OSError, ModuleNotFoundError) as error:
+    except (BadInput, MissingExtra) as error:
+        log.debug("%s is refused", item, exc_info=True)
+        return item, str(error), None
+    except OSError as error:
+        log.warning("%s cannot be read: %s", item, error, exc_info=True)
         return item, str(error), None
 
 
@@ -90,6 +97,7 @@ def inspect(
         plain = {channel: packed(cube.variables[channel], channel) for channel in channels(cube)}
         labels |= quality.measure(cube, settings, pixels=plain, now=now, where=item)
     except BadInput as error:
+        log.debug("%s is refused", item, exc_info=True)
         return Prepared(item, refused=str(error))
     labels["status"] |= clipped
     frames = zip(*(values for values, _ in plain.values()), strict=True)

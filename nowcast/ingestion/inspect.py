@@ -11,7 +11,8 @@ import xarray as xr
 from numcodecs.zstd import Zstd
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import BadInput, channels
+from nowcast.core.cube import channels
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import COLOURS, quantity
 from nowcast.ingestion import quality

@@ -16,7 +16,8 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import BadInput, channels
+from nowcast.core.cube import channels
+from nowcast.core.errors import BadInput
 from nowcast.core.units import quantity
 from nowcast.store.packing import Packing
 

@@ -9,6 +9,7 @@ cut off goes on where it stopped.
 from __future__ import annotations
 
 import glob
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from nowcast import store
 from nowcast.config import QualitySettings
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.ingestion.append import Summary, Taking, write_here
 from nowcast.ingestion.cluster import cluster, in_parallel
 from nowcast.ingestion.decode import Found, Inspect, Prepared, inspect, one_core_each, prepare, together
@@ -31,6 +32,7 @@ PREPARING = 2
 """Threads that prepare items: libraries work outside of Python's lock for half of that."""
 Progress = Callable[[int, int, str], None]
 """Called with: items done, items in all, name of the last one."""
+log = logging.getLogger(__name__)
 
 
 def ingest(
@@ -58,7 +60,7 @@ def ingest(
         progress: Called after each item.
 
     Raises:
-        ValueError: If the reader is unknown.
+        OptionError: If the reader is unknown.
         StoreError: If the store cannot be written. What was committed before stays.
     """
     if reader_name != AUTO:
@@ -67,6 +69,7 @@ def ingest(
         taking = Taking(path, settings or QualitySettings())
         items = list(_find(reader_name, sources, taking.summary))
         fresh = [found for found in items if taking.is_new(found[1])]
+        log.info("%s: %d items, %d of them new", path, len(items), len(fresh))
         looking = partial(inspect, now=now, settings=taking.settings)
         report = _reporter(progress, len(items), len(items) - len(fresh))
         if (workers or scheduler) and fresh:
@@ -90,7 +93,8 @@ def _find(reader_name: str, sources: Iterable[str | Path], summary: Summary) -> 
                 for name in [detect(match) if reader_name == AUTO else reader_name]
                 for item in get(name).find(match)
             ]
-        except (BadInput, ModuleNotFoundError) as error:
+        except (BadInput, MissingExtra) as error:
+            log.debug("%s holds nothing to read", source, exc_info=True)
             summary.refused.append(str(error))
             continue
         if not found:

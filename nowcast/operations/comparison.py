@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from nowcast.config import ConfigError, Promotion
+from nowcast.config import Promotion
+from nowcast.core.errors import ConfigError
 from nowcast.core.units import UNIT_SIGNS
 from nowcast.verification.bootstrap import differences
 from nowcast.verification.scores import derive

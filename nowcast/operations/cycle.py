@@ -7,6 +7,7 @@ stays.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from nowcast import config, readers, store
-from nowcast.config import ConfigError, Operations
+from nowcast.config import Operations
 from nowcast.core import device_lock
+from nowcast.core.errors import BusyError, ConfigError, OptionError
 from nowcast.forecasting.run import export, issue
 from nowcast.ingestion.run import AUTO, Progress, Summary, ingest
 from nowcast.operations import shadow
@@ -31,10 +33,7 @@ SHARE = 0.8
 """Of the time between two cycles, what cycle and shadow may take together."""
 RECENT_FRAMES = 100
 """Newest frames looked through for one that is due."""
-
-
-class Busy(store.StoreError):
-    """Another cycle of the same chain is running."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
     try:
         if settings.feed.reader != AUTO:
             readers.get(settings.feed.reader)
-    except ValueError as error:
+    except OptionError as error:
         raise ConfigError(f"{path}: feed.reader: {error}") from None
     return settings
 
@@ -91,7 +90,7 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         progress: Passed to the ingest.
 
     Raises:
-        Busy: If another cycle of the same chain is running.
+        BusyError: If another cycle of the same chain is running.
         StoreError: If a store cannot be written.
     """
     started = perf_counter()
@@ -106,9 +105,12 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         )
         if summary.newest is None:
             return _report(summary, started)
+        log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
         times = _recent(settings, summary.newest)
         issued = _issue(settings, times)
+        log.info("forecasts issued: %s", ", ".join(issued) or "none")
         report = _finish(settings, summary, issued, started)
+        log.info("%d forecast frames scored, page %s", report.scored, report.published)
         _forget(settings)
     return report if report.idle else replace(report, shadowed=_shadowed(settings, times, started))
 
@@ -250,7 +252,7 @@ def _one_at_a_time(settings: Operations) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise Busy(f"{settings.site}: another cycle is running; let it finish.") from None
+        raise BusyError(f"{settings.site}: another cycle is running; let it finish.") from None
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import sys
@@ -15,9 +16,9 @@ import numpy as np
 import torch
 
 from nowcast import store
-from nowcast.config import CHAMPION, REGISTRY, ConfigError, Operations
-from nowcast.core.cube import BadInput
+from nowcast.config import CHAMPION, REGISTRY, Operations
 from nowcast.core.cube import check as check_cube
+from nowcast.core.errors import BadInput, ConfigError, StoreError
 from nowcast.forecasting.run import stamp
 from nowcast.models import MODELS
 from nowcast.operations import cycle, promotion
@@ -38,6 +39,7 @@ PACKAGES = (
 DISK_GIB = 5
 PREFECT_BREAKS = {"fastapi": (0, 151), "sqlalchemy": (2, 1)}
 """First versions that prefect 3.8 does not run with; with SQLAlchemy 2.1 its schedules silently stop."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def _chain(config: str) -> Iterator[Finding]:
     try:
         settings = cycle.load(config)
     except ConfigError as error:
+        log.debug("%s is refused", config, exc_info=True)
         yield Finding("settings", str(error), False, "correct the file")
         return
     yield Finding("settings", f"{config} is valid")
@@ -110,6 +113,7 @@ def _models(settings: Operations) -> Iterator[Finding]:
                 f"model {product.name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
             )
         except BadInput as error:
+            log.debug("%s cannot be loaded", product.model, exc_info=True)
             yield Finding(
                 f"model {product.name}", str(error), False, "correct products.model; until then its fallback runs"
             )
@@ -123,6 +127,7 @@ def _registry(settings: Operations) -> Iterator[Finding]:
     try:
         now = shelf.standing
     except BadInput as error:
+        log.debug("%s cannot be read", shelf.folder, exc_info=True)
         yield Finding("registry", str(error), False, "restore the journal; until then champions' fallbacks run")
         return
     if now.champion is None:
@@ -160,7 +165,8 @@ def _store(name: str, path: str) -> Finding:
         dataset = store.open_store(path)
         if "time" in dataset.dims:
             check_cube(dataset, path)
-    except (BadInput, store.StoreError, OSError) as error:
+    except (BadInput, StoreError, OSError) as error:
+        log.warning("%s cannot be read: %s", path, error, exc_info=True)
         return Finding(name, str(error), False, "restore the folder from a copy")
     steps = dataset.sizes.get("time", dataset.sizes.get("run", 0))
     return Finding(

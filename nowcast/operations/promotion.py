@@ -13,13 +13,14 @@ import numpy as np
 import xarray as xr
 
 from nowcast import store
-from nowcast.config import CHAMPION, ConfigError, Operations
+from nowcast.config import CHAMPION, Operations
 from nowcast.core.cube import channels
+from nowcast.core.errors import ConfigError, ForecastError, RegistryError
 from nowcast.forecasting import run as forecasting
-from nowcast.forecasting.run import OK, CannotForecast
+from nowcast.forecasting.run import OK
 from nowcast.operations.comparison import BETTER, Pair, Verdict, judge
 from nowcast.registry import checkpoint
-from nowcast.registry.registry import Refused, Registry
+from nowcast.registry.registry import Registry
 from nowcast.verification.run import keys
 
 
@@ -50,7 +51,7 @@ def register(settings: Operations, path: str | Path, *, name: str | None = None,
         why: A remark.
 
     Raises:
-        Refused: If it was made for other frames, or its name is taken.
+        RegistryError: If it was made for other frames, or its name is taken.
         BadInput: If it is not a checkpoint of ours.
     """
     shelf, file = registry(settings), checkpoint.find(path)
@@ -60,8 +61,8 @@ def register(settings: Operations, path: str | Path, *, name: str | None = None,
         step = int(cube.attrs.get("cadence_seconds") or model.cadence_seconds or 0)
         try:
             forecasting.check_fits(model, quantity_name=settings.quantity or channels(cube)[0], cadence_seconds=step)
-        except CannotForecast as error:
-            raise Refused(f"{file}: {error}; register it for another chain.") from None
+        except ForecastError as error:
+            raise RegistryError(f"{file}: {error}; register it for another chain.") from None
     digest = shelf.register(file, name=name, why=why)
     return shelf.standing.names[digest]
 
@@ -75,7 +76,7 @@ def compare(settings: Operations, challenger: str, against: str = CHAMPION) -> V
         against: The same, or ``champion``.
 
     Raises:
-        Refused: If a name is unknown.
+        RegistryError: If a name is unknown.
     """
     shelf = registry(settings)
     digests = [shelf.find(word) for word in (against, challenger)]
@@ -94,18 +95,18 @@ def promote(settings: Operations, challenger: str, *, force: bool = False, why: 
         why: The reason; a forced promotion needs one.
 
     Raises:
-        Refused: If it is not shown to be better.
+        RegistryError: If it is not shown to be better.
     """
     shelf = registry(settings)
     digest, champion = shelf.find(challenger), shelf.standing.champion
     if force and not why:
-        raise Refused("a promotion against the scores needs a reason; give one with --reason.")
+        raise RegistryError("a promotion against the scores needs a reason; give one with --reason.")
     if champion in (None, digest):
         shelf.promote(digest, over=champion, why=why or "the first champion")
         return why or "the first champion"
     verdict = compare(settings, digest)
     if verdict.says != BETTER and not force:
-        raise Refused(f"{verdict}; to promote it all the same: --force --reason '...'.")
+        raise RegistryError(f"{verdict}; to promote it all the same: --force --reason '...'.")
     shelf.promote(digest, over=champion, why=why or str(verdict), evidence=verdict.facts)
     return why or str(verdict)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nowcast import store
 from nowcast.config import CHAMPION, Operations, Product
+from nowcast.core.log import configure
 from nowcast.forecasting.run import issue
 from nowcast.operations import promotion
 from nowcast.operations.comparison import BETTER
@@ -48,7 +49,7 @@ def run(settings: Operations, time: datetime, *, seconds: float) -> list[str]:
             return []
         return _in_time(settings, time, seconds)
     except Exception as error:  # whatever it is, the products are out and the next cycle must come
-        log.warning("no shadow forecasts: %s", error)
+        log.warning("no shadow forecasts: %s", error, exc_info=True)
         return [f"shadow: {_sentence(error)}"]
 
 
@@ -74,16 +75,24 @@ def _in_time(settings: Operations, time: datetime, seconds: float) -> list[str]:
             said, failed = child.communicate(order, timeout=seconds)
         except subprocess.TimeoutExpired:
             child.kill()
-            said, _ = child.communicate()
+            said, failed = child.communicate()
+            _keep(failed)
             return [*said.splitlines(), f"shadow: stopped after {seconds:.0f} s, the rest is left out"]
         except BaseException:
             child.kill()
             raise
+    _keep(failed)
     lines = said.splitlines()
     if child.returncode:
-        reason = failed.strip().splitlines()[-1:] or ["no reason given"]
-        lines.append(f"shadow: ended with code {child.returncode}: {reason[0]}")
+        words = failed.strip().splitlines() if child.returncode > 0 else []  # who is killed has no last words
+        lines.append(f"shadow: ended with code {child.returncode}: {words[-1] if words else 'no reason given'}")
     return lines
+
+
+def _keep(failed: str) -> None:
+    """What the process wrote to standard error, tracebacks too, goes into the log of the cycle."""
+    if failed.strip():
+        log.warning("from the shadow process:\n%s", failed.rstrip())
 
 
 def _sentence(error: Exception) -> str:
@@ -97,7 +106,7 @@ def main() -> None:
     """Reads an order from standard input; says line by line what was done."""
     order = json.load(sys.stdin)
     signal.alarm(ceil(order["seconds"]) + LINGER_SECONDS)
-    logging.basicConfig(level=logging.ERROR)
+    configure()  # as text, which the cycle logs in its own format
     for line in work(Operations.model_validate(order["settings"]), datetime.fromisoformat(order["time"])):
         print(line, flush=True)
 

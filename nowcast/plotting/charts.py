@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from nowcast.core.errors import OptionError
 from nowcast.core.units import UNIT_SIGNS
 from nowcast.plotting.colormaps import ColourTable, table_for
 from nowcast.plotting.maps import INK, PALE
@@ -37,7 +38,7 @@ def skill_chart(scores: xr.Dataset, *, score: str, threshold: float | None = Non
     values = derive(pooled, [score], over=())
     if "threshold" in values[score].dims:
         stored = ", ".join(f"{limit:g}" for limit in scores["threshold"].values)
-        raise ValueError(f"{score} needs a threshold; stored: {stored}.")
+        raise OptionError(f"{score} needs a threshold; stored: {stored}.")
     figure = Figure((8, 4.8), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     minutes = values["lead_time"].values / np.timedelta64(60, "s")

@@ -24,7 +24,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from PIL import Image
 
-from nowcast.core.cube import BadInput, channels
+from nowcast.core.cube import channels
+from nowcast.core.errors import BadInput, OptionError
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import quantity
 from nowcast.plotting.boundaries import BORDER, COAST, boundaries, land
@@ -53,7 +54,7 @@ class Caption:
 
     def __post_init__(self) -> None:
         if self.state not in BADGES:
-            raise ValueError(f"Unknown state {self.state!r}; known: {', '.join(BADGES)}.")
+            raise OptionError(f"Unknown state {self.state!r}; known: {', '.join(BADGES)}.")
 
     @classmethod
     def of(cls, frame: xr.DataArray) -> Caption:

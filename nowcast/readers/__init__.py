@@ -39,7 +39,7 @@ from isal import isal_zlib
 from PIL import Image
 from pyproj import CRS
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, MissingExtra, OptionError
 
 READERS = {
     # radar benchmarks
@@ -120,7 +120,7 @@ def get(name: str) -> Reader:
         ValueError: If it is unknown; the message lists the known ones.
     """
     if name not in READERS:
-        raise ValueError(f"Unknown reader {name!r}; known: {', '.join(READERS)}.")
+        raise OptionError(f"Unknown reader {name!r}; known: {', '.join(READERS)}.")
     return import_module(f"nowcast.readers.{READERS[name]}")
 
 
@@ -195,7 +195,7 @@ def optional(module: str, *, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'nowcast-radar[{extra}]'") from None
+        raise MissingExtra(f"{error.name} is not installed: pip install 'nowcast-radar[{extra}]'") from None
 
 
 # --- finding files --------------------------------------------------------------------------------

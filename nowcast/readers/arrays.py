@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 
 CHUNK = 2**20
 MARKS = 64

@@ -26,7 +26,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import Item, decoding, files, natural, part, parts, pixels
 
 TITLE = "BAIR robot pushing"

@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, attribute, cf, files, member, open_hdf5, rasters
 from nowcast.readers.rasters import MOST_PIXELS, RAIN, Codes

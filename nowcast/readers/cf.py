@@ -32,7 +32,8 @@ import xarray as xr
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import ITEM_BYTES, metric_crs, parts, rasters
 from nowcast.readers.rasters import MOST_PIXELS, NAMES, Codes

@@ -27,7 +27,8 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, member, open_hdf5, part
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import Item, files, geotiff, rasters
 from nowcast.readers.rasters import ECHO, RAIN, Codes
 

@@ -16,8 +16,9 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS, Proj
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
 from nowcast.core.encoded import Coded, Table
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
 

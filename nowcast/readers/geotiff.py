@@ -28,7 +28,8 @@ import xarray as xr
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, optional, rasters
 from nowcast.readers.rasters import ECHO, MOST_PIXELS, NAMES, Codes

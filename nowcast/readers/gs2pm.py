@@ -32,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import COLOURS, VIL_LEVELS, by_table, vil_from_level
 from nowcast.readers import Item, pixels, stills

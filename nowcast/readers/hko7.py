@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, grey_png
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.units import COLOURS
 from nowcast.readers import ITEM_BYTES, Item, decoding, natural, pixels, stills
 

@@ -36,7 +36,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, natural, open_hdf5, part, pixels
 
 TITLE = "KITTI to Caltech driving films"

@@ -20,8 +20,9 @@ import numpy as np
 import xarray as xr
 from pyproj.exceptions import ProjError
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
 from nowcast.core.encoded import Coded, Table
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
 from nowcast.readers import Item, attribute, files, member, metric_crs, numbers, open_hdf5

@@ -32,7 +32,8 @@ import numpy as np
 import xarray as xr
 from numpy.lib import format as npy_format
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
 from nowcast.readers import Item, arrays, decoding, files, member, natural, open_hdf5, part, parts

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import arrays, decoding, files
 
 IDX_IMAGES = 0x803

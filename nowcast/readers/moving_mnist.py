@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, moving_images, part, parts, pixels
 
 TITLE = "Moving MNIST"

@@ -28,7 +28,8 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
 from nowcast.readers import Item, decoding, files

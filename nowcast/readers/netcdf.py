@@ -17,7 +17,7 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, cf, decoding, files, netcdf3, part
 
 TITLE = "Gridded rain or reflectivity in CF NetCDF"

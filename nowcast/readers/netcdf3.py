@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers.cf import Array
 
 MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")

@@ -21,7 +21,8 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
 from nowcast.readers import Item, attribute, files, metric_crs, natural, numbers, open_hdf5

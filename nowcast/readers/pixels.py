@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import COLOURS
 

@@ -36,8 +36,9 @@ from typing import BinaryIO, cast
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
 from nowcast.core.encoded import Coded, Table
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
 

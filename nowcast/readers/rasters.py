@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from pyproj import CRS
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import natural
 
 RAIN, ECHO = "rainfall_rate", "reflectivity"

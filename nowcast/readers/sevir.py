@@ -35,8 +35,9 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
 from nowcast.core.encoded import Coded, Table
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, vil_from_level
 from nowcast.readers import Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts

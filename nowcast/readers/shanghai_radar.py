@@ -24,7 +24,8 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files, grey_png, member, natural, open_hdf5, part
 

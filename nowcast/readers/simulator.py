@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.config import ConfigError, load
-from nowcast.core.cube import BadInput, check, make, utc
+from nowcast.config import load
+from nowcast.core.cube import check, make, utc
+from nowcast.core.errors import BadInput, ConfigError
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
 from nowcast.readers import Item, decoding, files

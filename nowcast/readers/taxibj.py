@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput, check, make
+from nowcast.core.cube import check, make
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, part, parts, pixels
 
 TITLE = "TaxiBJ crowd flows of Beijing"

@@ -35,7 +35,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import Item, cf, decoding, part, rasters
 from nowcast.readers.rasters import MOST_PIXELS
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from nowcast.config import Frozen, ScalingSettings
 from nowcast.core.code_digest import code_digest
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, OptionError
 from nowcast.core.files import atomic_file
 from nowcast.core.units import Scaling, quantity
 from nowcast.models import Nowcaster, build, model_class
@@ -224,7 +224,7 @@ def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
         ValueError: If the name is unknown, or names a network that needs a checkpoint.
     """
     if model_class(name).trainable:
-        raise ValueError(f"{name} is a network: give its checkpoint file instead of its name.")
+        raise OptionError(f"{name} is a network: give its checkpoint file instead of its name.")
     network = build(name, in_steps=in_steps, out_steps=out_steps).eval()
     return Model(name, network, None, None, None, f"{name}-{code_digest(type(network).__module__)}")
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from nowcast.config import ScalingSettings
 from nowcast.core import units
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.core.version import __version__
 from nowcast.models import Nowcaster, official
 from nowcast.registry import checkpoint
@@ -153,7 +153,7 @@ def _onnx(network: Nowcaster, past: torch.Tensor, out: Path) -> torch.Tensor:
         import onnxruntime
         import onnxscript  # noqa: F401  the exporter's own
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is missing: pip install 'nowcast-radar[onnx]'") from None
+        raise MissingExtra(f"{error.name} is missing: pip install 'nowcast-radar[onnx]'") from None
     program = torch.onnx.export(
         network, (past,), dynamo=True, opset_version=OPSET, input_names=["past"], output_names=["future"], verbose=False
     )

@@ -8,6 +8,7 @@ whoever reads while another process writes sees the lines before or after, never
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from nowcast.config import CHAMPION, REGISTRY, Frozen
 from nowcast.core import files
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, RegistryError
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
 
@@ -34,10 +35,7 @@ LOCK_SECONDS = 120
 SHORT = 6
 """Characters of a digest that make a name unique."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-
-
-class Refused(ValueError):
-    """What the registry does not do, and why; one sentence."""
+log = logging.getLogger(__name__)
 
 
 class Event(Frozen):
@@ -143,7 +141,7 @@ class Registry:
         """The digest behind a name, the beginning of a digest, or ``champion``.
 
         Raises:
-            Refused: If there is none, or several; the message lists the known ones.
+            RegistryError: If there is none, or several; the message lists the known ones.
         """
         now = self.standing
         if word == CHAMPION:
@@ -152,7 +150,7 @@ class Registry:
         found = found or [digest for digest in now.names if digest.startswith(word)]
         if len(found) != 1:
             known = ", ".join(now.names.values()) or "none, see `nowcast models register`"
-            raise Refused(f"{self.folder}: {word!r} names {len(found)} registered checkpoints; known: {known}.")
+            raise RegistryError(f"{self.folder}: {word!r} names {len(found)} registered checkpoints; known: {known}.")
         return found[0]
 
     @property
@@ -184,6 +182,7 @@ class Registry:
         try:
             card = checkpoint.read_card(self.file(digest))
         except BadInput as error:
+            log.debug("%s cannot be read", self.file(digest), exc_info=True)
             return row | dict.fromkeys(("model", "frames", "step", "loss", "base"), "") | {"fault": str(error)}
         loss = card.training.get("best_valid_loss")
         return row | {
@@ -210,7 +209,7 @@ class Registry:
 
         Raises:
             BadInput: If it is not a checkpoint of ours.
-            Refused: If the name belongs to another one.
+            RegistryError: If the name belongs to another one.
         """
         path = checkpoint.find(path)
         card = checkpoint.read_card(path)
@@ -232,15 +231,15 @@ class Registry:
             evidence: Scores that speak for it.
 
         Raises:
-            Refused: If it is champion, retired or damaged, or if another became champion in the meantime.
+            RegistryError: If it is champion, retired or damaged, or if another became champion in the meantime.
         """
         with self._writing():
             now = self.standing
             name = now.names[digest]
             if now.champion != over:
-                raise Refused(f"{self.folder}: the champion has changed in the meantime; compare again.")
+                raise RegistryError(f"{self.folder}: the champion has changed in the meantime; compare again.")
             if digest not in now.challengers:
-                raise Refused(f"{self.folder}: {name} is {now.state(digest)}; only challengers can be promoted.")
+                raise RegistryError(f"{self.folder}: {name} is {now.state(digest)}; only challengers can be promoted.")
             self._check_whole(digest, name)
             self._append("promoted", digest, name, why, evidence)
 
@@ -248,12 +247,12 @@ class Registry:
         """Makes the champion before the present one champion again; returns its digest.
 
         Raises:
-            Refused: If there was none, or its file is damaged.
+            RegistryError: If there was none, or its file is damaged.
         """
         with self._writing():
             now = self.standing
             if (digest := now.before) is None:
-                raise Refused(f"{self.folder}: there is no earlier champion to go back to.")
+                raise RegistryError(f"{self.folder}: there is no earlier champion to go back to.")
             self._check_whole(digest, now.names[digest])
             self._append("rolled back", digest, now.names[digest], why)
         return digest
@@ -262,12 +261,14 @@ class Registry:
         """Ends the shadow forecasts of a challenger; its file stays, so that old runs can be made again.
 
         Raises:
-            Refused: If it is the champion, or retired.
+            RegistryError: If it is the champion, or retired.
         """
         with self._writing():
             now = self.standing
             if digest not in now.challengers:
-                raise Refused(f"{self.folder}: {now.names[digest]} is {now.state(digest)}; only challengers retire.")
+                raise RegistryError(
+                    f"{self.folder}: {now.names[digest]} is {now.state(digest)}; only challengers retire."
+                )
             self._append("retired", digest, now.names[digest], why)
 
     @contextmanager
@@ -277,7 +278,7 @@ class Registry:
         try:
             self._lock.acquire()
         except Timeout:
-            raise Refused(f"{self.folder}: another process holds the journal; let it finish.") from None
+            raise RegistryError(f"{self.folder}: another process holds the journal; let it finish.") from None
         try:
             yield
         finally:
@@ -315,16 +316,16 @@ class Registry:
 
     def _check_name(self, name: str, digest: str, now: Standing) -> None:
         if not NAME.fullmatch(name) or name == CHAMPION:
-            raise Refused(f"{name!r} cannot be a name here; use small letters, digits, - and _.")
+            raise RegistryError(f"{name!r} cannot be a name here; use small letters, digits, - and _.")
         if now.names.get(digest, name) != name:
-            raise Refused(f"{self.folder}: this checkpoint is registered as {now.names[digest]}.")
+            raise RegistryError(f"{self.folder}: this checkpoint is registered as {now.names[digest]}.")
         if any(known == name and other != digest for other, known in now.names.items()):
-            raise Refused(f"{self.folder}: another checkpoint is called {name}; give a --name.")
+            raise RegistryError(f"{self.folder}: another checkpoint is called {name}; give a --name.")
 
     def _check_whole(self, digest: str, name: str) -> None:
         path = self.file(digest)
         if not path.exists() or checkpoint.file_digest(path) != digest:
-            raise Refused(f"{path}: the file of {name} is missing or damaged; register it again.")
+            raise RegistryError(f"{path}: the file of {name} is missing or damaged; register it again.")
 
 
 def champion_file(word: str) -> Path:

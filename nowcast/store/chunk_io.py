@@ -26,6 +26,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
 
+from nowcast.core.errors import StoreError
+
 ABSENT = 2**64 - 1
 """Offset and length of an inner chunk that was never written, in the index of a shard."""
 INDEX_ENTRY, CHECKSUM = 16, 4
@@ -186,7 +188,7 @@ class Frames:
         if data is not None:
             index, checksum = bytes(data[: self._index_size]), data[self._index_size :]
             if google_crc32c.value(index) != int.from_bytes(checksum, "little"):
-                raise OSError(f"{name}: its index is damaged; take the store from a copy.")
+                raise StoreError(f"{name}: its index is damaged; take the store from a copy.")
             entries = np.frombuffer(index, "<u8").reshape(-1, 2)
         self._indices[name] = entries.reshape(*self._per_shard, 2)
 

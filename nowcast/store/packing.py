@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import BadInput
 from nowcast.core.encoded import Coded, Table, behind
+from nowcast.core.errors import BadInput
 from nowcast.core.units import by_table
 
 MISSING_8, MISSING_16 = 255, -32768

@@ -11,6 +11,7 @@ and fill values are those of ``layout``.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from xarray.core import indexing
 from zarr.core.sync import sync
 
 from nowcast.core.cube import label_runs
+from nowcast.core.errors import StoreError
 from nowcast.core.grid import Grid
 from nowcast.core.units import QUANTITIES
 from nowcast.store import schema
@@ -39,12 +41,9 @@ from nowcast.store.packing import Packing
 BRANCH = "main"
 LOCK_SECONDS = 120
 STEPS_PER_MANIFEST = 256
+log = logging.getLogger(__name__)
 
 icechunk.set_logs_filter("error")  # its warning about local disks is what `writing` locks against
-
-
-class StoreError(RuntimeError):
-    """A store that cannot be opened or written; one sentence, with what to do."""
 
 
 @dataclass(frozen=True)
@@ -465,6 +464,7 @@ def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], w
 
 
 def _commit(session: icechunk.Session, message: str, metadata: Mapping[str, object] | None) -> str:
+    log.debug("commit: %s", message)
     try:
         return session.commit(message, metadata=schema.plain(metadata or {}))
     except icechunk.ConflictError:
@@ -508,13 +508,14 @@ def _storage(path: str | Path) -> icechunk.Storage:
 
 
 def _repository(path: str | Path) -> icechunk.Repository:
+    absent = f"{path}: there is no store here; make one with `nowcast ingest`."
     try:
         config = None if _is_url(path) else icechunk.RepositoryConfig(storage=_requests())
         repository = icechunk.Repository.open(_storage(path), config=config)
-    except icechunk.IcechunkError:
-        repository = None
-    if repository is None or not _begun(repository):
-        raise StoreError(f"{path}: there is no store here; make one with `nowcast ingest`.")
+    except icechunk.IcechunkError as error:
+        raise StoreError(absent) from error
+    if not _begun(repository):
+        raise StoreError(absent)
     return repository
 
 

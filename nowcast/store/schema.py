@@ -16,7 +16,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import ZstdCodec
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.store.chunk_io import Compressed
 from nowcast.store.packing import Packing
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from nowcast.core.errors import TrainingError
 from nowcast.core.torchvision_cpu import import_torchvision
 
 import_torchvision()  # before Lightning, which imports it too
@@ -25,7 +26,7 @@ import lightning  # noqa: E402
 from lightning.pytorch import callbacks  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 
-from nowcast.config import Recipe, TrainingError  # noqa: E402
+from nowcast.config import Recipe  # noqa: E402
 from nowcast.core.files import atomic_file  # noqa: E402
 from nowcast.data.loader import Batch  # noqa: E402
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from nowcast import config, store
-from nowcast.config import ConfigError, Recipe
+from nowcast.config import Recipe
 from nowcast.core.cube import channels
+from nowcast.core.errors import ConfigError
 from nowcast.models import model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nowcast.core.errors import ConfigError, MissingExtra
 from nowcast.core.torchvision_cpu import import_torchvision
 
 import_torchvision()  # before Lightning, which imports it too
@@ -16,7 +17,7 @@ import lightning  # noqa: E402
 from lightning.fabric.utilities.rank_zero import rank_zero_only  # noqa: E402
 from lightning.pytorch import callbacks, loggers  # noqa: E402
 
-from nowcast.config import ConfigError, Recipe  # noqa: E402
+from nowcast.config import Recipe  # noqa: E402
 from nowcast.data.loader import Loader  # noqa: E402
 from nowcast.registry.checkpoint import Card  # noqa: E402
 
@@ -30,7 +31,8 @@ def trackers(recipe: Recipe, folder: Path, *, resume: bool) -> list[loggers.Logg
     """All of them; rows are on the disk when they are made.
 
     Raises:
-        ConfigError: If MLflow is asked for and not installed, or does not answer.
+        MissingExtra: If MLflow is asked for and not installed.
+        ConfigError: If it does not answer.
     """
     every = recipe.trainer.log_every
     kept: list[loggers.Logger] = [
@@ -53,7 +55,7 @@ class Patient(loggers.MLFlowLogger):
         try:
             call(*arguments, **keywords)
         except Exception as error:
-            log.warning("MLflow was not told: %s", str(error).splitlines()[0])
+            log.warning("MLflow was not told: %s", str(error).partition("\n")[0], exc_info=True)
 
 
 def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogger:
@@ -61,7 +63,7 @@ def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogg
     try:
         import mlflow
     except ModuleNotFoundError:
-        raise ConfigError("trainer.mlflow needs MLflow: pip install 'nowcast-radar[mlflow]'.") from None
+        raise MissingExtra("trainer.mlflow needs MLflow: pip install 'nowcast-radar[mlflow]'.") from None
     where, note = str(recipe.trainer.mlflow), folder / RUN
     artifacts = None
     if "://" not in where:

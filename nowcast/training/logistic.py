@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nowcast.config import Recipe, load
+from nowcast.core.errors import ConfigError
 from nowcast.data.loader import Batch, Windows
 from nowcast.models.lagrangian import Lagrangian, carry, stronger, trajectories
 from nowcast.registry import checkpoint
@@ -48,7 +49,7 @@ def fit(recipe: Recipe, out: Path) -> Path:
     """
     network, card = untrained(recipe)
     if not isinstance(network, Lagrangian):
-        raise ValueError(f"{recipe.name} trains {recipe.model}; only lagrangian has a linear part to fit.")
+        raise ConfigError(f"{recipe.name} trains {recipe.model}; only lagrangian has a linear part to fit.")
     fitted = 0
     weight_LKF = network.linear.weight.data[..., 0, 0].unflatten(0, (network.out_steps, -1))
     for weight_KF, (seen_PF, truth_P, counts_P) in zip(weight_LKF, _drawn(network, recipe), strict=True):

@@ -22,6 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from nowcast.core.errors import ConfigError, TrainingError
 from nowcast.core.torchvision_cpu import import_torchvision
 
 import_torchvision()  # before Lightning, which imports it too
@@ -33,12 +34,10 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # 
 
 from nowcast.config import (  # noqa: E402
     OWN,
-    ConfigError,
     LossTerm,
     Recipe,
     ScalingSettings,
     TrainerSettings,
-    TrainingError,
 )
 from nowcast.core.machine import device_name  # noqa: E402
 from nowcast.core.units import Scaling, convert  # noqa: E402

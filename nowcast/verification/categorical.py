@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from nowcast.core.errors import OptionError
+
 COUNTS = ["hits", "misses", "false_alarms", "correct_negatives"]
 
 
@@ -21,7 +23,7 @@ def counts(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[f
     """
     limits = np.asarray(thresholds, np.float32)
     if (np.diff(limits) <= 0).any():
-        raise ValueError(f"Thresholds must increase: {list(thresholds)}.")
+        raise OptionError(f"Thresholds must increase: {list(thresholds)}.")
     joint = np.stack([_joint(*pair, limits) for pair in zip(forecast, observed, strict=True)])
     # reached[i, j]: pixels observed at or above limit i and forecast at or above limit j (0 = any value).
     reached = joint[:, ::-1, ::-1].cumsum(1).cumsum(2)[:, ::-1, ::-1]

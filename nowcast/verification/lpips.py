@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nowcast.config import ConfigError
+from nowcast.core.errors import ConfigError, OptionError
 from nowcast.core.torchvision_cpu import import_torchvision
 from nowcast.core.units import Scaling
 
@@ -83,7 +83,7 @@ def _distance(
     images = np.where(missing, low, np.stack([forecast, observed]))
     scaled = ((images - low) * (2 / (high - low)) - 1).astype(np.float32)
     if np.abs(scaled).max() > 1 + 1e-5:
-        raise ValueError(
+        raise OptionError(
             f"Values {images.min():g} to {images.max():g} exceed the limits {low:g} to {high:g}; clip them."
         )
     first, second = torch.from_numpy(scaled).to(device)[:, None, None].expand(-1, 1, 3, -1, -1)

@@ -14,8 +14,8 @@ import numpy as np
 import xarray as xr
 
 from nowcast import store
-from nowcast.config import ConfigError
 from nowcast.core.cube import channels, event_labels, utc
+from nowcast.core.errors import ConfigError
 from nowcast.core.units import quantity
 from nowcast.verification import scores as score
 

@@ -16,6 +16,7 @@ from importlib import import_module
 import numpy as np
 import xarray as xr
 
+from nowcast.core.errors import OptionError, ShapeError
 from nowcast.core.units import Scaling
 from nowcast.verification.categorical import counts
 from nowcast.verification.continuous import errors
@@ -57,7 +58,7 @@ def sums(
     forecast, observed = np.asarray(forecast, np.float32), np.asarray(observed, np.float32)
     if forecast.ndim not in (2, 3) or forecast.shape != observed.shape:
         shapes = f"{forecast.shape} and {observed.shape}"
-        raise ValueError(f"Expected two ([lead,] y, x) arrays of one shape, got {shapes}.")
+        raise ShapeError(f"Expected two ([lead,] y, x) arrays of one shape, got {shapes}.")
     leads, frame = forecast.shape[:-2], forecast.shape[-2:]
     fields = forecast.reshape(-1, *frame), observed.reshape(-1, *frame)
     scaled = (scaling.encode(field) for field in fields)
@@ -77,7 +78,7 @@ def score(name: str) -> Callable[..., xr.DataArray]:
         ValueError: If it is unknown; the message lists the known ones.
     """
     if name not in SCORES:
-        raise ValueError(f"Unknown score {name!r}; known: {', '.join(SCORES)}.")
+        raise OptionError(f"Unknown score {name!r}; known: {', '.join(SCORES)}.")
     module, _, function = SCORES[name].partition(":")
     return getattr(import_module(f"nowcast.verification.{module}"), function)
 

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import xarray as xr
 
+from nowcast.core.errors import OptionError
+
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 STRIP = 64
@@ -29,7 +31,7 @@ def similarity(forecast: np.ndarray, observed: np.ndarray, *, data_range: float)
         float64 ``ssim`` (lead), 0 where no window is complete; int64 ``frames`` (lead), 1 where one is.
     """
     if not data_range > 0:
-        raise ValueError(f"data_range must be positive, got {data_range}.")
+        raise OptionError(f"data_range must be positive, got {data_range}.")
     pairs = zip(forecast, observed, strict=True)
     values = np.asarray([_mean_ssim(*pair, data_range) for pair in pairs], np.float64)
     return {"ssim": np.nan_to_num(values), "frames": np.isfinite(values).astype(np.int64)}

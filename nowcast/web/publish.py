@@ -23,7 +23,7 @@ import xarray as xr
 
 from nowcast.config import AgeLimits
 from nowcast.core import cube
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.files import UNFINISHED, atomic_folder, write_atomic
 from nowcast.core.grid import Grid
 from nowcast.plotting import maps

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 
 IMMUTABLE = ("observed/", "runs/", "maps/", "base-")
 """Paths whose names carry the digest of their content."""

@@ -17,7 +17,8 @@ from nowcast import config
 from nowcast.benchmark import run as benchmarking
 from nowcast.benchmark.evaluate import Exam
 from nowcast.benchmark.leaderboard import FIGURE, NUMBERS, Row, markdown, ranked
-from nowcast.config import Benchmark, ConfigError, Recipe
+from nowcast.config import Benchmark, Recipe
+from nowcast.core.errors import ConfigError
 from nowcast.registry import checkpoint
 from nowcast.training import run as training
 from nowcast.verification.bootstrap import estimates
@@ -211,7 +212,7 @@ def test_the_command_trains_in_processes_of_their_own(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(asked))
     command = [Path(sys.executable).with_name("nowcast"), "benchmark", file, "seeds=[7]"]
     done = subprocess.run(command, check=True, timeout=240, capture_output=True, text=True)
-    assert "- odd-7: ValueError: Unknown option wdth of convgru" in done.stdout
+    assert "- odd-7: OptionError: Unknown option wdth of convgru" in done.stdout
     assert (tmp_path / "runs/small/convgru-7/test.nc").exists()
     assert "| convgru |" in (tmp_path / "runs/small/leaderboard.md").read_text()
 

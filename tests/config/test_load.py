@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast import config
+from nowcast.core.errors import ConfigError
 from nowcast.operations import cycle
 from nowcast.readers.weather import Simulator
 
@@ -45,14 +46,14 @@ def test_every_shipped_file_is_valid(path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_sentence(override: str, sentence: str) -> None:
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         config.load(config.Operations, "operations/knmi.yaml", [override])
     assert sentence in str(caught.value)
     assert "knmi.yaml" in str(caught.value)
 
 
 def test_an_unknown_reader_lists_the_known_ones() -> None:
-    with pytest.raises(config.ConfigError, match=r"feed\.reader: Unknown reader 'foo'; known: hko7, sevir"):
+    with pytest.raises(ConfigError, match=r"feed\.reader: Unknown reader 'foo'; known: hko7, sevir"):
         cycle.load("operations/knmi.yaml", ["feed.reader=foo"])
 
 
@@ -63,12 +64,12 @@ def test_overrides_reach_nested_keys_with_yaml_values() -> None:
 
 @pytest.mark.parametrize("override", ["leads", "title.sub=1"])
 def test_an_override_that_is_none_is_refused(override: str) -> None:
-    with pytest.raises(config.ConfigError):
+    with pytest.raises(ConfigError):
         config.load(config.Operations, "operations/knmi.yaml", [override])
 
 
 def test_a_missing_file_lists_the_shipped_ones() -> None:
-    with pytest.raises(config.ConfigError, match=r"nowhere\.yaml: no such file; shipped: .*operations/knmi\.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file; shipped: .*operations/knmi\.yaml"):
         config.load(config.Operations, "nowhere.yaml")
 
 
@@ -76,5 +77,5 @@ def test_a_missing_file_lists_the_shipped_ones() -> None:
 def test_any_text_is_settings_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.mktemp("yaml") / "any.yaml"
     path.write_text(text)
-    with pytest.raises(config.ConfigError):
+    with pytest.raises(ConfigError):
         config.load(config.Operations, path)

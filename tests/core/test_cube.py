@@ -6,7 +6,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nowcast.core.cube import BadInput, channels, check, digest, label_runs, make
+from nowcast.core.cube import channels, check, digest, label_runs, make
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 
 GRID = Grid.regular("EPSG:28992", (3, 4), upper_left=(0, 0), pixel=(1000, 1000))

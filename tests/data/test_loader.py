@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nowcast import store
-from nowcast.config import ConfigError, Moving, QualitySettings, Recipe, ScalingSettings, Span, WindowSettings
+from nowcast.config import Moving, QualitySettings, Recipe, ScalingSettings, Span, WindowSettings
 from nowcast.core import cube as cubes
+from nowcast.core.errors import ConfigError
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, Scaling, convert
 from nowcast.data import loader as module

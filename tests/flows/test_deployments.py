@@ -30,6 +30,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from nowcast import config
+from nowcast.core.errors import ConfigError, DeploymentError
 from nowcast.flows import deployments, up
 from nowcast.flows.deployments import Deployment
 from nowcast.models import MODELS, model_class
@@ -106,13 +107,13 @@ def test_prefect_yaml_holds_only_keys_that_prefect_reads() -> None:
 
 def test_refused_settings_start_nothing(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
     monkeypatch.setattr(up, "_child", lambda *_, **__: pytest.fail("started"))
-    with pytest.raises(config.ConfigError, match=r"feed\.reader"):
+    with pytest.raises(ConfigError, match=r"feed\.reader"):
         up.up(operations, overrides=["feed.reader=nix"])
 
 
 def test_taken_page_port_starts_nothing(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
     monkeypatch.setattr(up, "_child", lambda *_, **__: pytest.fail("started"))
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(up.UpError, match="choose another port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(DeploymentError, match="choose another port"):
         up.up(operations, page_port=taken.getsockname()[1])
 
 
@@ -158,13 +159,13 @@ def test_child_that_ignores_the_signal_is_killed(monkeypatch: pytest.MonkeyPatch
 
 def test_part_that_ends_by_itself_is_named() -> None:
     ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
-    with pytest.raises(up.UpError, match="The runner ended by itself with code 3"):
+    with pytest.raises(DeploymentError, match="The runner ended by itself with code 3"):
         up._watch({"runner": ended})
 
 
 def test_run_without_a_server_says_how_to_start_one() -> None:
     nowhere = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}
-    with temporary_settings(nowhere), pytest.raises(up.UpError, match="start one: nowcast up"):
+    with temporary_settings(nowhere), pytest.raises(DeploymentError, match="start one: nowcast up"):
         up.run_deployment_by_name("cycle")
 
 
@@ -265,7 +266,7 @@ class TestBox:
 
     def test_run_by_name(self) -> None:
         known = ", ".join(sorted(row.flow for row in TABLE))
-        with pytest.raises(up.UpError, match=rf"No deployment 'train-nix'; known: {known}\.$"):
+        with pytest.raises(DeploymentError, match=rf"No deployment 'train-nix'; known: {known}\.$"):
             up.run_deployment_by_name("train-nix")
         assert up.run_deployment_by_name("cycle").deployment_id
 

@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from nowcast import config, flows
+from nowcast.core.errors import ConfigError, NowcastError
 from nowcast.flows import (
     backfill,
     benchmark,
@@ -181,7 +182,7 @@ def test_ingest_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert done.message == "1 frames taken, 0 items refused."
     assert "| Frames taken | 1 |" in shown[0]
     assert ingest.ingest.fn("knmi", [str(source)], str(tmp_path / "frames"), workers=0).name == "Skipped"
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(NowcastError, match="does not exist"):
         ingest.ingest.fn("knmi", [str(tmp_path / "nowhere")], str(tmp_path / "other"), workers=0)
 
 
@@ -197,7 +198,7 @@ def test_backfill_hands_its_span_on(monkeypatch: pytest.MonkeyPatch, operations:
 def test_training_refuses_the_recipe_of_another_network(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
-    with pytest.raises(config.ConfigError, match="train-convgru does not train convlstm"):
+    with pytest.raises(ConfigError, match="train-convgru does not train convlstm"):
         train.convgru.fn(str(recipe))
 
 
@@ -247,7 +248,7 @@ def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.M
 def test_a_tuning_refuses_the_checkpoint_of_another_network(tmp_path: Path) -> None:
     store = synthetic.make_store(tmp_path / "frames", range(10))
     other = synthetic.tiny(tmp_path / "other.safetensors", "convgru:debug")
-    with pytest.raises(config.ConfigError, match="finetune-gs2pm does not tune convgru:debug"):
+    with pytest.raises(ConfigError, match="finetune-gs2pm does not tune convgru:debug"):
         finetune.gs2pm.fn(str(other), store, method="fp")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nowcast import store
 from nowcast.config import ScalingSettings
+from nowcast.core.errors import ForecastError
 from nowcast.core.units import convert
 from nowcast.forecasting import run as forecasting
 from nowcast.models import MODELS, Nowcaster
@@ -134,5 +135,5 @@ def test_the_step_of_an_event_is_that_of_its_frames(tmp_path: Path, count: int) 
     cube = store.open_store(path)
     assert forecasting.past(cube).cadence_seconds == 600
     assert forecasting.past(cube).time.size == count
-    with pytest.raises(forecasting.CannotForecast, match="the step is unknown"):
+    with pytest.raises(ForecastError, match="the step is unknown"):
         forecasting.past(cube, time=synthetic.START)

@@ -13,9 +13,9 @@ import xarray as xr
 from torch import Tensor
 
 from nowcast import store
-from nowcast.config import ConfigError, Product, ScalingSettings
+from nowcast.config import Product, ScalingSettings
+from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.forecasting import run as forecasting
-from nowcast.forecasting.run import CannotForecast
 from nowcast.models import MODELS, Nowcaster
 from nowcast.models.lagrangian import Lagrangian
 from nowcast.registry import checkpoint
@@ -197,13 +197,13 @@ def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
     np.testing.assert_allclose(run["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
     assert run.attrs["input_frames"] == made.attrs["input_frames"]
     assert run.attrs["state"] == "ok"
-    with pytest.raises(CannotForecast, match="has no q from"):
+    with pytest.raises(ForecastError, match="has no q from"):
         forecasting.read_run(str(tmp_path / "f"), reference, "q")
 
 
 def test_a_time_without_a_frame_says_which_is_the_newest(tmp_path: Path) -> None:
     cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(3)))
-    with pytest.raises(CannotForecast, match="no frame at 2010-08-26T05:00Z; the newest is 2010-08-26T00:10Z"):
+    with pytest.raises(ForecastError, match="no frame at 2010-08-26T05:00Z; the newest is 2010-08-26T00:10Z"):
         forecasting.forecast(cube, "persistence", time=np.datetime64("2010-08-26T05:00"))
 
 

@@ -13,7 +13,8 @@ import xarray as xr
 from PIL import Image
 
 from nowcast.core import cube as cubes
-from nowcast.core.cube import BadInput, channels
+from nowcast.core.cube import channels
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import COLOURS
 from nowcast.ingestion import inspect as inspection

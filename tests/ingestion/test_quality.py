@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nowcast.config import ConfigError, QualitySettings, override
-from nowcast.core.cube import BadInput, make
+from nowcast.config import QualitySettings, override
+from nowcast.core.cube import make
+from nowcast.core.errors import BadInput, ConfigError
 from nowcast.core.grid import Grid
 from nowcast.ingestion import quality
 from nowcast.ingestion.quality import FLAGS, Before, clip, compare, describe, measure

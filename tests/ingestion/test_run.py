@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast.core import cube
+from nowcast.core.errors import StoreError
 from nowcast.ingestion import cluster as dask_cluster
 from nowcast.ingestion import decode
 from nowcast.ingestion import run as ingestion
@@ -227,7 +228,7 @@ def test_a_glob_is_a_source(feed: Path) -> None:
 def test_a_store_of_another_making_is_left_alone(feed: Path) -> None:
     land(feed, 0)
     store.append(feed.parent / "frames", xr.Dataset({"model": ("run", ["persistence"])}), message="m", along="run")
-    with pytest.raises(store.StoreError, match="holds no sequence or time or digest or source, so it was not made by"):
+    with pytest.raises(StoreError, match="holds no sequence or time or digest or source, so it was not made by"):
         take(feed)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nowcast.config import ConfigError, Promotion
+from nowcast.config import Promotion
+from nowcast.core.errors import ConfigError
 from nowcast.operations.comparison import BETTER, UNKNOWN, WORSE, Pair, Verdict, judge
 from nowcast.verification.bootstrap import differences
 

@@ -11,6 +11,7 @@ import pytest
 
 from nowcast import store
 from nowcast.config import Operations
+from nowcast.core.errors import BusyError
 from nowcast.operations import cycle
 from tests.paths import SAMPLE
 
@@ -122,7 +123,7 @@ def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
 def test_two_cycles_do_not_overlap(chain: Operations) -> None:
     with (
         cycle._one_at_a_time(chain),
-        pytest.raises(store.StoreError, match="another cycle is running"),
+        pytest.raises(BusyError, match="another cycle is running"),
         cycle._one_at_a_time(chain),
     ):
         pass

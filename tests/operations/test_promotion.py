@@ -12,13 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from nowcast import cli, store
-from nowcast.config import ConfigError, Operations, Product
-from nowcast.core.cube import BadInput
+from nowcast.config import Operations, Product
+from nowcast.core.errors import BadInput, ConfigError, ForecastError, RegistryError
 from nowcast.forecasting import run as forecasting
 from nowcast.operations import promotion
 from nowcast.operations.doctor import examine
 from nowcast.registry import checkpoint
-from nowcast.registry.registry import Refused
 from nowcast.verification.run import verify
 from tests import checkpoints, synthetic
 from tests.cli.test_cli import run
@@ -120,9 +119,9 @@ def test_a_network_made_for_other_frames_is_refused_in_one_sentence(tmp_path: Pa
     settings = chain(tmp_path)
     path = synthetic.make_store(tmp_path / "frames", range(4))
     network = checkpoints.save(tmp_path / "net.safetensors", **card)
-    with pytest.raises(Refused, match=rf"net\.safetensors: {reason}"):
+    with pytest.raises(RegistryError, match=rf"net\.safetensors: {reason}"):
         promotion.register(settings, network)
-    with pytest.raises(forecasting.CannotForecast, match=f"^{reason}$"):
+    with pytest.raises(ForecastError, match=f"^{reason}$"):
         forecasting.forecast(store.open_store(path), network, leads=2)
 
 
@@ -136,14 +135,16 @@ def test_a_chain_without_a_registry_says_what_to_set(tmp_path: Path) -> None:
 
 def test_the_first_champion_needs_no_scores_and_the_second_does(live: Operations) -> None:
     assert promotion.registry(live).events[-1].why == "the first champion"
-    with pytest.raises(Refused, match=r"new against old: cannot tell yet, needs about 4 more runs; .*--force --reason"):
+    with pytest.raises(
+        RegistryError, match=r"new against old: cannot tell yet, needs about 4 more runs; .*--force --reason"
+    ):
         promotion.promote(live, "new")
-    with pytest.raises(Refused, match="needs a reason"):
+    with pytest.raises(RegistryError, match="needs a reason"):
         promotion.promote(live, "new", force=True)
     assert promotion.promote(live, "new", force=True, why="old has a leak") == "old has a leak"
     event = promotion.registry(live).events[-1]
     assert (event.name, event.why, event.evidence["says"]) == ("new", "old has a leak", "cannot tell yet")
-    with pytest.raises(Refused, match="new is champion; only challengers"):
+    with pytest.raises(RegistryError, match="new is champion; only challengers"):
         promotion.promote(live, "new")
 
 
@@ -204,7 +205,7 @@ def test_a_better_challenger_is_promoted_and_its_evidence_is_kept(scored: Operat
 
 def test_a_worse_challenger_is_not(scored: Operations) -> None:
     handicap(scored, (scored.forecasts, scored.scores), hits=300)
-    with pytest.raises(Refused, match="new against old: worse"):
+    with pytest.raises(RegistryError, match="new against old: worse"):
         promotion.promote(scored, "new")
 
 

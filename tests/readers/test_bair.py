@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, bair
 from tests import sources_video

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, bom
 from tests import sources_gridded as gridded

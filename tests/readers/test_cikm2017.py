@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, cikm2017
 from nowcast.store.packing import Packing
 from tests import sources_benchmarks

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from pyproj import Transformer
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, fmi_geotiff, fmi_pgm
 from tests import sources_gridded as gridded

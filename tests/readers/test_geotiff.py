@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pyproj import CRS
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, SOUTH_UP, Grid
 from nowcast.readers import Item, geotiff, rasters
 from tests import sources_gridded as gridded

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nowcast.core.cube import BadInput, channels
+from nowcast.core.cube import channels
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, SOUTH_UP, Grid
 from nowcast.readers import Item, gs2pm
 from nowcast.store.packing import Packing

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import rate_from_reflectivity
 from nowcast.readers import Item, hko7

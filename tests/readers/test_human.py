@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, human
 from tests.sources_clips import human as write
 from tests.sources_clips import human_frame, jpeg

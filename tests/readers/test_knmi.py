@@ -2,7 +2,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, knmi
 from tests import fixtures

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import ITEM_BYTES, Item, kth
 from tests.sources_clips import jpeg, kth_folder, kth_frame, kth_list, kth_video
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, mch_gif
 from nowcast.store.packing import Packing

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import rate_from_reflectivity
 from nowcast.readers import ITEM_BYTES, Item, meteonet

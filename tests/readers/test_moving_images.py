@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.readers import moving_images
 from nowcast.readers.moving_images import MovingImages, load_images
 from tests import fixtures, sources_video

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import ITEM_BYTES, Item, arrays, moving_mnist
 from nowcast.readers.moving_images import MovingImages

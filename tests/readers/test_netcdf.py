@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from pyproj import CRS
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, SOUTH_UP, Grid
 from nowcast.readers import Item, cf, netcdf, rasters
 from tests import sources_gridded as gridded

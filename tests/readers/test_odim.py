@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from pyproj import Proj
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, odim
 from nowcast.store.packing import Packing

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, metric_crs, radolan
 from nowcast.store.packing import Packing

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nowcast.core.cube import BadInput, channels, check
+from nowcast.core.cube import channels, check
+from nowcast.core.errors import BadInput
 from nowcast.readers import (
     ITEM_BYTES,
     READERS,

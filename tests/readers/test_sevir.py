@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import SOUTH_UP, Grid
 from nowcast.core.units import level_from_vil, quantity, vil_from_level
 from nowcast.readers import ITEM_BYTES, Item, sevir

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, shanghai2020
 from nowcast.store.packing import Packing

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nowcast import config
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import quantity
 from nowcast.models import extrapolation

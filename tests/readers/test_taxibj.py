@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import ITEM_BYTES, Item, taxibj
 from tests import sources_video

@@ -9,7 +9,7 @@ import zarr
 from numcodecs import Pickle
 from pyproj import CRS
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.core.grid import SOUTH_UP, Grid
 from nowcast.readers import Item, zarr_cf
 from tests import sources_gridded as gridded

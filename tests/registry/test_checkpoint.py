@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from nowcast.config import ScalingSettings
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.models import build
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card

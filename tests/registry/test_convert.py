@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.models import MODELS, build, model_class
 from nowcast.models.official import SOURCES, load
 from nowcast.registry import checkpoint, convert

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, RegistryError
 from nowcast.registry import checkpoint
 from nowcast.registry import registry as lifecycle
-from nowcast.registry.registry import Refused, Registry
+from nowcast.registry.registry import Registry
 from tests import checkpoints
 
 COUNT = 4
@@ -52,13 +52,13 @@ def test_a_registered_file_is_a_challenger_under_its_digest(registry: Registry, 
 def test_names(registry: Registry, files: list[Path]) -> None:
     first, second = registry.register(files[0], name="august"), registry.register(files[1])
     assert registry.find("august") == registry.find(first[:5]) == first
-    with pytest.raises(Refused, match=f"'may' names 0 registered checkpoints; known: august, net-1-{second[:6]}"):
+    with pytest.raises(RegistryError, match=f"'may' names 0 registered checkpoints; known: august, net-1-{second[:6]}"):
         registry.find("may")
-    with pytest.raises(Refused, match="another checkpoint is called august"):
+    with pytest.raises(RegistryError, match="another checkpoint is called august"):
         registry.register(files[2], name="august")
-    with pytest.raises(Refused, match="this checkpoint is registered as august"):
+    with pytest.raises(RegistryError, match="this checkpoint is registered as august"):
         registry.register(files[0], name="may")
-    with pytest.raises(Refused, match="'champion' cannot be a name"):
+    with pytest.raises(RegistryError, match="'champion' cannot be a name"):
         registry.register(files[2], name="champion")
     with pytest.raises(BadInput, match="no checkpoint is promoted"):
         registry.find("champion")
@@ -73,14 +73,14 @@ def test_promotion_rollback_and_retirement(registry: Registry, files: list[Path]
     registry.retire(c)
     assert registry.standing.state(c) == "retired"
     assert registry.rollback() == a
-    with pytest.raises(Refused, match="no earlier champion"):
+    with pytest.raises(RegistryError, match="no earlier champion"):
         registry.rollback()
     assert [event.what for event in registry.events[-4:]] == ["promoted", "rolled back", "retired", "rolled back"]
-    with pytest.raises(Refused, match="is retired; only challengers can be promoted"):
+    with pytest.raises(RegistryError, match="is retired; only challengers can be promoted"):
         registry.promote(c, over=a, why="")
-    with pytest.raises(Refused, match="is champion; only challengers retire"):
+    with pytest.raises(RegistryError, match="is champion; only challengers retire"):
         registry.retire(a)
-    with pytest.raises(Refused, match="has changed in the meantime"):
+    with pytest.raises(RegistryError, match="has changed in the meantime"):
         registry.promote(b, over=c, why="")
     registry.register(files[2])
     assert registry.standing.state(c) == "challenger"
@@ -98,12 +98,12 @@ def test_a_damaged_file_never_becomes_champion(registry: Registry, files: list[P
     a, b = (registry.register(path) for path in files[:2])
     registry.promote(a, over=None, why="")
     registry.file(b).write_bytes(registry.file(b).read_bytes()[:-1] + b"x")
-    with pytest.raises(Refused, match="missing or damaged; register it again"):
+    with pytest.raises(RegistryError, match="missing or damaged; register it again"):
         registry.promote(b, over=a, why="")
     registry.register(files[1])
     registry.promote(b, over=a, why="")
     registry.file(a).unlink()
-    with pytest.raises(Refused, match="missing or damaged"):
+    with pytest.raises(RegistryError, match="missing or damaged"):
         registry.rollback()
     assert registry.standing.champion == b
 
@@ -202,7 +202,7 @@ def obey(registry: Registry, command: str, path: Path) -> bool:
                 registry.retire(registry.find(checkpoint.file_digest(path)))
             case _:
                 registry.rollback()
-    except Refused:
+    except RegistryError:
         return False
     return True
 
@@ -256,7 +256,7 @@ def test_two_writers_at_once_lose_nothing(registry: Registry, files: list[Path])
     def rule(mine: str) -> int:
         own, done = Registry(registry.folder), 0
         for _ in range(40):
-            with suppress(Refused):
+            with suppress(RegistryError):
                 own.promote(mine, over=own.standing.champion, why="mine")
                 done += 1
         return done

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nowcast.core.cube import BadInput, make
+from nowcast.core.cube import make
 from nowcast.core.encoded import Coded, Table
+from nowcast.core.errors import BadInput
 from nowcast.core.units import vil_from_level
 from nowcast.store import repository as store
 from nowcast.store.packing import Packing, packed

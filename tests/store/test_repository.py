@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nowcast.core import cube as cubes
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
 from nowcast.ingestion import run as ingestion
 from nowcast.store import repository as store
@@ -89,7 +89,7 @@ def test_old_versions_are_forgotten_on_demand(tmp_path: Path) -> None:
     before = store.append(tmp_path / "s", frame(0), message="first")
     store.replace(tmp_path / "s", frame(0, 2.4), at=0, message="corrected")
     assert store.expire(tmp_path / "s", older_than=timedelta(0)) > 0
-    with pytest.raises(store.StoreError, match="cannot read version"):
+    with pytest.raises(StoreError, match="cannot read version"):
         store.open_store(tmp_path / "s", version=before)
     assert store.open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
 
@@ -126,16 +126,16 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, other: 
 def test_a_writer_killed_before_its_first_commit_left_nothing(tmp_path: Path) -> None:
     store._writable(tmp_path / "s")
     assert not store.exists(tmp_path / "s")
-    with pytest.raises(store.StoreError, match="no store here"):
+    with pytest.raises(StoreError, match="no store here"):
         store.open_store(tmp_path / "s")
     store.append(tmp_path / "s", frame(0), message="m")
     assert store.open_store(tmp_path / "s").sizes["time"] == 1
 
 
 def test_no_store_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(store.StoreError, match="no store here; make one with `nowcast ingest`"):
+    with pytest.raises(StoreError, match="no store here; make one with `nowcast ingest`"):
         store.open_store(tmp_path / "nothing")
-    with pytest.raises(store.StoreError, match="s3://bucket/prefix"):
+    with pytest.raises(StoreError, match="s3://bucket/prefix"):
         store.open_store("ftp://host/x")
 
 

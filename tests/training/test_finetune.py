@@ -10,7 +10,7 @@ import pytest
 
 from nowcast.benchmark.evaluate import _spread
 from nowcast.benchmark.report import scorecard
-from nowcast.config import ConfigError
+from nowcast.core.errors import ConfigError
 from nowcast.training import run as training
 from nowcast.training.finetune import budget, domain_recipe
 from tests import synthetic

@@ -20,7 +20,8 @@ import pytest
 import torch
 import yaml
 
-from nowcast.config import ConfigError, Recipe, Span, TrainerSettings, TrainingError, WindowSettings, load
+from nowcast.config import Recipe, Span, TrainerSettings, WindowSettings, load
+from nowcast.core.errors import ConfigError, MissingExtra, TrainingError
 from nowcast.core.units import quantity
 from nowcast.data.loader import Windows, loader
 from nowcast.models import MODELS, model_class
@@ -522,7 +523,7 @@ def test_a_compiled_network_trains(tmp_path: Path) -> None:
 
 def test_mlflow_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ConfigError, match=r"trainer.mlflow needs MLflow: pip install 'nowcast-radar\[mlflow\]'"):
+    with pytest.raises(MissingExtra, match=r"trainer.mlflow needs MLflow: pip install 'nowcast-radar\[mlflow\]'"):
         training.train(recipe(tmp_path, mlflow="http://127.0.0.1:1"))
 
 

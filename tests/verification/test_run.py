@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 
 from nowcast import store
-from nowcast.config import ConfigError, Product
+from nowcast.config import Product
+from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.forecasting import run as forecasting
 from nowcast.verification import run as verification
 from nowcast.verification.tables import table
@@ -120,7 +121,7 @@ def test_events_that_share_their_times_are_not_mixed(tmp_path: Path) -> None:
     store.append(path, still, message="another event")
     forecasting.issue(path, str(tmp_path / "f"), PRODUCTS[:1], leads=2, fallback=())
     assert store.open_store(tmp_path / "f")["sequence"].values.tolist() == ["still"]
-    with pytest.raises(forecasting.CannotForecast, match="2 events have a frame at"):
+    with pytest.raises(ForecastError, match="2 events have a frame at"):
         issue(tmp_path, 3)
 
 

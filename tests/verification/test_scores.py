@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import structural_similarity
 
-from nowcast.config import ConfigError
+from nowcast.core.errors import ConfigError
 from nowcast.core.units import Scaling
 from nowcast.verification import lpips as perceptual
 from nowcast.verification.lpips import SETTING, UNTRAINED, lpips

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from nowcast.core.cube import BadInput
+from nowcast.core.errors import BadInput
 from nowcast.web.serve import application
 
 RUN = "runs/20240501T1000Z/net-12345678/+005.png"

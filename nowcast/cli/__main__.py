@@ -1,0 +1,5 @@
+"""``python -m nowcast.cli``."""
+
+from nowcast.cli import main
+
+main()

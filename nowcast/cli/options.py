@@ -1,0 +1,16 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+StorePath = Annotated[str, typer.Option("--store", help="Cube store: a folder or s3://bucket/prefix.")]
+ForecastPath = Annotated[str, typer.Option("--forecasts", help="Forecast store.")]
+ScorePath = Annotated[str | None, typer.Option("--scores", help="Score store; next to the forecasts by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Domain = Annotated[str, typer.Option("--domain", envvar="NOWCAST_DOMAIN", help="Operations YAML with a registry.")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept in the journal.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=value, dotted keys.")]
+Resume = Annotated[bool, typer.Option(help="Go on where a run of this name stopped.")]
