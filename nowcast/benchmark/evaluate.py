@@ -105,7 +105,7 @@ class Trial:
         """Sums (window, lead_time, threshold) of a model and its seconds per forecast; kept in ``path``.
 
         Raises:
-            ValueError: If a network forecasts what is not finite.
+            ForecastError: If a network forecasts what is not finite.
         """
         what = {"model": model.digest, "test": self._digest()}
         if path.exists() and (kept := xr.load_dataset(path)).attrs == what:

@@ -180,7 +180,7 @@ def quantity(name: str) -> Quantity:
     """Looks a quantity up by its Cube variable name.
 
     Raises:
-        ValueError: If it is unknown; the message lists the known ones.
+        OptionError: If it is unknown; the message lists the known ones.
     """
     if name not in QUANTITIES:
         raise OptionError(f"Unknown quantity {name!r}; known: {', '.join(QUANTITIES)}.")
@@ -212,7 +212,7 @@ def convert(values: np.ndarray, source: str, target: str, *, zr: tuple[float, fl
     """Converts a field between quantities; only rain rate and reflectivity have a formula.
 
     Raises:
-        ValueError: If no formula links ``source`` and ``target``.
+        OptionError: If no formula links ``source`` and ``target``.
     """
     if source == target:
         return values

@@ -49,7 +49,7 @@ def inspect(source: Path, *, reader: str | None = None, settings: QualitySetting
 
     Raises:
         BadInput: If no reader takes it, or the one that should cannot read it; one sentence.
-        ValueError: If the reader is unknown.
+        OptionError: If the reader is unknown.
     """
     name = reader or detect(source)
     items = list(get(name).find(source))

@@ -31,7 +31,7 @@ def skill_chart(scores: xr.Dataset, *, score: str, threshold: float | None = Non
         threshold: Event limit of a categorical score; the nearest stored one is taken.
 
     Raises:
-        ValueError: If the score is unknown, or needs a threshold.
+        OptionError: If the score is unknown, or needs a threshold.
     """
     chosen = scores if threshold is None else scores.sel(threshold=threshold, method="nearest")
     pooled = per_model(chosen)

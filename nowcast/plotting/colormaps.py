@@ -134,7 +134,7 @@ def table_for(name: str, *, safe: bool = False) -> ColourTable:
         safe: Readable in any colour vision.
 
     Raises:
-        ValueError: If the quantity is unknown.
+        OptionError: If the quantity is unknown.
     """
     if name in COLOUR_TABLES:
         return COLOUR_TABLES[f"{name}-safe" if safe else name]

@@ -221,7 +221,7 @@ def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
     """A model of the table that has nothing to learn; its digest is that of its code.
 
     Raises:
-        ValueError: If the name is unknown, or names a network that needs a checkpoint.
+        OptionError: If the name is unknown, or names a network that needs a checkpoint.
     """
     if model_class(name).trainable:
         raise OptionError(f"{name} is a network: give its checkpoint file instead of its name.")

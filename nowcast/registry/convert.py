@@ -50,13 +50,14 @@ def import_official(
 
     Raises:
         BadInput: If the file holds no weights of this source.
-        ValueError: If the source is unknown.
+        OptionError: If the source is unknown.
     """
     official.find(source)
+    weights = read_weights(path)
     try:
-        name, settings, network = official.build(source, read_weights(path), config)
+        name, settings, network = official.build(source, weights, config)
     except ValueError as error:
-        raise BadInput(path, str(error).rstrip("."), "name its source, and its config as key=value") from None
+        raise BadInput(path, str(error).rstrip("."), "name its source, and its config as key=value") from error
     scaling = ScalingSettings.model_validate(vars(units.quantity(quantity).scaling))
     steps = {key: settings.pop(key) for key in ("in_steps", "out_steps", "channels")}
     card = Card(

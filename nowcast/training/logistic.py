@@ -45,7 +45,7 @@ def fit(recipe: Recipe, out: Path) -> Path:
 
     Raises:
         ConfigError: If the training data do not fit.
-        ValueError: If the recipe is of another network.
+        ConfigError: If the recipe is of another network.
     """
     network, card = untrained(recipe)
     if not isinstance(network, Lagrangian):

@@ -52,7 +52,7 @@ def lpips(
         float64 (frame,); NaN where a frame has no pixel in common.
 
     Raises:
-        ValueError: If values lie outside ``limits``.
+        OptionError: If values lie outside ``limits``.
         ConfigError: If the backbone cannot be downloaded; the message says what to set.
     """
     network = _network(str(weights or os.environ.get(SETTING, "")), device)

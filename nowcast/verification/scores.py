@@ -75,7 +75,7 @@ def score(name: str) -> Callable[..., xr.DataArray]:
     """The function behind a score's name.
 
     Raises:
-        ValueError: If it is unknown; the message lists the known ones.
+        OptionError: If it is unknown; the message lists the known ones.
     """
     if name not in SCORES:
         raise OptionError(f"Unknown score {name!r}; known: {', '.join(SCORES)}.")

@@ -264,7 +264,7 @@ def test_a_session_at_the_command_line(scored: Operations, tmp_path: Path, monke
     assert "third against old: cannot tell yet" in words
     assert "CSI≥0.1" in words
     refusal = CliRunner().invoke(cli.app, ["models", "promote", "third"])
-    assert "needs about 4 more runs" in str(refusal.exception)
+    assert "needs about 4 more runs" in refusal.stderr
     assert "champion: third (a leak)" in run("models", "promote", "third", "--force", "--reason", "a leak")
     assert "champion: old" in run("models", "rollback", "--reason", "the leak is mended")
     run("models", "retire", "third")
