@@ -28,8 +28,13 @@ from tests.paths import ROOT, SAMPLE
 
 NO_FAILURE = {
     "nowcast/cli/failures.py": {"PackageNotFoundError": "run from a checkout: no extras are known"},
+    "nowcast/core/code_digest.py": {"PackageNotFoundError": "what is not there has no version"},
     "nowcast/core/device_lock.py": {"BlockingIOError": "the lock is taken: what is asked"},
     "nowcast/core/log.py": {"Exception": "the log itself failed: logging says so on standard error"},
+    "nowcast/core/version.py": {
+        "PackageNotFoundError": "run from a folder that is not installed",
+        "OSError": "there is no git",
+    },
     "nowcast/operations/doctor.py": {"PackageNotFoundError": "a finding without a cause"},
     "nowcast/operations/shadow.py": {"subprocess.TimeoutExpired": "its time is over, which the report says"},
     "flows/cycle.py": {"BusyError": "the state of the run says so"},

@@ -14,6 +14,10 @@ from nowcast.core.errors import NowcastError
 from nowcast.core.log import LogFormat
 
 DISTRIBUTION = "nowcast-radar"
+BUNDLES = ("all", "test")
+"""Extras that hold others."""
+NAMED_OTHERWISE = {"skimage": "scikit-image"}
+"""Libraries that are imported by another name than they are installed by."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WRONG = 2
 """Exit code where the user can mend it; a programming error ends with 1."""
@@ -54,10 +58,11 @@ def extra_of(module: str) -> str | None:
         needed = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return None
-    name = module.partition(".")[0].lower().replace("_", "-")
+    top = module.partition(".")[0]
+    name = NAMED_OTHERWISE.get(top, top).lower().replace("_", "-")
     found = (re.match(r"([\w.-]+).*;\s*extra == ['\"]([\w-]+)['\"]", line) for line in needed)
     extras = [match[2] for match in found if match and match[1].lower().replace("_", "-") == name]
-    return next((extra for extra in extras if extra != "test"), None)
+    return next((extra for extra in extras if extra not in BUNDLES), None)
 
 
 def _place(error: OSError) -> str:
