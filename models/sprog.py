@@ -116,7 +116,7 @@ def _quiet(name: str) -> Iterator[None]:
     """Keep inside what pysteps does beside its work: it prints, warns and seeds numpy's global generator.
 
     Raises:
-        ImportError: If it is not installed.
+        MissingExtra: If it is not installed.
     """
     state = np.random.get_state()
     try:
