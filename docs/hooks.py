@@ -81,17 +81,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def python_page() -> str:
     """What ``import nowcast`` offers, each name with the docstring of what it stands for."""
-    lines = ["# Python", "", inspect.getdoc(nowcast) or "", ""]
+    lines = ["# Python", "", (inspect.getdoc(nowcast) or "").replace("::\n", ":\n"), ""]
     for name in getattr(nowcast, "__all__", ()):
         thing = getattr(nowcast, name)
         if callable(thing):
-            lines += [f"## nowcast.{name}", "", *_autodoc(thing), ""]
+            lines += [
+                f"::: {thing.__module__}.{thing.__qualname__}",
+                "    options:",
+                f"      heading: nowcast.{name}",
+                f"      toc_label: {name}",
+                "",
+            ]
     return "\n".join(lines)
-
-
-def _autodoc(thing: Any) -> list[str]:
-    place = f"{thing.__module__}.{thing.__qualname__}"
-    return [f"::: {place}", "    options:", "      show_root_heading: false", "      show_root_toc_entry: false"]
 
 
 def room_page(room: str) -> str:
@@ -315,14 +316,16 @@ def commands_page() -> str:
         "`nowcast --help` and `nowcast COMMAND --help` print the same. Wrong input ends in one sentence and exit "
         "code 2."
     ]
-    for path, command in _commands(typer.main.get_command(app), ("nowcast",)):
+    root = typer.main.get_command(app)
+    if shared := [_parameter(one) for one in root.params if "completion" not in str(one.name)]:
+        parts += ["These stand before the command, as in `nowcast --verbose cycle ...`:", _parameters(shared)]
+    for path, command in _commands(root, ("nowcast",)):
         words, _, example = inspect.cleandoc(command.help or "").partition("Example:")
         parts += [f"## {' '.join(path)}", _plain(words)]
         if example:
             parts.append(f"```\n{_plain(example).strip()}\n```")
-        rows = [_parameter(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
-        if rows:
-            parts.append(_table(("argument or option", "default", "what"), rows))
+        if rows := [_parameter(one) for one in command.params if not getattr(one, "hidden", False)]:
+            parts.append(_parameters(rows))
     return _page("Command line", *parts)
 
 
@@ -335,6 +338,10 @@ def _commands(group: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
         yield (*path, name), command
         if hasattr(command, "list_commands"):
             yield from _commands(command, (*path, name))
+
+
+def _parameters(rows: Sequence[tuple[str, str, str]]) -> str:
+    return _table(("argument or option", "default", "what"), rows)
 
 
 def _parameter(parameter: Any) -> tuple[str, str, str]:
