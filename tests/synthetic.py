@@ -8,13 +8,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import ScalingSettings
 from nowcast.core import cube as cubes
 from nowcast.core.grid import Grid
 from nowcast.models import build
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
+from nowcast.store import FrameStore
 
 START = np.datetime64("2010-08-26T00:00", "ns")
 STEP = np.timedelta64(300, "s")
@@ -47,7 +47,7 @@ def cube(indices: list[int] | range, *, sequence: str = "", cadence: int | None 
 
 
 def make_store(path: Path, indices: list[int] | range, **options: object) -> str:
-    store.append(path, cube(indices, **options), message="synthetic")  # type: ignore[arg-type]
+    FrameStore(path).append(cube(indices, **options), message="synthetic")  # type: ignore[arg-type]
     return str(path)
 
 

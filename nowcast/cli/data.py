@@ -78,9 +78,9 @@ def show(store: Annotated[str, typer.Argument(help="Any store.")], json: AsJson 
 
     Example: [bold]nowcast show var/frames --json[/]
     """
-    from nowcast.store import describe
+    from nowcast.store import Store
 
-    facts = describe(store)
+    facts = Store(store).describe()
     if json:
         print_json(facts)
         return

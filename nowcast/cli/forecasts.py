@@ -79,11 +79,11 @@ def publish(
 
     Example: [bold]nowcast publish --store var/frames --forecasts var/forecasts --site var/site[/]
     """
-    from nowcast.store import exists, open_store
+    from nowcast.store import Store, open_store
     from nowcast.web.publish import publish as write
 
     path = scores or f"{forecasts.rstrip('/')}-scores"
-    sums = open_store(path) if exists(path) else None
+    sums = open_store(path) if Store(path).exists() else None
     manifest = write(open_store(store), open_store(forecasts), sums, site, replay=replay)
     console.print(f"published [bold]{manifest}[/]; look at it with [bold]nowcast serve {site}[/]")
 

@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import Moving, Span, WindowSettings
 from nowcast.core.cube import utc
 from nowcast.core.errors import ConfigError
 from nowcast.core.units import COLOURS, MARSHALL_PALMER, convert, quantity
 from nowcast.readers.moving_images import MovingImages, load_images
+from nowcast.store import FrameStore
 from nowcast.store.packing import Packing
 
 MISSING = -1
@@ -81,8 +81,9 @@ class Stored:
 
     def __init__(self, span: Span, settings: WindowSettings) -> None:
         self.span, self.settings, self.name = span, settings, _name(span)
-        self.version = store.snapshot(span.store)
-        timeline = store.timeline(span.store, version=self.version)
+        self.store = FrameStore(span.store)
+        self.version = self.store.snapshot()
+        timeline = self.store.timeline(self.version)
         self.attrs, self.quantity = timeline.attrs, span.quantity or settings.quantity
         self.names = _chosen(self.attrs["channels"], self.quantity, settings, span)
         self.channels = len(self.names)
@@ -177,7 +178,7 @@ class Stored:
         return span | {"snapshot": self.version, "frames": int(self.touched.size)} | words
 
     def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
-        timeline = store.timeline(self.span.store, version=self.version)
+        timeline = self.store.timeline(self.version)
         order = np.argsort(timeline["position"].values)
         first = [places[places != MISSING][0] for places in map(self.positions, range(self.starts.size))]
         there = timeline.isel(time=order[first])
@@ -188,7 +189,7 @@ class Stored:
     def frames(self) -> dict[str, tuple[Any, Packing | None]]:
         """The store's arrays, opened once per process at the version the index was made from."""
         if not self._frames:
-            self._frames = store.packed(self.span.store, self.names, version=self.version)
+            self._frames = self.store.packed(self.names, version=self.version)
         return self._frames
 
     def __getstate__(self) -> dict:
@@ -366,19 +367,14 @@ def _clips(span: Moving) -> tuple[Path, int]:
 
 def _shared_frames(one: Stored, other: Stored) -> list[str]:
     """Names of the frames that two sources have in common, in order of time."""
-    same = _place(one) == _place(other)
+    same = one.store.place == other.store.place
     mine, theirs = (_identities(found, by_position=same) for found in (one, other))
     return sorted(mine[key] for key in mine.keys() & theirs.keys())
 
 
-def _place(stored: Stored) -> str:
-    path = stored.span.store
-    return path.rstrip("/") if "://" in path else str(Path(path).resolve())
-
-
 def _identities(stored: Stored, *, by_position: bool) -> dict[Any, str]:
     """Of every frame that the windows touch what it is known by, and its name."""
-    timeline = store.timeline(stored.span.store, version=stored.version)
+    timeline = stored.store.timeline(stored.version)
     timeline = timeline.isel(time=np.isin(timeline["position"].values, stored.touched))
     times, positions = timeline["time"].values, timeline["position"].values.tolist()
     names = [

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import CHAMPION, REGISTRY, Product
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import BadInput, ConfigError, ForecastError, OptionError
@@ -32,6 +31,7 @@ from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Model, predict, predict_distribution
 from nowcast.registry.registry import champion_file
+from nowcast.store import ForecastStore, FrameStore, Place
 
 OK, FALLBACK, WITHHELD = "ok", "fallback", "withheld"
 STEP_TOLERANCE = 0.25
@@ -92,8 +92,8 @@ def forecast(
 
 
 def issue(
-    path: str,
-    forecasts: str,
+    store: Place,
+    forecasts: Place,
     products: Sequence[Product],
     *,
     fallback: Sequence[str],
@@ -101,11 +101,11 @@ def issue(
     time: datetime | np.datetime64 | None = None,
     channel: str | None = None,
 ) -> list[str]:
-    """Makes the forecasts of all products for one reference time, in one commit; those there already stay.
+    """Make the forecasts of all products for one reference time, in one commit; those there already stay.
 
     Args:
-        path: Cube store.
-        forecasts: Forecast store; made if it does not exist.
+        store: Cube store, or its path.
+        forecasts: Forecast store, or its path; made if it does not exist.
         products: What to make.
         fallback: Models tried in this order where a product's own cannot run.
         leads: Frames forecast.
@@ -115,12 +115,12 @@ def issue(
     Returns:
         One line per product made, such as ``convlstm 2010-08-26T03:00Z ok``.
     """
-    cube = store.open_store(path)
+    cube, forecasts = FrameStore.of(store).read(), ForecastStore.of(forecasts)
     frames = past(cube, time=time, channel=channel)
     reference = frames.time[-1]
-    with store.writing(forecasts):
+    with forecasts.writing():
         _check_leads(forecasts, leads)
-        done = _issued(forecasts, reference, frames.sequence)
+        done = forecasts.issued(reference, frames.sequence)
         missing = [product for product in products if product.name not in done]
         runs = [_product(cube, frames, product, fallback, leads) for product in missing]
         if runs:
@@ -128,7 +128,7 @@ def issue(
                 runs, dim="run", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
             )
             note = {"reference_time": str(reference), "models": [product.name for product in missing]}
-            store.append(forecasts, batch, along="run", message=f"Forecast from {stamp(reference)}", metadata=note)
+            forecasts.append(batch, message=f"Forecast from {stamp(reference)}", metadata=note)
     words = [[run[name].item() for name in ("model", "state", "reason")] for run in runs]
     return [f"{model} {stamp(reference)} {state} {reason}".rstrip() for model, state, reason in words]
 
@@ -160,17 +160,28 @@ def stamp(time: np.datetime64) -> str:
     return f"{np.datetime_as_string(time, unit='m')}Z"
 
 
-def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) -> xr.Dataset:
-    """One Forecast back from the forecast store, with its provenance as attributes.
+def read_run(forecasts: Place, reference: datetime | np.datetime64, model: str) -> xr.Dataset:
+    """Read one Forecast back from the forecast store, with its provenance as attributes.
 
     Raises:
         ForecastError: If the store has no such run.
     """
-    runs = store.open_store(forecasts)
-    same = (runs["forecast_reference_time"].values == utc(reference)) & (runs["model"].values == model)
-    if not same.any():
+    runs = ForecastStore.of(forecasts).read()
+    rows = _rows(runs, reference)
+    if model not in rows:
         raise ForecastError(f"{forecasts} has no {model} from {stamp(utc(reference))}")
-    run = runs.isel(run=int(np.flatnonzero(same)[-1]))
+    return _one_run(runs, rows[model])
+
+
+def _rows(runs: xr.Dataset, reference: datetime | np.datetime64) -> dict[str, int]:
+    """Product -> its last run from this time."""
+    rows = np.flatnonzero(runs["forecast_reference_time"].values == utc(reference))
+    return dict(zip(runs["model"].values[rows].tolist(), rows.tolist(), strict=True))
+
+
+def _one_run(runs: xr.Dataset, row: int) -> xr.Dataset:
+    """A Forecast from a row of the forecast store."""
+    run = runs.isel(run=row)
     labels = ("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
     attrs = {name: str(run[name].item()) for name in labels}
     times = run["forecast_reference_time"] + run["lead_time"]
@@ -183,13 +194,12 @@ def read_run(forecasts: str, reference: datetime | np.datetime64, model: str) ->
     return run.drop_vars([*labels, "created"])
 
 
-def export(forecasts: str, reference: datetime, folder: Path) -> list[Path]:
-    """Writes the runs of one reference time as NetCDF, ``YYYY/MM/DD/<quantity>_<model>_<time>.nc``."""
-    runs = store.open_store(forecasts)
-    models = runs["model"].values[runs["forecast_reference_time"].values == utc(reference)]
+def export(forecasts: Place, reference: datetime, folder: Path) -> list[Path]:
+    """Write the runs of one reference time as NetCDF, ``YYYY/MM/DD/<quantity>_<model>_<time>.nc``."""
+    runs = ForecastStore.of(forecasts).read()
     paths = []
-    for model in models.tolist():
-        run = read_run(forecasts, reference, model)
+    for model, row in _rows(runs, reference).items():
+        run = _one_run(runs, row)
         path = folder / f"{reference:%Y/%m/%d}" / f"{channels(run)[0]}_{model}_{reference:%Y%m%dT%H%MZ}.nc"
         paths.append(path if path.exists() else write_netcdf(run, path))
     return paths
@@ -394,17 +404,8 @@ def _as_run(dataset: xr.Dataset, sequence: str, product: str, producer: str, sta
     return row
 
 
-def _issued(forecasts: str, reference: np.datetime64, sequence: str) -> set[str]:
-    """Products that have a forecast from this time (of this event) already."""
-    if not store.exists(forecasts):
-        return set()
-    labels = store.labels(forecasts, "model", "forecast_reference_time", "sequence")
-    same = labels["forecast_reference_time"] == reference.astype("datetime64[s]").astype(np.int64)
-    return set(labels["model"][same & (labels["sequence"] == sequence)].tolist())
-
-
-def _check_leads(forecasts: str, leads: int) -> None:
-    if store.exists(forecasts) and (there := store.open_store(forecasts).sizes["lead_time"]) != leads:
+def _check_leads(forecasts: ForecastStore, leads: int) -> None:
+    if forecasts.exists() and (there := forecasts.labels("lead_time")["lead_time"].size) != leads:
         raise ConfigError(
             f"{forecasts} holds forecasts of {there} leads, not {leads}; set leads: {there}, "
             "or use another forecast store."

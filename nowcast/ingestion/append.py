@@ -6,19 +6,18 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import QualitySettings
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.ingestion import quality
 from nowcast.ingestion.decode import Pixels, Prepared
 from nowcast.ingestion.quality import Before
 from nowcast.readers import Item
+from nowcast.store import FrameStore, Growth
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +57,15 @@ class _Book:
     """Last frame of every sequence, for the quality control of the next."""
 
     @classmethod
-    def of(cls, path: str | Path, settings: QualitySettings) -> _Book:
+    def of(cls, store: FrameStore, settings: QualitySettings) -> _Book:
         book = cls()
-        if not store.exists(path):
+        if not store.exists():
             return book
-        kept = store.labels(path, "sequence", "time", "digest", "source", *quality.LABELS)
+        kept = store.labels("sequence", "time", "digest", "source", *quality.LABELS)
         keys = ("sequence", "time", "digest", "source")
         if absent := [key for key in keys if key not in kept]:
             raise StoreError(
-                f"{path}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; name another store."
+                f"{store}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; name another store."
             )
         for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
             book.add((sequence, time), fingerprint, source)
@@ -97,18 +96,18 @@ def _age(signature: str) -> tuple[int, str]:
 
 Pieces = list[tuple[Prepared, list[int]]]
 """Items and those of their frames that are new."""
-Write = Callable[[store.Growth, Pieces], Sequence[Any]]
+Write = Callable[[Growth, Pieces], Sequence[Any]]
 """Writes pixels to their places; returns the forks of the session that other processes wrote to."""
 
 
 class Taking:
     """Sorts what was read into new, known, changed and refused, and has it written."""
 
-    def __init__(self, path: str | Path, settings: QualitySettings) -> None:
-        self.path, self.settings, self.summary = path, settings, Summary()
+    def __init__(self, store: FrameStore, settings: QualitySettings) -> None:
+        self.store, self.settings, self.summary = store, settings, Summary()
         self.fitting: set[bytes] = set()
         """Kinds that the store takes."""
-        self.book = _Book.of(path, settings)
+        self.book = _Book.of(store, settings)
 
     def is_new(self, item: Item) -> bool:
         """False for what was read before; a file that cannot even be looked at is left to the reader."""
@@ -154,7 +153,7 @@ class Taking:
         assert first.like is not None
         before = dict(self.book.before)
         labels = {key: np.concatenate([_picked(one, key)[new] for one, new in pieces]) for key in first.labels}
-        growth = store.growing(self.path, first.like, len(labels["time"]), event=first.event)
+        growth = self.store.growing(first.like, len(labels["time"]), event=first.event)
         # in order of arrival: how items were put together must not show
         labels["status"] = quality.compare(labels, before, self.settings, cadence=growth.cadence)
         for kind, like in {one.kind: one.like for one, _ in pieces if one.like is not None}.items():
@@ -188,7 +187,7 @@ class Taking:
             held = held or pixels()
             frames = {name: (np.asarray(values)[index], packing) for name, (values, packing) in held.items()}
             values = {name: packing.unpack(codes) if packing else codes for name, (codes, packing) in frames.items()}
-            store.replace(self.path, _frame(one, index, values), at=place, message=f"Revise {one.item}")
+            self.store.replace(_frame(one, index, values), at=place, message=f"Revise {one.item}")
             self.book.digests[place], self.book.sources[place] = fingerprint, one.signature
             self.summary.revised += 1
 
@@ -236,7 +235,7 @@ def write_here(batch: Sequence[Prepared], taking: Taking) -> None:
         taking.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
 
 
-def _write_alone(growth: store.Growth, pieces: Pieces) -> list[Any]:
+def _write_alone(growth: Growth, pieces: Pieces) -> list[Any]:
     starts = np.cumsum([growth.start, *(len(new) for _, new in pieces)]).tolist()
     growth.fill([(at, one.part(new)) for at, (one, new) in zip(starts, pieces, strict=False)])
     return []

@@ -15,11 +15,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from nowcast import store
 from nowcast.core.errors import ClusterError
 from nowcast.ingestion.append import Pieces, Taking, write_here
 from nowcast.ingestion.decode import Found, Inspect, Pixels, Prepared, prepare_all, together
 from nowcast.readers import Item
+from nowcast.store import Growth, fill
 
 BATCHES_AHEAD = 2
 PARTS = 2
@@ -89,7 +89,7 @@ def _write_there(batch: list[Reading], taking: Taking, client: Any) -> list[Prep
     groups = [pickle.loads(part) for part in client.gather([labels for _, labels in batch])]
     where = {id(one): (group, number) for group, part in enumerate(groups) for number, one in enumerate(part)}
 
-    def write(growth: store.Growth, pieces: Pieces) -> list[Any]:
+    def write(growth: Growth, pieces: Pieces) -> list[Any]:
         jobs = []
         for span in _spans([(*where[id(one)], new) for one, new in pieces], growth.start, growth.steps):
             (own, cuts), *others = span.items()
@@ -155,4 +155,4 @@ def _cut(group: Sequence[Prepared], cuts: Sequence[Cut]) -> list[tuple[int, Pixe
 def _fill(
     fork: Any, group: Sequence[Prepared], cuts: Sequence[Cut], rest: Sequence[list[tuple[int, Pixels]]], total: int
 ) -> Any:
-    return store.fill(fork, [*_cut(group, cuts), *chain.from_iterable(rest)], total=total)
+    return fill(fork, [*_cut(group, cuts), *chain.from_iterable(rest)], total=total)

@@ -17,13 +17,13 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from nowcast import store
 from nowcast.config import QualitySettings
 from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.ingestion.append import Summary, Taking, write_here
 from nowcast.ingestion.cluster import cluster, in_parallel
 from nowcast.ingestion.decode import Found, Inspect, Prepared, inspect, one_core_each, prepare, together
 from nowcast.readers import Item, detect, get
+from nowcast.store import FrameStore, Place
 
 AUTO = "auto"
 BATCH_ITEMS, BATCH_BYTES = 512, 2**26
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 def ingest(
     reader_name: str,
     sources: Iterable[str | Path],
-    path: str | Path,
+    store: Place,
     *,
     now: datetime | None = None,
     settings: QualitySettings | None = None,
@@ -51,7 +51,7 @@ def ingest(
     Args:
         reader_name: See ``readers.READERS``; ``auto`` asks which reader recognises each source.
         sources: Files, folders or glob patterns.
-        path: Cube store; made if it does not exist.
+        store: Cube store, or its path; made if it does not exist.
         now: Frames later than this are from the future and refused; None: the clock.
         settings: Quality control.
         workers: Processes that read and write, on this machine; 0: this process alone.
@@ -65,11 +65,12 @@ def ingest(
     """
     if reader_name != AUTO:
         get(reader_name)
-    with store.writing(path):
-        taking = Taking(path, settings or QualitySettings())
+    frames = FrameStore.of(store)
+    with frames.writing():
+        taking = Taking(frames, settings or QualitySettings())
         items = list(_find(reader_name, sources, taking.summary))
         fresh = [found for found in items if taking.is_new(found[1])]
-        log.info("%s: %d items, %d of them new", path, len(items), len(fresh))
+        log.info("%s: %d items, %d of them new", frames, len(items), len(fresh))
         looking = partial(inspect, now=now, settings=taking.settings)
         report = _reporter(progress, len(items), len(items) - len(fresh))
         if (workers or scheduler) and fresh:

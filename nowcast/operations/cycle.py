@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 from filelock import FileLock, Timeout
 
-from nowcast import config, readers, store
+from nowcast import config, readers
 from nowcast.config import Operations
 from nowcast.core import device_lock
 from nowcast.core.errors import BusyError, ConfigError, OptionError
@@ -26,6 +26,8 @@ from nowcast.forecasting.run import export, issue
 from nowcast.ingestion.run import AUTO, Progress, Summary, ingest
 from nowcast.operations import shadow
 from nowcast.operations.promotion import shadow_stores
+from nowcast.operations.stores import Stores
+from nowcast.store import FrameStore
 from nowcast.verification.run import verify
 from nowcast.web.publish import publish, publish_maps
 
@@ -93,12 +95,12 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         BusyError: If another cycle of the same chain is running.
         StoreError: If a store cannot be written.
     """
-    started = perf_counter()
+    started, stores = perf_counter(), Stores.of(settings)
     with _one_at_a_time(settings), device_lock.first(device_lock.card()):
         summary = ingest(
             settings.feed.reader,
             [settings.feed.source],
-            settings.store,
+            stores.frames,
             now=now,
             settings=settings.feed.quality,
             progress=progress,
@@ -106,12 +108,12 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         if summary.newest is None:
             return _report(summary, started)
         log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
-        times = _recent(settings, summary.newest)
-        issued = _issue(settings, times)
+        times = _recent(settings, stores.frames, summary.newest)
+        issued = _issue(settings, stores, times)
         log.info("forecasts issued: %s", ", ".join(issued) or "none")
-        report = _finish(settings, summary, issued, started)
+        report = _finish(settings, stores, summary, issued, started)
         log.info("%d forecast frames scored, page %s", report.scored, report.published)
-        _forget(settings)
+        _forget(settings, stores)
     return report if report.idle else replace(report, shadowed=_shadowed(settings, times, started))
 
 
@@ -127,19 +129,18 @@ def backfill(
         dry_run: Say which forecasts would be made; write nothing.
         progress: Called after each reference time.
     """
-    started = perf_counter()
+    started, stores = perf_counter(), Stores.of(settings)
     with _one_at_a_time(settings):
         feed = settings.feed
-        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], settings.store, settings=feed.quality)
-        if not store.exists(settings.store):
+        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], stores.frames, settings=feed.quality)
+        if not stores.frames.exists():
             return _report(summary, started)
-        stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
-        times = [time for time in (datetime.fromtimestamp(stamp, UTC) for stamp in stamps) if start <= time < end]
+        times = [time for time in _aware(stores.frames.times()) if start <= time < end]
         if dry_run:
             due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(time, settings.issue_every_minutes)]
             return _report(summary, started, issued=due)
-        issued = _issue(settings, times, progress)
-        return _finish(settings, summary, issued, started, since=start)
+        issued = _issue(settings, stores, times, progress)
+        return _finish(settings, stores, summary, issued, started, since=start)
 
 
 def _shadowed(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
@@ -151,14 +152,16 @@ def _shadowed(settings: Operations, times: Sequence[datetime], started: float) -
     return [line for time in due for line in shadow.run(settings, time, seconds=seconds)]
 
 
-def _issue(settings: Operations, times: Sequence[datetime], progress: Progress | None = None) -> list[str]:
+def _issue(
+    settings: Operations, stores: Stores, times: Sequence[datetime], progress: Progress | None = None
+) -> list[str]:
     lines: list[str] = []
     for done, time in enumerate(times, 1):
         if not _due(time, settings.issue_every_minutes):
             continue
         lines += issue(
-            settings.store,
-            settings.forecasts,
+            stores.frames,
+            stores.forecasts,
             settings.makers,
             fallback=settings.fallback,
             leads=settings.leads,
@@ -166,35 +169,38 @@ def _issue(settings: Operations, times: Sequence[datetime], progress: Progress |
             channel=settings.quantity,
         )
         if settings.netcdf:
-            export(settings.forecasts, time, settings.netcdf)
+            export(stores.forecasts, time, settings.netcdf)
         if progress:
             progress(done, len(times), f"{time:%Y-%m-%d %H:%M}")
     return lines
 
 
 def _finish(
-    settings: Operations, summary: Summary, issued: list[str], started: float, since: datetime | None = None
+    settings: Operations,
+    stores: Stores,
+    summary: Summary,
+    issued: list[str],
+    started: float,
+    since: datetime | None = None,
 ) -> Report:
     """Scores and publishes."""
-    if not store.exists(settings.forecasts):
+    if not stores.forecasts.exists():
         return _report(summary, started)
     newest = summary.newest or datetime.now(UTC)
     scored = verify(
-        settings.store,
-        settings.forecasts,
-        settings.scores,
+        *stores,
         thresholds=settings.thresholds,
         lpips=settings.lpips,
         since=since or newest - timedelta(hours=24),
     )
-    published = publish_site(settings)
+    published = publish_site(settings, stores)
     return _report(summary, started, issued=issued, scored=scored, published=published)
 
 
-def publish_site(settings: Operations) -> Path:
-    """Brings the page of a chain up to date with its stores."""
-    observed, forecasts = store.open_store(settings.store), store.open_store(settings.forecasts)
-    scores = store.open_store(settings.scores) if store.exists(settings.scores) else None
+def publish_site(settings: Operations, stores: Stores) -> Path:
+    """Bring the page of a chain up to date with its stores."""
+    observed, forecasts = stores.frames.read(), stores.forecasts.read()
+    scores = stores.scores.read() if stores.scores.exists() else None
     manifest = publish(
         observed,
         forecasts,
@@ -214,24 +220,28 @@ def publish_site(settings: Operations) -> Path:
     return manifest
 
 
-def _recent(settings: Operations, newest: datetime) -> list[datetime]:
+def _recent(settings: Operations, frames: FrameStore, newest: datetime) -> list[datetime]:
     """The frame to forecast from: the newest, or the newest that is due where several landed at once."""
     if settings.issue_every_minutes is None:
         return [newest]
-    stamps = store.open_store(settings.store)["time"].values.astype("datetime64[s]").astype(np.int64).tolist()
     span = timedelta(minutes=settings.issue_every_minutes)
-    times = [datetime.fromtimestamp(stamp, UTC) for stamp in stamps[-RECENT_FRAMES:]]
+    times = _aware(frames.times()[-RECENT_FRAMES:])
     return [moment for moment in times if newest - moment < span and _due(moment, settings.issue_every_minutes)][-1:]
 
 
-def _forget(settings: Operations) -> None:
+def _aware(times: np.ndarray) -> list[datetime]:
+    """UTC."""
+    return [time.replace(tzinfo=UTC) for time in times.tolist()]
+
+
+def _forget(settings: Operations, stores: Stores) -> None:
     """Once a day, drops old versions: every commit keeps a list of all chunks, hundreds a day."""
     if not shadow.first_today(settings.site / ".versions"):
         return
-    unseen = shadow_stores(settings) if settings.registry else ()
-    for path in (settings.store, settings.forecasts, settings.scores, *unseen):
-        if store.exists(path):
-            store.expire(path, older_than=timedelta(days=settings.keep_versions_days))
+    unseen = shadow_stores(settings)[1:] if settings.registry else ()
+    for store in (*stores, *unseen):
+        if store.exists():
+            store.expire(older_than=timedelta(days=settings.keep_versions_days))
 
 
 def _due(time: datetime, every: int | None) -> bool:

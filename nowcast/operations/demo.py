@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import Operations
 from nowcast.core.cube import channels
 from nowcast.core.grid import Grid
 from nowcast.operations import cycle as cycles
+from nowcast.operations.stores import Stores
 from nowcast.plotting import maps
 from nowcast.plotting.charts import skill_chart
 
@@ -57,9 +57,10 @@ def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
         report = cycles.cycle(settings)
         lines += [line for line in report.issued if not line.endswith(" ok")] + report.refused
         progress(done, len(sample) + 1, f"frame {frame.stem[-4:]} UTC")
-    pictures = _pictures(settings, folder / "pictures")
+    stores = Stores.of(settings)
+    pictures = _pictures(stores, folder / "pictures")
     progress(len(sample) + 1, len(sample) + 1, "pictures")
-    return Result(store.open_store(settings.scores).load(), lines, pictures, folder / "netcdf", settings.site)
+    return Result(stores.scores.read().load(), lines, pictures, folder / "netcdf", settings.site)
 
 
 def _settings(folder: Path) -> Operations:
@@ -82,10 +83,10 @@ def _land(frame: Path, feed: Path) -> None:
         (feed / f".{frame.name}").rename(feed / frame.name)
 
 
-def _pictures(settings: Operations, folder: Path) -> Path:
+def _pictures(stores: Stores, folder: Path) -> Path:
     """Maps of the newest run that was fully observed since, beside the observations, and skill charts."""
     folder.mkdir(parents=True, exist_ok=True)
-    observed, forecasts = store.open_store(settings.store), store.open_store(settings.forecasts)
+    observed, forecasts = stores.frames.read(), stores.forecasts.read()
     name = channels(observed)[0]
     painter = maps.MapPainter(Grid.of(observed), name, source=str(observed.attrs.get("licence", "")))
     seen, horizon = observed["time"].values, forecasts["lead_time"].values[-1]
@@ -98,7 +99,7 @@ def _pictures(settings: Operations, folder: Path) -> Path:
             frame = forecasts[name].isel(run=run, lead_time=step - 1)
             _map(painter, frame, folder / f"{frame['model'].item()}_{step * 5:03d}.png")
     _loop(painter, observed[name], forecasts[name].isel(run=int(np.flatnonzero(references == reference)[0])), folder)
-    scores = store.open_store(settings.scores).load()
+    scores = stores.scores.read().load()
     for limit in scores["threshold"].values[:CHART_THRESHOLDS]:
         (folder / f"csi_{limit:g}.png").write_bytes(skill_chart(scores, score="csi", threshold=float(limit)))
     for score in ("mse", "ssim"):

@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nowcast import store
 from nowcast.config import CHAMPION, REGISTRY, Operations
 from nowcast.core.cube import check as check_cube
 from nowcast.core.errors import BadInput, ConfigError, StoreError
 from nowcast.forecasting.run import stamp
 from nowcast.models import MODELS
 from nowcast.operations import cycle, promotion
+from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
 from nowcast.registry.registry import Registry, champion_file
+from nowcast.store import FrameStore, Store
 
 PACKAGES = (
     "torch",
@@ -91,10 +92,11 @@ def _chain(config: str) -> Iterator[Finding]:
     yield _feed(settings)
     yield from _models(settings)
     yield from _registry(settings)
-    for name, path in (("frames", settings.store), ("forecasts", settings.forecasts), ("scores", settings.scores)):
-        yield _store(name, path)
-    if store.exists(settings.store):
-        yield _age(settings)
+    stores = Stores.of(settings)
+    found = {name: _store(name, store) for name, store in stores._asdict().items()}
+    yield from found.values()
+    if found["frames"].ok and stores.frames.exists():
+        yield _age(settings, stores.frames)
 
 
 def _feed(settings: Operations) -> Finding:
@@ -149,8 +151,8 @@ def _registered(settings: Operations, shelf: Registry, digest: str) -> Finding:
 
 def _last_shadow(settings: Operations, name: str) -> str:
     """How the newest forecast of a challenger ended."""
-    path, _ = promotion.shadow_stores(settings)
-    runs = store.open_store(path) if store.exists(path) else None
+    forecasts = promotion.shadow_stores(settings).forecasts
+    runs = forecasts.read() if forecasts.exists() else None
     if runs is None or not (own := runs["model"].values == name).any():
         return "no shadow forecast yet"
     last = int(np.flatnonzero(own)[-1])
@@ -158,24 +160,24 @@ def _last_shadow(settings: Operations, name: str) -> str:
     return f"{stamp(time)} {newest['state'].item()} {newest['reason'].item()}".strip()
 
 
-def _store(name: str, path: str) -> Finding:
-    if not store.exists(path):
-        return Finding(name, f"{path} does not exist yet")
+def _store(name: str, store: Store) -> Finding:
     try:
-        dataset = store.open_store(path)
+        if not store.exists():
+            return Finding(name, f"{store} does not exist yet")
+        dataset = store.read()
         if "time" in dataset.dims:
-            check_cube(dataset, path)
+            check_cube(dataset, store.path)
     except (BadInput, StoreError, OSError) as error:
-        log.warning("%s cannot be read: %s", path, error, exc_info=True)
+        log.warning("%s cannot be read: %s", store, error, exc_info=True)
         return Finding(name, str(error), False, "restore the folder from a copy")
     steps = dataset.sizes.get("time", dataset.sizes.get("run", 0))
     return Finding(
-        name, f"{path}: {steps} {'frames' if 'time' in dataset.dims else 'runs'}, {store.size(path) / 2**20:.1f} MiB"
+        name, f"{store}: {steps} {'frames' if 'time' in dataset.dims else 'runs'}, {store.size() / 2**20:.1f} MiB"
     )
 
 
-def _age(settings: Operations) -> Finding:
-    newest = store.open_store(settings.store)["time"].values.max().astype("datetime64[s]").item().replace(tzinfo=UTC)
+def _age(settings: Operations, frames: FrameStore) -> Finding:
+    newest = frames.times()[-1].item().replace(tzinfo=UTC)
     age = datetime.now(UTC) - newest
     late = age > timedelta(minutes=settings.age.red) and not settings.replay
     return Finding(

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import CHAMPION, Operations
 from nowcast.core.cube import channels
 from nowcast.core.errors import ConfigError, ForecastError, RegistryError
 from nowcast.forecasting import run as forecasting
 from nowcast.forecasting.run import OK
 from nowcast.operations.comparison import BETTER, Pair, Verdict, judge
+from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
 from nowcast.registry.registry import Registry
+from nowcast.store import ForecastStore, FrameStore, ScoreStore
 from nowcast.verification.run import keys
 
 
@@ -35,10 +36,10 @@ def registry(settings: Operations) -> Registry:
     return Registry(settings.registry)
 
 
-def shadow_stores(settings: Operations) -> tuple[str, str]:
+def shadow_stores(settings: Operations) -> Stores:
     """Where the challengers' forecasts and their scores lie: beside their files, so that nothing disturbs products."""
     folder = registry(settings).folder
-    return str(folder / "forecasts"), str(folder / "scores")
+    return Stores(FrameStore(settings.store), ForecastStore(folder / "forecasts"), ScoreStore(folder / "scores"))
 
 
 def register(settings: Operations, path: str | Path, *, name: str | None = None, why: str = "") -> str:
@@ -56,8 +57,9 @@ def register(settings: Operations, path: str | Path, *, name: str | None = None,
     """
     shelf, file = registry(settings), checkpoint.find(path)
     model = checkpoint.load(file)
-    if store.exists(settings.store):
-        cube = store.open_store(settings.store)
+    frames = FrameStore(settings.store)
+    if frames.exists():
+        cube = frames.read()
         step = int(cube.attrs.get("cadence_seconds") or model.cadence_seconds or 0)
         try:
             forecasting.check_fits(model, quantity_name=settings.quantity or channels(cube)[0], cadence_seconds=step)
@@ -113,8 +115,8 @@ def promote(settings: Operations, challenger: str, *, force: bool = False, why: 
 
 def _live(settings: Operations, digest: str) -> xr.Dataset | None:
     """Sums (run, lead_time, threshold) of all that a checkpoint forecast, as a product or in the shadow."""
-    places = [(settings.forecasts, settings.scores), shadow_stores(settings)]
-    parts = [_of(digest, *place) for place in places if all(map(store.exists, place))]
+    places = [Stores.of(settings), shadow_stores(settings)]
+    parts = [_of(digest, stores) for stores in places if stores.forecasts.exists() and stores.scores.exists()]
     parts = [part for part in parts if part.sizes["run"]]
     return (
         xr.concat(
@@ -131,8 +133,8 @@ def _live(settings: Operations, digest: str) -> xr.Dataset | None:
     )
 
 
-def _of(digest: str, forecasts: str, scores: str) -> xr.Dataset:
-    runs, table = store.open_store(forecasts), store.open_store(scores)
+def _of(digest: str, stores: Stores) -> xr.Dataset:
+    runs, table = stores.forecasts.read(), stores.scores.read()
     own = (runs["checkpoint"].values == digest) & (runs["state"].values == OK)
     wanted = {key for key, its in zip(keys(runs), own, strict=True) if its}
     return table.isel(run=[row for row, key in enumerate(keys(table)) if key in wanted]).load()

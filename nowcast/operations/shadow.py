@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
 
-from nowcast import store
 from nowcast.config import CHAMPION, Operations, Product
 from nowcast.core.log import configure
 from nowcast.forecasting.run import issue
@@ -113,13 +112,13 @@ def main() -> None:
 
 def work(settings: Operations, time: datetime) -> Iterator[str]:
     """Scores first, for it must not wait for a network that hangs; then forecasts, one commit each."""
-    forecasts, scores = promotion.shadow_stores(settings)
-    if store.exists(forecasts):
-        verify(settings.store, forecasts, scores, thresholds=settings.thresholds, since=time - SCORED_BACK)
+    stores = promotion.shadow_stores(settings)
+    if stores.forecasts.exists():
+        verify(*stores, thresholds=settings.thresholds, since=time - SCORED_BACK)
     for product in _in_turn(candidates(settings), time):
         yield from issue(
-            settings.store,
-            forecasts,
+            stores.frames,
+            stores.forecasts,
             [product],
             fallback=(),
             leads=settings.leads,

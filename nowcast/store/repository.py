@@ -5,7 +5,7 @@ nothing, a correction is a new commit and the old value stays in the history. Cu
 ``time``; forecasts and scores, the same way, along ``run``.
 
 Arrays are written straight through zarr, not through xarray: an append costs milliseconds, and types
-and fill values are those of ``layout``.
+and fill values are those of ``schema``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Self, cast
 
 import icechunk
 import numpy as np
@@ -43,7 +43,7 @@ LOCK_SECONDS = 120
 STEPS_PER_MANIFEST = 256
 log = logging.getLogger(__name__)
 
-icechunk.set_logs_filter("error")  # its warning about local disks is what `writing` locks against
+icechunk.set_logs_filter("error")  # its warning about local disks is what `Store.writing` locks against
 
 
 @dataclass(frozen=True)
@@ -56,93 +56,438 @@ class Commit:
     metadata: Mapping[str, object]
 
 
-# --- reading ------------------------------------------------------------------------------------
+class Store:
+    """One store, of whatever kind: its repository is opened at the first use and kept.
+
+    Nothing needs to be there yet. Every call sees what others have committed meanwhile, in this process or another.
+    Threads may share a store; pickled, it is its path, and opens its repository anew where it arrives.
+    """
+
+    along: ClassVar[str] = ""
+    """Dimension that grows; of a store of no known kind, that of the data."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Name a store; nothing is opened.
+
+        Args:
+            path: Folder, or ``s3://bucket/prefix`` with the usual AWS variables, ``AWS_ENDPOINT_URL`` too.
+        """
+        self.path = str(path)
+        self.place = self.path.rstrip("/") if "://" in self.path else Path(path).resolve()
+        """Two stores with the same are one: an absolute Path, or a URL."""
+        self._kept: icechunk.Repository | None = None
+
+    @classmethod
+    def of(cls, place: Place) -> Self:
+        """The store itself, or the one at a path."""
+        if isinstance(place, cls):
+            return place
+        return cls(place.path if isinstance(place, Store) else place)
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str | Path]]:
+        return type(self), (self.place,)
+
+    # --- reading
+
+    def exists(self) -> bool:
+        """True if something was ever committed here; a writer killed before that leaves nothing."""
+        return self._look() is not None
+
+    def snapshot(self) -> str:
+        """Identifier of the newest version.
+
+        Raises:
+            StoreError: If there is no store.
+        """
+        return self._found()[1]
+
+    def read(self, version: str | None = None) -> xr.Dataset:
+        """Open what it holds, lazily.
+
+        Args:
+            version: Snapshot identifier; None is the newest.
+
+        Returns:
+            The Dataset, sorted along ``time`` within each sequence; attribute ``snapshot`` names the
+            version read. The runs of a live feed are labelled here, because a late frame may join two.
+
+        Raises:
+            StoreError: If there is no store, or no such version.
+        """
+        session = self._session(version)
+        raw = xr.open_zarr(session.store, consolidated=False, chunks=None, zarr_format=3, decode_cf=False)
+        dataset = _decode(raw, zarr.open_group(session.store, mode="r"))
+        dataset.attrs["snapshot"] = session.snapshot_id
+        return _in_order(dataset) if "time" in dataset.dims else dataset
+
+    def labels(self, *names: str) -> dict[str, np.ndarray]:
+        """One-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
+        arrays = dict(zarr.open_group(self._session().store, mode="r").arrays())
+        return {name: np.asarray(arrays[name][:]) for name in names if name in arrays}
+
+    def history(self, *, limit: int | None = None) -> Iterator[Commit]:
+        """Commits, newest first."""
+        repository, _ = self._found()
+        for count, info in enumerate(repository.ancestry(branch=BRANCH)):
+            if count == limit:
+                return
+            yield Commit(info.id, info.written_at, info.message, dict(info.metadata))
+
+    def size(self) -> int:
+        """Bytes of all chunks in the repository, all versions together."""
+        return int(self._found()[0].chunk_storage_stats().native_bytes)
+
+    def describe(self, *, commits: int = 5) -> dict[str, object]:
+        """What it holds, as plain values: for ``nowcast show``."""
+        recent = [
+            f"{commit.time:%Y-%m-%d %H:%M:%S}Z {commit.snapshot} {commit.message}"
+            for commit in self.history(limit=commits)
+        ]
+        size = f"{self.size() / 2**20:.1f} MiB"
+        return {"store": self.path} | _facts(self.read()) | {"size": size, "commits": recent}
+
+    # --- writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer's lock of a store on a local disk; object stores detect conflicts themselves.
+
+        The lock belongs to the process and goes with it, also on ``kill -9``. It may be nested.
+
+        Raises:
+            StoreError: If another process has been writing for two minutes.
+        """
+        if not isinstance(self.place, Path):
+            yield
+            return
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        # one lock per store and process, so that nested use does not wait for itself
+        lock = FileLock(self.place.with_name(self.place.name + ".lock"), is_singleton=True)
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            raise StoreError(f"{self.path}: another process is writing; wait for it or end it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def append(self, dataset: xr.Dataset, *, message: str, metadata: Mapping[str, object] | None = None) -> str:
+        """Add frames (or runs) at the end in one commit; the first ones make the store.
+
+        Args:
+            dataset: What to add; variables and labels with the dimension that grows are appended, the rest must
+                equal what the store has.
+            message: Commit message.
+            metadata: Kept with the commit.
+
+        Returns:
+            Snapshot identifier.
+
+        Raises:
+            BadInput: If the grid, the variables or the other dimensions differ from the store's.
+            StoreError: If the store cannot be written.
+        """
+        along = self.along or _along(dataset)
+        with self.writing():
+            session = self._writable()
+            group = zarr.open_group(session.store, mode="a")
+            arrays = dict(group.arrays()) or schema.create(group, dataset, along, schema.event_length(dataset))
+            schema.check_same(arrays, dataset, along, self.path, whole=True)
+            names = schema.growing_names(dataset, along)
+            length = arrays[names[0]].shape[0]
+            _write(arrays, {name: dataset[name].values for name in names}, slice(length, length + dataset.sizes[along]))
+            return _commit(session, message, metadata)
+
+    def replace(
+        self, dataset: xr.Dataset, *, at: int | slice, message: str, metadata: Mapping[str, object] | None = None
+    ) -> str:
+        """Write new values over frames (or runs) ``at`` in one commit; the old ones stay in the history.
+
+        Args:
+            dataset: New values; variables that it lacks are left as they are.
+            at: Position on disk along the dimension that grows: the order of arrival, see ``labels``.
+            message: Commit message.
+            metadata: Kept with the commit.
+
+        Returns:
+            Snapshot identifier.
+        """
+        along = self.along or _along(dataset)
+        where = slice(at, at + 1) if isinstance(at, int) else at
+        with self.writing():
+            session = self._writable()
+            arrays = dict(zarr.open_group(session.store, mode="a").arrays())
+            schema.check_same(arrays, dataset, along, self.path)
+            _write(arrays, {name: dataset[name].values for name in schema.growing_names(dataset, along)}, where)
+            return _commit(session, message, metadata)
+
+    def expire(self, *, older_than: timedelta) -> int:
+        """Forget versions older than a limit and delete what only they used.
+
+        Returns:
+            Bytes freed.
+        """
+        limit = datetime.now(UTC) - older_than
+        with self.writing():
+            repository, _ = self._found()
+            repository.expire_snapshots(older_than=limit)
+            self._kept = None  # it still knows what is gone now
+            return int(repository.garbage_collect(limit).bytes_deleted)
+
+    # --- its repository
+
+    @cached_property
+    def _storage(self) -> icechunk.Storage:
+        return _storage(self.place)
+
+    def _look(self) -> tuple[icechunk.Repository, str] | None:
+        """The repository and its newest version; None if nothing was ever committed."""
+        try:
+            if (found := self._look_again() or self._look_first()) is None:
+                return None
+            repository, version = found
+            empty = repository.lookup_snapshot(version).parent_id is None  # the one that every repository begins with
+        except icechunk.IcechunkError as error:
+            raise StoreError(f"{self.path}: cannot be opened: {_first_line(error)}.") from error
+        return None if empty else found
+
+    def _look_again(self) -> tuple[icechunk.Repository, str] | None:
+        """What was kept; None if nothing was, or if it was removed since."""
+        if (kept := self._kept) is not None:
+            with suppress(icechunk.IcechunkError):
+                return kept, kept.lookup_branch(BRANCH)
+        self._kept = None
+        return None
+
+    def _look_first(self) -> tuple[icechunk.Repository, str] | None:
+        nowhere = isinstance(self.place, Path) and not self.place.is_dir()  # Icechunk makes a folder that it looks for
+        if nowhere or not icechunk.Repository.exists(self._storage):
+            return None
+        self._kept = kept = icechunk.Repository.open(self._storage, config=_config())
+        return kept, kept.lookup_branch(BRANCH)
+
+    def _found(self) -> tuple[icechunk.Repository, str]:
+        """As ``_look``, and an error where there is nothing."""
+        if (found := self._look()) is None:
+            raise StoreError(f"{self.path}: there is no store here; make one with `nowcast ingest`.")
+        return found
+
+    def _session(self, version: str | None = None) -> icechunk.Session:
+        """What reads one version; None: the newest."""
+        repository, newest = self._found()
+        try:
+            return repository.readonly_session(snapshot_id=version or newest)
+        except icechunk.IcechunkError as error:
+            raise StoreError(f"{self.path}: cannot read version {version}: {_first_line(error)}.") from error
+
+    def _writable(self) -> icechunk.Session:
+        """What writes; makes the repository if there is none."""
+        self._look()
+        try:
+            repository = self._kept or icechunk.Repository.open_or_create(self._storage, config=_config())
+            self._kept = repository
+            return repository.writable_session(BRANCH)
+        except icechunk.IcechunkError as error:
+            raise StoreError(f"{self.path}: cannot write here: {_first_line(error)}.") from error
 
 
-def exists(path: str | Path) -> bool:
-    """True if something was ever committed at ``path``; a writer killed before that leaves nothing."""
-    storage = _storage(path)
-    return icechunk.Repository.exists(storage) and _begun(icechunk.Repository.open(storage))
+Place = Store | str | Path
+"""A store, or its path."""
 
 
-def _begun(repository: icechunk.Repository) -> bool:
-    """A new repository has one snapshot, without content."""
-    return len(list(islice(repository.ancestry(branch=BRANCH), 2))) > 1
+class FrameStore(Store):
+    """Cubes: frames along ``time``."""
+
+    along = "time"
+
+    def timeline(self, version: str | None = None) -> xr.Dataset:
+        """The labels of all frames without their pixels, in the order of ``read``.
+
+        ``position(time)`` says where a frame lies on disk; attribute ``channels`` lists the variables.
+        """
+        cube = self.read(version)
+        names = [str(name) for name, variable in cube.data_vars.items() if variable.dims == ("time", "y", "x")]
+        kept = cube.drop_vars([*names, "y", "x", "crs"], errors="ignore").reset_coords()
+        return kept.assign_attrs(channels=names)
+
+    def times(self) -> np.ndarray:
+        """datetime64[s] of every frame, ascending."""
+        return np.sort(self.labels("time")["time"]).astype("datetime64[s]")
+
+    def packed(self, names: Sequence[str], *, version: str | None = None) -> dict[str, tuple[Frames, Packing | None]]:
+        """Variables as they lie on disk, for those who read many frames: see ``chunk_io.Frames``."""
+        group = zarr.open_group(self._session(version).store, mode="r")
+        arrays = {name: cast(zarr.Array, group[name]) for name in names}
+        return {name: (Frames(array), Packing.of(array.dtype, array.attrs)) for name, array in arrays.items()}
+
+    def growing(self, like: xr.Dataset, count: int, *, event: int = 1) -> Growth:
+        """Open the store for ``count`` more frames; makes it if there is none. To be called under ``writing``.
+
+        Args:
+            like: A Cube as the frames will be; it may have none itself.
+            count: Frames.
+            event: Frames of an event, where such come whole: a new store is laid out for them.
+        """
+        return Growth(self.path, self._writable(), like, count, event)
 
 
-def snapshot(path: str | Path) -> str:
-    """Identifier of the newest version."""
-    return _repository(path).lookup_branch(BRANCH)
+class ForecastStore(Store):
+    """Forecasts: runs of products along ``run``."""
+
+    along = "run"
+
+    def issued(self, reference: np.datetime64, sequence: str) -> set[str]:
+        """Products that have a forecast from this time (of this event); none if nothing is there yet."""
+        if not self.exists():
+            return set()
+        labels = self.labels("model", "forecast_reference_time", "sequence")
+        same = labels["forecast_reference_time"] == reference.astype("datetime64[s]").astype(np.int64)
+        return set(labels["model"][same & (labels["sequence"] == sequence)].tolist())
 
 
-def open_store(path: str | Path, *, version: str | None = None) -> xr.Dataset:
-    """Opens a store lazily.
+class ScoreStore(Store):
+    """Sums of verified forecasts: runs along ``run``, ratios are made on reading."""
+
+    along = "run"
+
+
+def open_store(path: Place, *, version: str | None = None) -> xr.Dataset:
+    """Open a store of whatever kind, lazily: ``Store(path).read(version)``."""
+    return Store.of(path).read(version)
+
+
+# --- growing --------------------------------------------------------------------------------------
+
+Pixels = Mapping[str, tuple[np.ndarray | Compressed, Packing | None]]
+"""Channel -> (frame, row, column) values, and how they are packed already."""
+
+
+class Growth:
+    """Frames that are being added to a store in one commit, by one process or several, see ``FrameStore.growing``."""
+
+    def __init__(self, path: str | Path, session: icechunk.Session, like: xr.Dataset, count: int, event: int) -> None:
+        self.path, self.session = path, session
+        group = zarr.open_group(session.store, mode="a")
+        self.arrays = dict(group.arrays()) or schema.create(group, like, "time", event)
+        self.cadence = cast(float | None, group.attrs.get("cadence_seconds"))
+        """Seconds between the frames of a live feed."""
+        self.start = self.arrays["time"].shape[0]
+        self.total = self.start + count
+
+    @property
+    def steps(self) -> int:
+        """Frames per object: an object is to be written by one process."""
+        return max(Frames(array).steps for array in self.arrays.values() if array.ndim == 3)
+
+    def check(self, like: xr.Dataset) -> None:
+        """Refuse frames that do not fit.
+
+        Raises:
+            BadInput: See ``append``.
+        """
+        schema.check_same(self.arrays, like, "time", self.path, whole=True)
+
+    def fill(self, parts: Sequence[tuple[int, Pixels]]) -> None:
+        """Write pixels to their positions, in this process; see ``fill`` for others."""
+        _fill(self.arrays, parts, self.total)
+
+    def fork(self) -> icechunk.ForkSession:
+        """What another process needs for ``fill``: goes there and comes back, both by pickle."""
+        return self.session.fork()
+
+    def commit(
+        self,
+        labels: Mapping[str, np.ndarray],
+        *,
+        message: str,
+        forks: Sequence[icechunk.ForkSession] = (),
+        metadata: Mapping[str, object] | None = None,
+    ) -> str:
+        """Bring together what the processes wrote, add the labels of all new frames, commit all at once."""
+        if forks:
+            self.session.merge(*forks)
+        _write(self.arrays, labels, slice(self.start, self.total))
+        return _commit(self.session, message, metadata)
+
+
+def fill(fork: icechunk.ForkSession, parts: Sequence[tuple[int, Pixels]], *, total: int) -> icechunk.ForkSession:
+    """Write pixels to their positions in a store that grows to ``total`` frames.
 
     Args:
-        path: Folder, or ``s3://bucket/prefix`` with the usual AWS variables, ``AWS_ENDPOINT_URL`` too.
-        version: Snapshot identifier; None is the newest.
-
-    Returns:
-        The Dataset, sorted along ``time`` within each sequence; attribute ``snapshot`` names the
-        version read. The runs of a live feed are labelled here, because a late frame may join two.
+        fork: Of a ``Growth``.
+        parts: Position of the first frame, and frames, in ascending order.
+        total: Frames in the store afterwards.
 
     Raises:
-        StoreError: If there is no store, or no such version.
+        BadInput: If they are packed in another way and do not fit into the store's.
     """
-    repository = _repository(path)
-    version = version or repository.lookup_branch(BRANCH)
+    group = zarr.open_group(fork.store, mode="a")
+    _fill({name: cast(zarr.Array, group[name]) for name in parts[0][1]}, parts, total)
+    return fork
+
+
+def _fill(arrays: Mapping[str, zarr.Array], parts: Sequence[tuple[int, Pixels]], total: int) -> None:
+    for name in parts[0][1]:
+        array = arrays[name]
+        if array.shape[0] < total:
+            array.resize((total, *array.shape[1:]))
+        own = Packing.of(array.dtype, array.attrs)
+        Frames(array).write((at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts)
+
+
+def _repacked(
+    values: np.ndarray | Compressed, packing: Packing | None, own: Packing | None, array: zarr.Array, name: str
+) -> np.ndarray | Compressed:
+    if packing is not None and own is not None and own.attrs == packing.attrs:
+        return values
+    values = np.asarray(values)
+    return schema.pack(packing.unpack(values) if packing is not None else values, array, name)
+
+
+def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], where: slice) -> None:
+    """Put values to their place along the first dimension, of all arrays at once; those that are too short grow."""
+    packed = {name: schema.pack(part, arrays[name], name) for name, part in values.items()}
+
+    async def put(name: str) -> None:
+        array = arrays[name].async_array
+        if array.shape[0] < where.stop:
+            await array.resize((where.stop, *array.shape[1:]))
+        await array.setitem(where, packed[name])
+
+    async def put_all() -> None:
+        await asyncio.gather(*map(put, packed))
+
+    sync(put_all())
+
+
+def _commit(session: icechunk.Session, message: str, metadata: Mapping[str, object] | None) -> str:
+    log.debug("commit: %s", message)
     try:
-        session = repository.readonly_session(snapshot_id=version)
-        raw = xr.open_zarr(session.store, consolidated=False, chunks=None, zarr_format=3, decode_cf=False)
-    except icechunk.IcechunkError as error:
-        raise StoreError(f"{path}: cannot read version {version}: {str(error).splitlines()[0]}.") from None
-    dataset = _decode(raw, zarr.open_group(session.store, mode="r"))
-    dataset.attrs["snapshot"] = version
-    return _in_order(dataset) if "time" in dataset.dims else dataset
+        return session.commit(message, metadata=schema.plain(metadata or {}))
+    except icechunk.ConflictError:
+        raise StoreError("Another writer committed first; nothing was written, try again.") from None
 
 
-def timeline(path: str | Path, *, version: str | None = None) -> xr.Dataset:
-    """The labels of all frames without their pixels, in the order of ``open_store``.
-
-    ``position(time)`` says where a frame lies on disk; attribute ``channels`` lists the variables.
-    """
-    cube = open_store(path, version=version)
-    names = [str(name) for name, variable in cube.data_vars.items() if variable.dims == ("time", "y", "x")]
-    kept = cube.drop_vars([*names, "y", "x", "crs"], errors="ignore").reset_coords()
-    return kept.assign_attrs(channels=names)
+# --- decoding -----------------------------------------------------------------------------------
 
 
-def packed(
-    path: str | Path, names: Sequence[str], *, version: str | None = None
-) -> dict[str, tuple[Frames, Packing | None]]:
-    """Variables as they lie on disk, for those who read many frames: see ``chunks.Frames``."""
-    repository = _repository(path)
-    session = repository.readonly_session(snapshot_id=version or repository.lookup_branch(BRANCH))
-    group = zarr.open_group(session.store, mode="r")
-    arrays = {name: cast(zarr.Array, group[name]) for name in names}
-    return {name: (Frames(array), Packing.of(array.dtype, array.attrs)) for name, array in arrays.items()}
+def _along(dataset: xr.Dataset) -> str:
+    """Dimension that grows."""
+    return "time" if "time" in dataset.dims else "run"
 
 
-def history(path: str | Path, *, limit: int | None = None) -> Iterator[Commit]:
-    """Commits, newest first."""
-    for count, info in enumerate(_repository(path).ancestry(branch=BRANCH)):
-        if count == limit:
-            return
-        yield Commit(info.id, info.written_at, info.message, dict(info.metadata))
-
-
-def size(path: str | Path) -> int:
-    """Bytes of all chunks in the repository, all versions together."""
-    return int(_repository(path).chunk_storage_stats().native_bytes)
-
-
-def describe(path: str | Path, *, commits: int = 5) -> dict[str, object]:
-    """What a store holds, as plain values: for ``nowcast show``."""
-    dataset = open_store(path)
-    along = "time" if "time" in dataset.dims else "run"
+def _facts(dataset: xr.Dataset) -> dict[str, object]:
+    """What a Cube, forecasts or scores hold, as plain values."""
+    along = _along(dataset)
     stamps = dataset["time" if along == "time" else "forecast_reference_time"].values
     facts: dict[str, object] = {
-        "store": str(path),
         "title": dataset.attrs.get("title", ""),
         "frames" if along == "time" else "runs": int(dataset.sizes[along]),
         "variables": [f"{name} ({variable.attrs.get('units', '-')})" for name, variable in dataset.data_vars.items()],
@@ -150,20 +495,13 @@ def describe(path: str | Path, *, commits: int = 5) -> dict[str, object]:
     if "crs" in dataset.coords:
         facts["grid"] = str(Grid.of(dataset))
     if stamps.size:
-        facts["span"] = (
-            f"{np.datetime_as_string(stamps.min(), unit='s')}Z to {np.datetime_as_string(stamps.max(), unit='s')}Z"
-        )
+        first, last = (np.datetime_as_string(stamp, unit="s") for stamp in (stamps.min(), stamps.max()))
+        facts["span"] = f"{first}Z to {last}Z"
     if along == "time":
-        facts["cadence"] = (
-            f"{dataset.attrs['cadence_seconds']} s" if "cadence_seconds" in dataset.attrs else "per sequence"
-        )
+        seconds = dataset.attrs.get("cadence_seconds")
+        facts["cadence"] = "per sequence" if seconds is None else f"{seconds} s"
         facts["sequences"] = int(np.unique(dataset["sequence"].values.astype(str)).size)
         facts["gaps"] = _gaps(dataset)
-    facts["size"] = f"{size(path) / 2**20:.1f} MiB"
-    facts["commits"] = [
-        f"{commit.time:%Y-%m-%d %H:%M:%S}Z {commit.snapshot} {commit.message}"
-        for commit in history(path, limit=commits)
-    ]
     return facts
 
 
@@ -239,262 +577,15 @@ def _group(labels: np.ndarray, stamps: np.ndarray) -> np.ndarray:
     return np.lexsort((stamps, rank))
 
 
-# --- writing ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Holds the writer's lock of a store on a local disk; object stores detect conflicts themselves.
-
-    The lock belongs to the process and goes with it, also on ``kill -9``. It may be nested.
-
-    Raises:
-        StoreError: If another process has been writing for two minutes.
-    """
-    if _is_url(path):
-        yield
-        return
-    lock = _lock(Path(path))
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise StoreError(f"{path}: another process is writing; wait for it or end it.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def append(
-    path: str | Path,
-    dataset: xr.Dataset,
-    *,
-    message: str,
-    along: str = "time",
-    metadata: Mapping[str, object] | None = None,
-) -> str:
-    """Adds frames (or runs) at the end of a store in one commit; makes the store if there is none.
-
-    Args:
-        path: Folder or URL.
-        dataset: What to add; variables and labels with dim ``along`` are appended, the rest must
-            equal what the store has.
-        message: Commit message.
-        along: ``time`` for a Cube, ``run`` for forecasts and scores.
-        metadata: Kept with the commit.
-
-    Returns:
-        Snapshot identifier.
-
-    Raises:
-        BadInput: If the grid, the variables or the other dimensions differ from the store's.
-        StoreError: If the store cannot be written.
-    """
-    with writing(path):
-        session = _writable(path)
-        group = zarr.open_group(session.store, mode="a")
-        arrays = dict(group.arrays()) or schema.create(group, dataset, along, schema.event_length(dataset))
-        schema.check_same(arrays, dataset, along, path, whole=True)
-        names = schema.growing_names(dataset, along)
-        length = arrays[names[0]].shape[0]
-        _write(arrays, {name: dataset[name].values for name in names}, slice(length, length + dataset.sizes[along]))
-        return _commit(session, message, metadata)
-
-
-Pixels = Mapping[str, tuple[np.ndarray | Compressed, Packing | None]]
-"""Channel -> (frame, row, column) values, and how they are packed already."""
-
-
-class Growth:
-    """Frames that are being added to a store in one commit, by one process or several, see ``growing``."""
-
-    def __init__(self, path: str | Path, session: icechunk.Session, like: xr.Dataset, count: int, event: int) -> None:
-        self.path, self.session = path, session
-        group = zarr.open_group(session.store, mode="a")
-        self.arrays = dict(group.arrays()) or schema.create(group, like, "time", event)
-        self.cadence = cast(float | None, group.attrs.get("cadence_seconds"))
-        """Seconds between the frames of a live feed."""
-        self.start = self.arrays["time"].shape[0]
-        self.total = self.start + count
-
-    @property
-    def steps(self) -> int:
-        """Frames per object: an object is to be written by one process."""
-        return max(Frames(array).steps for array in self.arrays.values() if array.ndim == 3)
-
-    def check(self, like: xr.Dataset) -> None:
-        """Refuses frames that do not fit.
-
-        Raises:
-            BadInput: See ``append``.
-        """
-        schema.check_same(self.arrays, like, "time", self.path, whole=True)
-
-    def fill(self, parts: Sequence[tuple[int, Pixels]]) -> None:
-        """Writes pixels to their positions, in this process; see ``fill`` for others."""
-        _fill(self.arrays, parts, self.total)
-
-    def fork(self) -> icechunk.ForkSession:
-        """What another process needs for ``fill``: goes there and comes back, both by pickle."""
-        return self.session.fork()
-
-    def commit(
-        self,
-        labels: Mapping[str, np.ndarray],
-        *,
-        message: str,
-        forks: Sequence[icechunk.ForkSession] = (),
-        metadata: Mapping[str, object] | None = None,
-    ) -> str:
-        """Brings together what the processes wrote, adds the labels of all new frames, commits all at once."""
-        if forks:
-            self.session.merge(*forks)
-        _write(self.arrays, labels, slice(self.start, self.total))
-        return _commit(self.session, message, metadata)
-
-
-def growing(path: str | Path, like: xr.Dataset, count: int, *, event: int = 1) -> Growth:
-    """Opens a store for ``count`` more frames; makes it if there is none. To be called under ``writing``.
-
-    Args:
-        path: Folder or URL.
-        like: A Cube as the frames will be; it may have none itself.
-        count: Frames.
-        event: Frames of an event, where such come whole: a new store is laid out for them.
-    """
-    return Growth(path, _writable(path), like, count, event)
-
-
-def fill(fork: icechunk.ForkSession, parts: Sequence[tuple[int, Pixels]], *, total: int) -> icechunk.ForkSession:
-    """Writes pixels to their positions in a store that grows to ``total`` frames.
-
-    Args:
-        fork: Of a ``Growth``.
-        parts: Position of the first frame, and frames, in ascending order.
-        total: Frames in the store afterwards.
-
-    Raises:
-        BadInput: If they are packed in another way and do not fit into the store's.
-    """
-    group = zarr.open_group(fork.store, mode="a")
-    _fill({name: cast(zarr.Array, group[name]) for name in parts[0][1]}, parts, total)
-    return fork
-
-
-def _fill(arrays: Mapping[str, zarr.Array], parts: Sequence[tuple[int, Pixels]], total: int) -> None:
-    for name in parts[0][1]:
-        array = arrays[name]
-        if array.shape[0] < total:
-            array.resize((total, *array.shape[1:]))
-        own = Packing.of(array.dtype, array.attrs)
-        Frames(array).write((at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts)
-
-
-def _repacked(
-    values: np.ndarray | Compressed, packing: Packing | None, own: Packing | None, array: zarr.Array, name: str
-) -> np.ndarray | Compressed:
-    if packing is not None and own is not None and own.attrs == packing.attrs:
-        return values
-    values = np.asarray(values)
-    return schema.pack(packing.unpack(values) if packing is not None else values, array, name)
-
-
-def replace(
-    path: str | Path,
-    dataset: xr.Dataset,
-    *,
-    at: int | slice,
-    message: str,
-    along: str = "time",
-    metadata: Mapping[str, object] | None = None,
-) -> str:
-    """Writes new values over frames (or runs) ``at`` in one commit; the old ones stay in the history.
-
-    Args:
-        path: Folder or URL.
-        dataset: New values; variables that it lacks are left as they are.
-        at: Position on disk along ``along``: the order of arrival, see ``positions``.
-        message: Commit message.
-        along: Dimension.
-        metadata: Kept with the commit.
-    """
-    where = slice(at, at + 1) if isinstance(at, int) else at
-    with writing(path):
-        session = _writable(path)
-        arrays = dict(zarr.open_group(session.store, mode="a").arrays())
-        schema.check_same(arrays, dataset, along, path)
-        _write(arrays, {name: dataset[name].values for name in schema.growing_names(dataset, along)}, where)
-        return _commit(session, message, metadata)
-
-
-def labels(path: str | Path, *names: str) -> dict[str, np.ndarray]:
-    """One-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
-    session = _repository(path).readonly_session(BRANCH)
-    arrays = dict(zarr.open_group(session.store, mode="r").arrays())
-    return {name: np.asarray(arrays[name][:]) for name in names if name in arrays}
-
-
-def expire(path: str | Path, *, older_than: timedelta) -> int:
-    """Forgets versions older than a limit and deletes what only they used.
-
-    Returns:
-        Bytes freed.
-    """
-    limit = datetime.now(UTC) - older_than
-    with writing(path):
-        repository = _repository(path)
-        repository.expire_snapshots(older_than=limit)
-        return int(repository.garbage_collect(limit).bytes_deleted)
-
-
-def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], where: slice) -> None:
-    """Puts values to their place along the first dimension, of all arrays at once; those that are too short grow."""
-    packed = {name: schema.pack(part, arrays[name], name) for name, part in values.items()}
-
-    async def put(name: str) -> None:
-        array = arrays[name].async_array
-        if array.shape[0] < where.stop:
-            await array.resize((where.stop, *array.shape[1:]))
-        await array.setitem(where, packed[name])
-
-    async def put_all() -> None:
-        await asyncio.gather(*map(put, packed))
-
-    sync(put_all())
-
-
-def _commit(session: icechunk.Session, message: str, metadata: Mapping[str, object] | None) -> str:
-    log.debug("commit: %s", message)
-    try:
-        return session.commit(message, metadata=schema.plain(metadata or {}))
-    except icechunk.ConflictError:
-        raise StoreError("Another writer committed first; nothing was written, try again.") from None
-
-
 # --- where ---------------------------------------------------------------------------------------
 
-_LOCKS: dict[Path, FileLock] = {}
 
-
-def _lock(path: Path) -> FileLock:
-    """One lock object per store and process, so that nested use does not wait for itself."""
-    path = path.resolve()
-    if path not in _LOCKS:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _LOCKS[path] = FileLock(path.with_name(path.name + ".lock"))
-    return _LOCKS[path]
-
-
-def _is_url(path: str | Path) -> bool:
-    return "://" in str(path)
-
-
-def _storage(path: str | Path) -> icechunk.Storage:
-    if not _is_url(path):
-        return icechunk.local_filesystem_storage(str(Path(path).resolve()))
-    scheme, _, rest = str(path).partition("://")
+def _storage(place: str | Path) -> icechunk.Storage:
+    if isinstance(place, Path):
+        return icechunk.local_filesystem_storage(str(place))
+    scheme, _, rest = place.partition("://")
     if scheme != "s3":
-        raise StoreError(f"{path}: stores live in a folder or at s3://bucket/prefix.")
+        raise StoreError(f"{place}: stores live in a folder or at s3://bucket/prefix.")
     bucket, _, prefix = rest.partition("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     return icechunk.s3_storage(
@@ -507,16 +598,8 @@ def _storage(path: str | Path) -> icechunk.Storage:
     )
 
 
-def _repository(path: str | Path) -> icechunk.Repository:
-    absent = f"{path}: there is no store here; make one with `nowcast ingest`."
-    try:
-        config = None if _is_url(path) else icechunk.RepositoryConfig(storage=_requests())
-        repository = icechunk.Repository.open(_storage(path), config=config)
-    except icechunk.IcechunkError as error:
-        raise StoreError(absent) from error
-    if not _begun(repository):
-        raise StoreError(absent)
-    return repository
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _config() -> icechunk.RepositoryConfig:
@@ -530,11 +613,3 @@ def _requests() -> icechunk.StorageSettings:
     """Reads from a disk are cut in two: a request for a whole object is streamed by 8 KiB, one for a range is not."""
     pair = icechunk.StorageConcurrencySettings(max_concurrent_requests_for_object=2, ideal_concurrent_request_size=1000)
     return icechunk.StorageSettings(concurrency=pair)
-
-
-def _writable(path: str | Path) -> icechunk.Session:
-    storage = _storage(path)
-    try:
-        return icechunk.Repository.open_or_create(storage, config=_config()).writable_session(BRANCH)
-    except icechunk.IcechunkError as error:
-        raise StoreError(f"{path}: cannot write here: {str(error).splitlines()[0]}.") from None

@@ -7,15 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import xarray as xr
 
-from nowcast import config, store
+from nowcast import config
 from nowcast.config import Recipe
 from nowcast.core.cube import channels
 from nowcast.core.errors import ConfigError
 from nowcast.models import model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
+from nowcast.store import FrameStore
 
 METHODS = {"vp": "prompt", "fp": "full"}
 """Words of the GS2PM code -> ``Recipe.tuning``: the visual prompt alone, or full parameters."""
@@ -60,7 +61,8 @@ def domain_recipe(
     """
     path = checkpoint.find(base)
     card = checkpoint.read_card(path)
-    split = valid_from or _newest(domain)
+    frames = FrameStore(domain)
+    split = valid_from or _newest(frames)
     model = card.model.partition(":")[0]
     _check_method(model, method)
     known: dict[str, Any] = {
@@ -69,7 +71,7 @@ def domain_recipe(
         "options": {},
         "start_from": str(path),
         "tuning": METHODS[method],
-        "windows": _windows(card, domain),
+        "windows": _windows(card, frames.read()),
         "train": [{"store": domain, "end": split.isoformat()}],
         "valid": [{"store": domain, "start": split.isoformat()}],
         **{f"trainer.{key}": value for key, value in budget(minutes, steps).items()},
@@ -92,16 +94,15 @@ def budget(minutes: float | None, steps: int | None) -> dict[str, Any]:
     return {"epochs": -(-steps // every), "batches_per_epoch": every, "minutes": minutes}
 
 
-def _newest(domain: str) -> datetime:
+def _newest(frames: FrameStore) -> datetime:
     """Time from which on a fifth of the frames lies."""
-    times = np.sort(store.timeline(domain)["time"].values)
-    split = times[int((1 - HELD_OUT) * times.size)].astype("datetime64[s]").item()
-    return split.replace(tzinfo=UTC)
+    times = frames.times()
+    return times[int((1 - HELD_OUT) * times.size)].item().replace(tzinfo=UTC)
 
 
-def _windows(card: Card, domain: str) -> dict[str, Any]:
+def _windows(card: Card, cube: xr.Dataset) -> dict[str, Any]:
     """As the network was trained, in the quantity of the domain."""
-    held = channels(cube := store.open_store(domain))
+    held = channels(cube)
     before: Any = dict(card.recipe.get("windows") or {})  # type: ignore[call-overload]
     same = card.quantity in held or (card.quantity in RADAR and set(held) & set(RADAR))
     quantity = card.quantity if same else held[0]

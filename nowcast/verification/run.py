@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nowcast import store
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ConfigError
 from nowcast.core.units import quantity
+from nowcast.store import ForecastStore, FrameStore, Place, ScoreStore
 from nowcast.verification import scores as score
 
 RUNS_PER_COMMIT = 64
@@ -27,21 +27,21 @@ INTEGERS = ("n", "frames", "lpips_frames")
 
 
 def verify(
-    path: str,
-    forecasts: str,
-    scores: str,
+    store: Place,
+    forecasts: Place,
+    scores: Place,
     *,
     thresholds: Sequence[float] | None = None,
     since: datetime | None = None,
     lpips: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> int:
-    """Scores every forecast frame that can be scored and is not yet.
+    """Score every forecast frame that can be scored and is not yet.
 
     Args:
-        path: Cube store.
-        forecasts: Forecast store.
-        scores: Score store; made if it does not exist.
+        store: Cube store, or its path.
+        forecasts: Forecast store, or its path.
+        scores: Score store, or its path; made if it does not exist.
         thresholds: Event limits in the quantity's unit; None: the quantity's own. A score store
             keeps those it was made with.
         since: Only runs from this reference time on, UTC; None: all.
@@ -54,24 +54,24 @@ def verify(
     Raises:
         StoreError: If there are no frames or no forecasts, or scores cannot be written.
     """
-    observed, runs = store.open_store(path), store.open_store(forecasts)
+    observed, runs, scores = FrameStore.of(store).read(), ForecastStore.of(forecasts).read(), ScoreStore.of(scores)
     name = channels(runs)[0]
-    with store.writing(scores):
+    with scores.writing():
         limits = _limits(scores, name, thresholds)
         _open_rows(runs, scores, limits, since)
         total = 0
-        rows = _pending(runs, observed, scores) if store.exists(scores) else []
+        rows = _pending(runs, observed, scores.read()) if scores.exists() else []
         for start in range(0, len(rows), RUNS_PER_COMMIT):
             batch = rows[start : start + RUNS_PER_COMMIT]
             total += _score_batch(batch, runs[name], observed[name], scores, limits, lpips=lpips)
             if progress:
-                progress(min(start + RUNS_PER_COMMIT, len(rows)), len(rows), scores)
+                progress(min(start + RUNS_PER_COMMIT, len(rows)), len(rows), str(scores))
     return total
 
 
-def _limits(scores: str, name: str, thresholds: Sequence[float] | None) -> np.ndarray:
-    if store.exists(scores):
-        there = store.open_store(scores)["threshold"].values
+def _limits(scores: ScoreStore, name: str, thresholds: Sequence[float] | None) -> np.ndarray:
+    if scores.exists():
+        there = scores.labels("threshold")["threshold"]
         if thresholds is not None and not np.array_equal(there, thresholds):
             raise ConfigError(
                 f"{scores} counts events at {there.tolist()}, not {list(thresholds)}; use another score store."
@@ -80,15 +80,15 @@ def _limits(scores: str, name: str, thresholds: Sequence[float] | None) -> np.nd
     return np.asarray(quantity(name).thresholds if thresholds is None else thresholds, np.float64)
 
 
-def _open_rows(runs: xr.Dataset, scores: str, limits: np.ndarray, since: datetime | None) -> None:
+def _open_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: datetime | None) -> None:
     """Adds an empty row for every run that has none; withheld runs have nothing to score."""
-    known = set(keys(store.open_store(scores))) if store.exists(scores) else set()
+    known = set(keys(scores.read())) if scores.exists() else set()
     started = runs["forecast_reference_time"].values
     recent = np.ones(started.size, bool) if since is None else started >= utc(since)
     made = recent & (runs["producer"].values != "")
     wanted = [index for index, key in enumerate(keys(runs)) if key not in known and made[index]]
     if wanted:
-        store.append(scores, _empty(runs.isel(run=wanted), limits), along="run", message=f"Expect {len(wanted)} runs")
+        scores.append(_empty(runs.isel(run=wanted), limits), message=f"Expect {len(wanted)} runs")
 
 
 def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
@@ -115,12 +115,11 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     )
 
 
-def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[int, int, list[Pair]]]:
+def _pending(runs: xr.Dataset, observed: xr.Dataset, table: xr.Dataset) -> list[tuple[int, int, list[Pair]]]:
     """(row in scores, row in runs, [(lead, frame observed then, its digest)]) of all that can be scored now.
 
     A frame that was corrected since is scored again.
     """
-    table = store.open_store(scores)
     place = {key: index for index, key in enumerate(keys(runs))}
     frame = {key: index for index, key in enumerate(zip(observed["time"].values, event_labels(observed), strict=True))}
     leads, scored = runs["lead_time"].values, table["observed_digest"].values
@@ -139,18 +138,18 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, scores: str) -> list[tuple[
 
 
 def _score_batch(
-    rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: str, limits: np.ndarray, *, lpips: bool
+    rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: ScoreStore, limits: np.ndarray, *, lpips: bool
 ) -> int:
     """Scores some runs and writes them back in one commit."""
     first, last = min(row for row, *_ in rows), max(row for row, *_ in rows)
-    table = store.open_store(scores).isel(run=slice(first, last + 1)).load()
+    table = scores.read().isel(run=slice(first, last + 1)).load()
     count = 0
     for row, run, pairs in rows:
         for lead, sums in _frames(run, pairs, forecast, observed, limits, lpips=lpips):
             count += 1
             for name, value in sums.items():
                 table[name].values[row - first, lead] = value
-    store.replace(scores, table, along="run", at=slice(first, last + 1), message=f"Score {count} frames")
+    scores.replace(table, at=slice(first, last + 1), message=f"Score {count} frames")
     return count
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from numcodecs.zstd import Zstd
 
-from nowcast import store
 from nowcast.ingestion.run import ingest
+from nowcast.store import FrameStore, Store
 from tests import fixtures, paths
 from tests.benchmarks.bench_loader import fields
 from tests.paths import REAL_DATA
@@ -91,10 +91,10 @@ def test_knmi(feed: Path, tmp_path: Path, workers: int) -> None:
 
 def sizes(path: Path) -> tuple[int, int]:
     """Bytes of the chunks of a store, and of the best of zstd 3 to 9 for the same frames."""
-    kept = store.size(path)
-    cube = store.timeline(path)
+    kept = Store(path).size()
+    cube = FrameStore(path).timeline()
     best = dict.fromkeys(range(3, 10), 0)
-    for frames, _ in store.packed(path, cube.attrs["channels"]).values():
+    for frames, _ in FrameStore(path).packed(cube.attrs["channels"]).values():
         for start in range(0, cube.sizes["time"], frames.inner[0]):
             codes = frames.read(range(start, min(start + frames.inner[0], cube.sizes["time"])))
             for level in best:
@@ -134,7 +134,7 @@ def sevir(root: Path, events: int) -> Path:
 def test_sevir(tmp_path: Path, workers: int) -> None:
     root = sevir(tmp_path / "sevir", EVENTS)
     spent = seconds(lambda: ingest("sevir", [root], tmp_path / "store", workers=workers))
-    each = store.size(tmp_path / "store") / EVENTS
+    each = Store(tmp_path / "store").size() / EVENTS
     print(
         f"\nSEVIR-like, {EVENTS} events, workers={workers}: {EVENTS / spent:.1f} events/s, "
         f"{EVENTS / spent * 49 * 384 * 384 / 1e6:.0f} MB/s; all {SEVIR_EVENTS:,}: "

@@ -16,12 +16,12 @@ import pytest
 import xarray as xr
 from numcodecs.zstd import Zstd
 
-from nowcast import store
 from nowcast.config import Span, WindowSettings
 from nowcast.core import cube
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS
 from nowcast.data.loader import Loader, Windows, loader
+from nowcast.store import FrameStore
 
 WORKERS = 2
 ROUNDS = 3
@@ -50,7 +50,7 @@ def sevir_like(path: Path, events: int) -> str:
         values = VIL_LEVELS[np.clip(fields(49, (384, 384), event) * 200, 0, VIL_LEVELS.size - 1).astype(int)]
         times = START + np.arange(49) * np.timedelta64(300, "s")
         one = cube.make({"vil": values}, times, grid, sequence=f"S{event}", levels=VIL_LEVELS)
-        store.append(path, one, message="event")
+        FrameStore(path).append(one, message="event")
     return str(path)
 
 
@@ -62,7 +62,7 @@ def archive(path: Path, frames: int) -> str:
         values[:, :200] = np.nan
         times = START + np.arange(start, start + 24) * np.timedelta64(300, "s")
         one: xr.Dataset = cube.make({"rainfall_rate": values}, times, grid, cadence=300, quantum=0.12)
-        store.append(path, one, message="frames")
+        FrameStore(path).append(one, message="frames")
     return str(path)
 
 

@@ -13,7 +13,6 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nowcast import store
 from nowcast.config import Moving, QualitySettings, Recipe, ScalingSettings, Span, WindowSettings
 from nowcast.core import cube as cubes
 from nowcast.core.errors import ConfigError
@@ -23,6 +22,7 @@ from nowcast.data import loader as module
 from nowcast.data.loader import Draws, Windows, loader
 from nowcast.data.sources import MISSING, check_apart
 from nowcast.ingestion import quality
+from nowcast.store import FrameStore, open_store
 from tests import synthetic
 from tests.sources_video import idx
 
@@ -65,7 +65,7 @@ def cube_of(
 
 
 def make(path: Path, values: np.ndarray, **options: object) -> str:
-    store.append(path, cube_of(np.asarray(values, np.float32), **options), message="m")  # type: ignore[arg-type]
+    FrameStore(path).append(cube_of(np.asarray(values, np.float32), **options), message="m")  # type: ignore[arg-type]
     return str(path)
 
 
@@ -145,7 +145,7 @@ def test_late_frames_take_their_place(tmp_path: Path) -> None:
 def test_a_tolerated_gap_is_a_frame_of_no_data(tmp_path: Path, packing: dict) -> None:
     cube = cube_of(np.ascontiguousarray(even(1, 1, 1, 1)), times=[0, 1, 3, 4], **packing)
     cube.attrs["tolerated_gap"] = 1
-    store.append(tmp_path / "s", cube, message="m")
+    FrameStore(tmp_path / "s").append(cube, message="m")
     found = windows(str(tmp_path / "s"))
     assert frames(found) == [(0, 1, MISSING, 2, 3)]
     batch = found[0, 0]
@@ -212,7 +212,7 @@ def test_windows_are_what_the_store_says(
     folder = tmp_path_factory.mktemp("store")
     for times in ([time for time in range(7) if time != late], [late]):
         path = make(folder / "s", values[times], name=held, times=times, **PACKINGS[packing])
-    fields = scaling.encode(convert(store.open_store(path)[held].values, held, wanted))
+    fields = scaling.encode(convert(open_store(path)[held].values, held, wanted))
     asked = changed(SETTINGS, quantity=wanted, resize=resize, scaling=vars(scaling))
     found = windows(path, asked, missing=missing)
     assert len(found) == 3
@@ -227,7 +227,7 @@ def test_reflectivity_is_turned_into_rain_by_the_relation_of_its_store(tmp_path:
     settings = changed(SETTINGS, scaling=ScalingSettings(kind="linear", low=0, high=100))
     for zr, rain in (({}, (1000 / 200) ** (1 / 1.6)), ({"zr_a": 58.53, "zr_b": 1.56}, (1000 / 58.53) ** (1 / 1.56))):
         cube = cube_of(np.ascontiguousarray(even(*[30] * 5)), name="reflectivity", quantum=0.5).assign_attrs(zr)
-        store.append(tmp_path / f"{len(zr)}", cube, message="m")
+        FrameStore(tmp_path / f"{len(zr)}").append(cube, message="m")
         value = windows(str(tmp_path / f"{len(zr)}"), settings)[0, 0]["past"][0, 0, 0, 0, 0].item()
         assert value * 100 == pytest.approx(rain, rel=1e-5)
 
@@ -257,7 +257,7 @@ def video(path: Path, *, side: int = 32) -> str:
     }
     stamps = [synthetic.START, synthetic.START + synthetic.STEP]
     cube = cubes.make(values, stamps, Grid.picture((side, side)), sequence="clip", levels=GREYS)
-    store.append(path, cube, message="m")
+    FrameStore(path).append(cube, message="m")
     return str(path)
 
 
@@ -526,7 +526,7 @@ def test_rain_is_made_of_echoes_by_the_relation_of_the_source(tmp_path: Path) ->
     """30 dBZ are Z = 1000: by Z = 250 R^2 that is 2 mm/h."""
     cube = cube_of(np.array(even(30, 30)), name="reflectivity")
     cube.attrs |= {"zr_a": 250.0, "zr_b": 2.0}
-    store.append(tmp_path / "s", cube, message="m")
+    FrameStore(tmp_path / "s").append(cube, message="m")
     found = windows(str(tmp_path / "s"), PAIRS)
     rain = found.scaling.decode(found[0, 0]["future"].numpy())
     np.testing.assert_allclose(rain, 2.0, rtol=1e-4)

@@ -16,10 +16,10 @@ import psutil
 import pytest
 import torch
 
-from nowcast import store
 from nowcast.config import Span, WindowSettings
 from nowcast.data.loader import Draws, Loader, Windows, loader
 from nowcast.data.shared_memory import SLOTS, Parcel, Ring
+from nowcast.store import FrameStore
 from tests import synthetic
 
 SETTINGS = WindowSettings(quantity="rainfall_rate", in_steps=2, out_steps=3, crop=32, crops_per_window=2, flips=True)
@@ -32,7 +32,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("ring") / "store"
     cube = synthetic.cube(range(30))
     cube["rainfall_rate"].encoding["quantum"] = 0.01
-    store.append(path, cube, message="m")
+    FrameStore(path).append(cube, message="m")
     return str(path)
 
 

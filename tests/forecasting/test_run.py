@@ -12,7 +12,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from nowcast import store
 from nowcast.config import Product, ScalingSettings
 from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.forecasting import run as forecasting
@@ -20,6 +19,7 @@ from nowcast.models import MODELS, Nowcaster
 from nowcast.models.lagrangian import Lagrangian
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
+from nowcast.store import FrameStore, Store, open_store
 from tests import synthetic
 
 FALLBACK = ("extrapolation", "persistence")
@@ -79,11 +79,11 @@ def run_of(
     forecasting.issue(
         path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads
     )
-    return store.open_store(tmp_path / "forecasts").isel(run=0).load()
+    return open_store(tmp_path / "forecasts").isel(run=0).load()
 
 
 def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
-    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    cube = open_store(synthetic.make_store(tmp_path / "frames", range(6)))
     made = forecasting.forecast(cube, "extrapolation", leads=3)
     assert made["rainfall_rate"].dims == ("lead_time", "y", "x")
     reference = synthetic.START + 5 * synthetic.STEP
@@ -92,7 +92,7 @@ def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
     used = json.loads(made.attrs["input_frames"])
     assert [time for time, _ in used] == [f"2010-08-26T00:{minute:02d}Z" for minute in (10, 15, 20, 25)]
     assert [digest for _, digest in used] == cube["digest"].values[-4:].tolist()
-    assert made.attrs["snapshot"] == store.snapshot(tmp_path / "frames")
+    assert made.attrs["snapshot"] == Store(tmp_path / "frames").snapshot()
     with xr.open_dataset(forecasting.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
         assert read["rainfall_rate"].attrs["standard_name"] == "rainfall_rate"
         assert read["rainfall_rate"].attrs["grid_mapping"] == "crs"
@@ -101,7 +101,7 @@ def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
 
 
 def test_probabilities_come_with_a_network_that_gives_them(tmp_path: Path) -> None:
-    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    cube = open_store(synthetic.make_store(tmp_path / "frames", range(6)))
     made = forecasting.forecast(cube, "lagrangian-radar.safetensors", leads=14)
     chance = made["probability_of_rainfall_rate_above_threshold"]
     assert chance.dims == ("threshold", "lead_time", "y", "x")
@@ -120,7 +120,7 @@ def test_probabilities_come_with_a_network_that_gives_them(tmp_path: Path) -> No
 
 
 def test_a_network_with_probabilities_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    cube = open_store(synthetic.make_store(tmp_path / "frames", range(6)))
     runs, made = [], Lagrangian.exceedance
     monkeypatch.setattr(Lagrangian, "exceedance", lambda self, past: runs.append(past.shape) or made(self, past))
     forecasting.forecast(cube, "lagrangian-radar.safetensors", leads=12)
@@ -128,7 +128,7 @@ def test_a_network_with_probabilities_runs_once(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_same_forecast_twice_is_the_same_bits(tmp_path: Path) -> None:
-    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(6)))
+    cube = open_store(synthetic.make_store(tmp_path / "frames", range(6)))
     first, second = (forecasting.forecast(cube, "extrapolation") for _ in range(2))
     assert first["rainfall_rate"].identical(second["rainfall_rate"])
 
@@ -185,7 +185,7 @@ def test_a_forecast_is_made_once(tmp_path: Path) -> None:
     assert len(forecasting.issue(path, str(tmp_path / "f"), products[:1], **options)) == 1
     assert forecasting.issue(path, str(tmp_path / "f"), products, **options) == ["b 2010-08-26T00:25Z ok"]
     assert forecasting.issue(path, str(tmp_path / "f"), products, **options) == []
-    assert store.open_store(tmp_path / "f").sizes["run"] == 2
+    assert open_store(tmp_path / "f").sizes["run"] == 2
 
 
 def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
     forecasting.issue(path, str(tmp_path / "f"), [Product(name="p", model="persistence")], fallback=(), leads=2)
     reference = synthetic.START + 5 * synthetic.STEP
     run = forecasting.read_run(str(tmp_path / "f"), reference, "p")
-    made = forecasting.forecast(store.open_store(path), "persistence", leads=2)
+    made = forecasting.forecast(open_store(path), "persistence", leads=2)
     np.testing.assert_allclose(run["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
     assert run.attrs["input_frames"] == made.attrs["input_frames"]
     assert run.attrs["state"] == "ok"
@@ -202,7 +202,7 @@ def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
 
 
 def test_a_time_without_a_frame_says_which_is_the_newest(tmp_path: Path) -> None:
-    cube = store.open_store(synthetic.make_store(tmp_path / "frames", range(3)))
+    cube = open_store(synthetic.make_store(tmp_path / "frames", range(3)))
     with pytest.raises(ForecastError, match="no frame at 2010-08-26T05:00Z; the newest is 2010-08-26T00:10Z"):
         forecasting.forecast(cube, "persistence", time=np.datetime64("2010-08-26T05:00"))
 
@@ -210,8 +210,8 @@ def test_a_time_without_a_frame_says_which_is_the_newest(tmp_path: Path) -> None
 def test_rain_beyond_what_a_file_can_hold_is_cut_not_wrapped(tmp_path: Path) -> None:
     frames = synthetic.cube(range(4))
     frames["rainfall_rate"][:, 20:30, 20:30] = 8646.0
-    store.append(tmp_path / "frames", frames, message="an outlier as OPERA has them")
-    made = forecasting.forecast(store.open_store(tmp_path / "frames"), "persistence", leads=1)
+    FrameStore(tmp_path / "frames").append(frames, message="an outlier as OPERA has them")
+    made = forecasting.forecast(open_store(tmp_path / "frames"), "persistence", leads=1)
     with xr.open_dataset(forecasting.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
         assert read["rainfall_rate"].max() == pytest.approx(327.67)
 

@@ -27,8 +27,7 @@ from nowcast.ingestion import cluster as dask_cluster
 from nowcast.ingestion import decode
 from nowcast.ingestion import run as ingestion
 from nowcast.readers import READERS, get
-from nowcast.store import repository as store
-from nowcast.store import schema
+from nowcast.store import ForecastStore, FrameStore, Store, open_store, schema
 from tests import fixtures
 from tests.paths import SAMPLE
 from tests.sources import SOURCES
@@ -71,7 +70,7 @@ def counts(summary: ingestion.Summary) -> tuple[int, int, int, int]:
 
 def content(path: Path) -> dict[str, tuple[dict, np.ndarray]]:
     """Every array of a store as it lies on disk: layout, attributes and numbers."""
-    session = store._repository(path).readonly_session(store.BRANCH)
+    session = FrameStore(path)._session()
     arrays = dict(zarr.open_group(session.store, mode="r").arrays())
     return {name: (array.metadata.to_dict(), array[...]) for name, array in arrays.items()}
 
@@ -103,9 +102,9 @@ def test_twice_is_once(feed: Path, how: dict) -> None:
     for index in range(3):
         land(feed, index)
     assert counts(take(feed, **how)) == (3, 0, 0, 0)
-    before = store.snapshot(feed.parent / "frames")
+    before = Store(feed.parent / "frames").snapshot()
     assert counts(take(feed, **how)) == (0, 3, 0, 0)
-    assert store.snapshot(feed.parent / "frames") == before
+    assert Store(feed.parent / "frames").snapshot() == before
 
 
 def test_known_files_are_not_opened_again(feed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +131,13 @@ def test_the_same_frame_twice_at_once(feed: Path, how: dict) -> None:
 def test_a_corrected_frame_is_a_new_version(feed: Path, how: dict) -> None:
     path = land(feed, 0)
     take(feed, **how)
-    before = store.snapshot(feed.parent / "frames")
+    before = Store(feed.parent / "frames").snapshot()
     edit(path, lambda pixels: np.where(pixels == 65535, pixels, 7))
     assert counts(take(feed, **how)) == (0, 0, 1, 0)
-    after, old = (store.open_store(feed.parent / "frames", version=version) for version in (None, before))
+    after, old = (open_store(feed.parent / "frames", version=version) for version in (None, before))
     assert np.nanmax(after["rainfall_rate"][0]) == pytest.approx(0.84)
     assert np.nanmax(old["rainfall_rate"][0]) > 1
-    assert next(store.history(feed.parent / "frames")).message.startswith("Revise ")
+    assert next(Store(feed.parent / "frames").history()).message.startswith("Revise ")
     assert counts(take(feed, **how)) == (0, 1, 0, 0)
 
 
@@ -146,10 +145,10 @@ def test_two_versions_in_one_folder_do_not_replace_each_other_for_ever(feed: Pat
     land(feed, 0, "a_" + FRAMES[0].name)
     edit(land(feed, 0, "b_" + FRAMES[0].name), lambda pixels: np.where(pixels == 65535, pixels, 7))
     take(feed, **how)
-    before = store.snapshot(feed.parent / "frames")
+    before = Store(feed.parent / "frames").snapshot()
     take(feed, **how)
-    assert store.snapshot(feed.parent / "frames") == before
-    assert np.nanmax(store.open_store(feed.parent / "frames")["rainfall_rate"][0]) == pytest.approx(0.84)
+    assert Store(feed.parent / "frames").snapshot() == before
+    assert np.nanmax(open_store(feed.parent / "frames")["rainfall_rate"][0]) == pytest.approx(0.84)
 
 
 def test_a_late_frame_takes_its_place(feed: Path, how: dict) -> None:
@@ -158,7 +157,7 @@ def test_a_late_frame_takes_its_place(feed: Path, how: dict) -> None:
         take(feed, **how)
     land(feed, 1)
     take(feed, **how)
-    times = store.open_store(feed.parent / "frames")["time"].values
+    times = open_store(feed.parent / "frames")["time"].values
     assert (np.diff(times) == np.timedelta64(300, "s")).all()
 
 
@@ -174,7 +173,7 @@ def test_bad_files_are_refused_and_the_rest_is_taken(feed: Path, how: dict) -> N
     assert counts(summary) == (3, 0, 0, 3)
     for index, fault in ((1, FRAMES[1].name), (2, "no measured pixel"), (3, FRAMES[3].name)):
         assert sum(fault in sentence and "\n" not in sentence for sentence in summary.refused) == 1, index
-    frames = store.open_store(feed.parent / "frames")
+    frames = open_store(feed.parent / "frames")
     assert frames.sizes["time"] == 3
     assert np.nanmax(frames["rainfall_rate"].sel(time="2010-08-26T04:30")) == 0, dry
 
@@ -216,7 +215,7 @@ def test_nothing_to_read_says_so(tmp_path: Path, source: str) -> None:
     summary = ingestion.ingest("knmi", [tmp_path / source], tmp_path / "frames")
     assert summary.refused
     assert source in summary.refused[0]
-    assert not store.exists(tmp_path / "frames")
+    assert not Store(tmp_path / "frames").exists()
 
 
 def test_a_glob_is_a_source(feed: Path) -> None:
@@ -227,7 +226,7 @@ def test_a_glob_is_a_source(feed: Path) -> None:
 
 def test_a_store_of_another_making_is_left_alone(feed: Path) -> None:
     land(feed, 0)
-    store.append(feed.parent / "frames", xr.Dataset({"model": ("run", ["persistence"])}), message="m", along="run")
+    ForecastStore(feed.parent / "frames").append(xr.Dataset({"model": ("run", ["persistence"])}), message="m")
     with pytest.raises(StoreError, match="holds no sequence or time or digest or source, so it was not made by"):
         take(feed)
 
@@ -244,7 +243,7 @@ def test_every_source_goes_into_a_store_and_comes_out_whole(tmp_path: Path, read
     assert first.taken > 0
     again = ingestion.ingest(reader, [source], tmp_path / "frames")
     assert (again.taken, again.revised, again.refused) == (0, 0, first.refused)
-    stored = cube.check(store.open_store(tmp_path / "frames"))
+    stored = cube.check(open_store(tmp_path / "frames"))
     module, name = get(reader), cube.channels(stored)[0]
     read = module.read(next(module.find(source)))
     label = str(read["sequence"].values[0])
@@ -363,7 +362,7 @@ def test_one_process_may_convert_two_kinds(tmp_path: Path) -> None:
         ingestion.ingest("knmi", [path], tmp_path / f"store{minutes}")
         array, _ = content(tmp_path / f"store{minutes}")["rainfall_rate"]
         assert array["attributes"]["scale_factor"] == pytest.approx(0.6 / minutes)
-        assert store.open_store(tmp_path / f"store{minutes}").attrs["cadence_seconds"] == 60 * minutes
+        assert open_store(tmp_path / f"store{minutes}").attrs["cadence_seconds"] == 60 * minutes
 
 
 def test_items_of_other_labels_are_refused(tmp_path: Path, how: dict) -> None:
@@ -414,7 +413,7 @@ def test_an_address_where_nobody_answers(feed: Path, address: str) -> None:
     with pytest.raises(ConnectionError, match=f"No Dask scheduler answers at {address}; give") as error:
         take(feed, scheduler=address)
     assert "\n" not in str(error.value)
-    assert not store.exists(feed.parent / "frames")
+    assert not Store(feed.parent / "frames").exists()
 
 
 @pytest.mark.slow

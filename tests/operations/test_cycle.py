@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nowcast import store
 from nowcast.config import Operations
 from nowcast.core.errors import BusyError
 from nowcast.operations import cycle
+from nowcast.store import Store
 from tests.paths import SAMPLE
 
 FRAMES = sorted(SAMPLE.glob("*.h5"))
@@ -70,9 +70,9 @@ def test_a_new_frame_goes_through_everything(chain: Operations) -> None:
 def test_a_cycle_without_news_changes_nothing(chain: Operations) -> None:
     land(chain, 0)
     cycle.cycle(chain)
-    before = [store.snapshot(path) for path in (chain.store, chain.forecasts, chain.scores)]
+    before = [Store(path).snapshot() for path in (chain.store, chain.forecasts, chain.scores)]
     assert cycle.cycle(chain).idle
-    assert [store.snapshot(path) for path in (chain.store, chain.forecasts, chain.scores)] == before
+    assert [Store(path).snapshot() for path in (chain.store, chain.forecasts, chain.scores)] == before
 
 
 def test_a_bad_file_does_not_stop_the_chain(chain: Operations) -> None:
@@ -98,7 +98,7 @@ def test_the_newest_due_frame_is_forecast_if_several_land_at_once(chain: Operati
 
 def test_old_versions_are_forgotten_once_a_day(chain: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
     forgotten: list[str] = []
-    monkeypatch.setattr(store, "expire", lambda path, older_than: forgotten.append(path))
+    monkeypatch.setattr(Store, "expire", lambda store, older_than: forgotten.append(store.path))
     land(chain, 0)
     cycle.cycle(chain)
     cycle.cycle(chain)

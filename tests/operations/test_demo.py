@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from nowcast import store
 from nowcast.operations import demo
+from nowcast.store import Store
 from nowcast.verification.tables import table
 from tests import installed
 
@@ -31,9 +31,9 @@ def printed(site_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 def again(printed: tuple[str, Path]) -> tuple[demo.Result, bool]:
     """The demo in the same folder once more, and whether that left the stores as they were."""
     folder = printed[1]
-    before = {name: store.snapshot(folder / name) for name in ("frames", "forecasts", "scores")}
+    before = {name: Store(folder / name).snapshot() for name in ("frames", "forecasts", "scores")}
     result = demo.run(folder, progress=lambda done, total, name: None)
-    return result, {name: store.snapshot(folder / name) for name in before} == before
+    return result, {name: Store(folder / name).snapshot() for name in before} == before
 
 
 def test_it_runs_from_the_wheel(printed: tuple[str, Path], site_packages: Path) -> None:

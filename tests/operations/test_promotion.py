@@ -11,13 +11,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from nowcast import cli, store
+from nowcast import cli
 from nowcast.config import Operations, Product
 from nowcast.core.errors import BadInput, ConfigError, ForecastError, RegistryError
 from nowcast.forecasting import run as forecasting
 from nowcast.operations import promotion
 from nowcast.operations.doctor import examine
+from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
+from nowcast.store import ScoreStore, open_store
 from nowcast.verification.run import verify
 from tests import checkpoints, synthetic
 from tests.cli.test_cli import run
@@ -68,7 +70,7 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hour")
     settings = begin(folder)
     shelf = promotion.registry(settings)
-    make(settings, settings.makers, (settings.forecasts, settings.scores))
+    make(settings, settings.makers, Stores.of(settings))
     make(settings, [Product(name="new", model=str(shelf.file(shelf.find("new"))))], promotion.shadow_stores(settings))
     return folder
 
@@ -83,29 +85,29 @@ def scored(hour: Path, tmp_path: Path) -> Operations:
 def make(
     settings: Operations,
     products: list[Product] | tuple[Product, ...],
-    places: tuple[str, str],
+    stores: Stores,
     indices: range = range(1, FRAMES - 1),
     fallback: tuple[str, ...] = (),
 ) -> None:
     """Forecasts from every frame, and their scores."""
     for index in indices:
         forecasting.issue(
-            settings.store,
-            places[0],
+            stores.frames,
+            stores.forecasts,
             products,
             fallback=fallback,
             leads=LEADS,
             time=synthetic.START + index * synthetic.STEP,
         )
-    verify(settings.store, *places)
+    verify(*stores)
 
 
-def handicap(settings: Operations, places: tuple[str, str], *, hits: int) -> None:
+def handicap(scores: ScoreStore, *, hits: int) -> None:
     """Moves pixels from hits to misses in the scores of a store: a known difference."""
-    sums = store.open_store(places[1]).load()
+    sums = scores.read().load()
     sums["hits"].values += hits
     sums["misses"].values -= hits
-    store.replace(places[1], sums, along="run", at=slice(0, sums.sizes["run"]), message="handicap")
+    scores.replace(sums, at=slice(0, sums.sizes["run"]), message="handicap")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_network_made_for_other_frames_is_refused_in_one_sentence(tmp_path: Pa
     with pytest.raises(RegistryError, match=rf"net\.safetensors: {reason}"):
         promotion.register(settings, network)
     with pytest.raises(ForecastError, match=f"^{reason}$"):
-        forecasting.forecast(store.open_store(path), network, leads=2)
+        forecasting.forecast(open_store(path), network, leads=2)
 
 
 def test_a_chain_without_a_registry_says_what_to_set(tmp_path: Path) -> None:
@@ -155,13 +157,13 @@ def test_a_promotion_takes_effect_at_the_next_forecast_and_a_rollback_too(live: 
             promotion.promote(live, "new", force=True, why="test")
         elif command == "rollback":
             shelf.rollback()
-        make(live, live.makers, (live.forecasts, live.scores), range(index, index + 1))
-        made.append(store.open_store(live.forecasts)["checkpoint"].values[-1])
+        make(live, live.makers, Stores.of(live), range(index, index + 1))
+        made.append(open_store(live.forecasts)["checkpoint"].values[-1])
     assert made == [shelf.find("old"), shelf.find("new"), shelf.find("old")]
 
 
 def test_any_run_is_made_again_bit_for_bit_from_the_registry(live: Operations) -> None:
-    cube, time = store.open_store(live.store), synthetic.START + 5 * synthetic.STEP
+    cube, time = open_store(live.store), synthetic.START + 5 * synthetic.STEP
     first = forecasting.forecast(cube, f"registry:{live.registry}", time=time, leads=LEADS)
     promotion.promote(live, "new", force=True, why="test")
     again = forecasting.forecast(cube, promotion.registry(live).file(first.attrs["checkpoint"]), time=time, leads=LEADS)
@@ -171,15 +173,14 @@ def test_any_run_is_made_again_bit_for_bit_from_the_registry(live: Operations) -
 def test_without_a_champion_the_fallback_says_so(tmp_path: Path) -> None:
     settings = chain(tmp_path)
     synthetic.make_store(tmp_path / "frames", range(4))
-    make(settings, settings.makers, (settings.forecasts, settings.scores), range(3, 4), fallback=("persistence",))
-    run = store.open_store(settings.forecasts).isel(run=0)
+    make(settings, settings.makers, Stores.of(settings), range(3, 4), fallback=("persistence",))
+    run = open_store(settings.forecasts).isel(run=0)
     assert (run["state"], run["producer"]) == ("fallback", "persistence")
     assert str(run["reason"].values) == f"champion: no checkpoint is promoted in {settings.registry}"
 
 
 def test_challenger_and_champion_meet_on_the_same_runs_and_pixels(scored: Operations) -> None:
-    places = promotion.shadow_stores(scored)
-    old, new = (store.open_store(path).load() for path in (scored.scores, places[1]))
+    old, new = (stores.scores.read().load() for stores in (Stores.of(scored), promotion.shadow_stores(scored)))
     found = promotion.compare(scored, "new")
     assert (found.challenger, found.against) == ("new", "old")
     assert (found.runs, found.left_out) == (FRAMES - 2, 0)
@@ -195,7 +196,7 @@ def test_challenger_and_champion_meet_on_the_same_runs_and_pixels(scored: Operat
 
 
 def test_a_better_challenger_is_promoted_and_its_evidence_is_kept(scored: Operations) -> None:
-    handicap(scored, promotion.shadow_stores(scored), hits=300)
+    handicap(promotion.shadow_stores(scored).scores, hits=300)
     assert promotion.compare(scored, "new").says == "better"
     assert promotion.promote(scored, "new").startswith("new against old: better; CSI≥0.1 mm/h of 5 to 10 min")
     event = promotion.registry(scored).events[-1]
@@ -204,17 +205,17 @@ def test_a_better_challenger_is_promoted_and_its_evidence_is_kept(scored: Operat
 
 
 def test_a_worse_challenger_is_not(scored: Operations) -> None:
-    handicap(scored, (scored.forecasts, scored.scores), hits=300)
+    handicap(ScoreStore(scored.scores), hits=300)
     with pytest.raises(RegistryError, match="new against old: worse"):
         promotion.promote(scored, "new")
 
 
 def test_frames_that_were_not_scored_alike_are_left_out(scored: Operations) -> None:
-    places = promotion.shadow_stores(scored)
-    sums = store.open_store(places[1]).load()
+    scores = promotion.shadow_stores(scored).scores
+    sums = scores.read().load()
     sums["n"].values[0, 0] -= 1
     sums["observed_digest"].values[1, 1] = "before it was corrected"
-    store.replace(places[1], sums, along="run", at=slice(0, sums.sizes["run"]), message="other pixels")
+    scores.replace(sums, at=slice(0, sums.sizes["run"]), message="other pixels")
     found = promotion.compare(scored, "new")
     assert found.left_out == 2
     assert found.pixels == int(sums["n"].sum()) - sums["n"].values[0, 0] - sums["n"].values[1, 1]
@@ -223,7 +224,7 @@ def test_frames_that_were_not_scored_alike_are_left_out(scored: Operations) -> N
 def test_runs_of_a_fallback_count_for_nobody(live: Operations, tmp_path: Path) -> None:
     shelf = promotion.registry(live)
     shelf.file(shelf.champion).rename(tmp_path / "away")
-    make(live, live.makers, (live.forecasts, live.scores), range(3, 5), fallback=("persistence",))
+    make(live, live.makers, Stores.of(live), range(3, 5), fallback=("persistence",))
     make(
         live,
         [Product(name="new", model=str(shelf.file(shelf.find("new"))))],

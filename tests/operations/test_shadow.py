@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nowcast import store
 from nowcast.config import Operations
 from nowcast.operations import cycle, promotion, shadow
 from nowcast.registry.registry import JOURNAL
+from nowcast.store import Store, open_store
 from tests import checkpoints, synthetic
 from tests.operations.test_cycle import land
 from tests.operations.test_promotion import chain
@@ -41,10 +41,10 @@ def settings(tmp_path: Path) -> Operations:
 def test_challengers_forecast_and_are_scored_apart_from_products(settings: Operations, tmp_path: Path) -> None:
     assert sorted(shadow.work(settings, TIME)) == ["new 2010-08-26T00:15Z ok", "newer 2010-08-26T00:15Z ok"]
     assert list(shadow.work(settings, TIME)) == []
-    assert not store.exists(settings.forecasts)
+    assert not Store(settings.forecasts).exists()
     synthetic.make_store(tmp_path / "frames", [4])
     list(shadow.work(settings, TIME))
-    forecasts, scores = (store.open_store(path) for path in promotion.shadow_stores(settings))
+    _, forecasts, scores = (store.read() for store in promotion.shadow_stores(settings))
     assert set(forecasts["checkpoint"].values) == set(promotion.registry(settings).standing.challengers)
     assert (scores["n"].isel(lead_time=0) > 0).all()
 
@@ -171,7 +171,7 @@ def test_the_whole_life_of_a_model_on_real_radar(tmp_path: Path) -> None:
     for index, makes in ((7, "small"), (8, "old")):
         land(settings, index)
         cycle.cycle(settings)
-        runs = store.open_store(settings.forecasts)
+        runs = open_store(settings.forecasts)
         own = runs["model"].values == "page"
         assert runs["checkpoint"].values[own][-1] == shelf.find(makes)
         if makes == "small":

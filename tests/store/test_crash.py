@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from nowcast import store
 from nowcast.config import Operations
 from nowcast.core import cube
 from nowcast.operations import cycle
+from nowcast.store import Store, open_store
 from tests.paths import SAMPLE
 
 FRAMES = sorted(SAMPLE.glob("*.h5"))
@@ -96,13 +96,13 @@ def check_site(settings: Operations) -> None:
 
 
 def check_stores(settings: Operations) -> None:
-    if store.exists(settings.store):
-        frames = cube.check(store.open_store(settings.store))
+    if Store(settings.store).exists():
+        frames = cube.check(open_store(settings.store))
         assert (np.diff(frames["time"].values) > np.timedelta64(0)).all()
         assert np.isfinite(frames["rainfall_rate"][-1]).any()
     for path in (settings.forecasts, settings.scores):
-        if store.exists(path):
-            runs = store.open_store(path)
+        if Store(path).exists():
+            runs = open_store(path)
             keys = list(zip(runs["forecast_reference_time"].values, runs["model"].values, strict=True))
             assert len(set(keys)) == len(keys), path
 
@@ -126,7 +126,7 @@ def test_kill_at_random_moments(chain: Path) -> None:
     last.end()
     check_stores(settings)
     check_site(settings)
-    frames = store.open_store(settings.store)
+    frames = open_store(settings.store)
     assert frames.sizes["time"] == KILLS + 1
     manifest = json.loads((settings.site / "latest.json").read_text())
     assert manifest["observed"][-1]["time"].startswith(str(frames["time"].values[-1])[:16])

@@ -13,7 +13,7 @@ from nowcast.core.cube import make
 from nowcast.core.encoded import Coded, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.units import vil_from_level
-from nowcast.store import repository as store
+from nowcast.store import FrameStore, open_store
 from nowcast.store.packing import Packing, packed
 from tests.synthetic import GRID, START, STEP
 
@@ -35,27 +35,27 @@ def cube(values: np.ndarray, **packing: object):
 def test_a_store_gives_back_what_it_got(tmp_path: Path, kind: str) -> None:
     packing, dtype, values = KINDS[kind]
     frames = cube(np.append(values, np.nan), **packing)
-    store.append(tmp_path / "s", frames, message="m")
-    opened = store.open_store(tmp_path / "s")
+    FrameStore(tmp_path / "s").append(frames, message="m")
+    opened = open_store(tmp_path / "s")
     np.testing.assert_allclose(opened["rainfall_rate"], frames["rainfall_rate"], rtol=1e-6, atol=1e-5)
     assert opened["rainfall_rate"].dtype == np.float32
     np.testing.assert_array_equal(opened["rainfall_rate"][1, 3:9, ::2], opened["rainfall_rate"].values[1, 3:9, ::2])
     import zarr
 
-    session = store._repository(tmp_path / "s").readonly_session("main")
+    session = FrameStore(tmp_path / "s")._session()
     assert zarr.open_group(session.store, mode="r")["rainfall_rate"].dtype == dtype
 
 
 def test_levels_come_back_bit_for_bit(tmp_path: Path) -> None:
-    store.append(tmp_path / "s", cube(VIL, levels=VIL), message="m")
-    np.testing.assert_array_equal(store.open_store(tmp_path / "s")["rainfall_rate"][0], np.resize(VIL, GRID.shape))
+    FrameStore(tmp_path / "s").append(cube(VIL, levels=VIL), message="m")
+    np.testing.assert_array_equal(open_store(tmp_path / "s")["rainfall_rate"][0], np.resize(VIL, GRID.shape))
 
 
 @pytest.mark.parametrize("kind", ["16 bits", "8 bits", "levels"])
 @pytest.mark.parametrize("value", [5000.0, -5000.0])
 def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str, value: float) -> None:
     with pytest.raises(BadInput, match="reach beyond what this store can hold"):
-        store.append(tmp_path / "s", cube(np.array([value]), **KINDS[kind][0]), message="m")
+        FrameStore(tmp_path / "s").append(cube(np.array([value]), **KINDS[kind][0]), message="m")
 
 
 def from_source(table: np.ndarray, codes: np.ndarray, **packing: object):

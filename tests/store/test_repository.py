@@ -18,7 +18,7 @@ from nowcast.core import cube as cubes
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
 from nowcast.ingestion import run as ingestion
-from nowcast.store import repository as store
+from nowcast.store import FrameStore, Store, open_store
 from tests import paths
 
 SAMPLE = sorted(paths.SAMPLE.glob("*.h5"))
@@ -51,57 +51,57 @@ def frame(
 
 def test_frames_come_back_as_they_went_in(tmp_path: Path) -> None:
     for index in range(3):
-        store.append(tmp_path / "s", frame(index, 0.12 * index), message=f"frame {index}")
-    cube = cubes.check(store.open_store(tmp_path / "s"))
+        FrameStore(tmp_path / "s").append(frame(index, 0.12 * index), message=f"frame {index}")
+    cube = cubes.check(open_store(tmp_path / "s"))
     assert cube["rainfall_rate"].dtype == np.float32
     assert cube["rainfall_rate"][:, 1, 1].values == pytest.approx([0, 0.12, 0.24])
     assert np.isnan(cube["rainfall_rate"][:, 0, 0]).all()
     assert (cube["time"].values == START + np.arange(3) * np.timedelta64(300, "s")).all()
     assert Grid.of(cube).digest == GRID.digest
     assert cube.attrs["title"] == "test"
-    assert [commit.message for commit in store.history(tmp_path / "s", limit=3)] == ["frame 2", "frame 1", "frame 0"]
+    assert [commit.message for commit in Store(tmp_path / "s").history(limit=3)] == ["frame 2", "frame 1", "frame 0"]
 
 
 def test_a_late_frame_is_sorted_in_and_joins_two_runs(tmp_path: Path) -> None:
     for index in (0, 1, 3):
-        store.append(tmp_path / "s", frame(index, index), message="m")
-    assert len(set(store.open_store(tmp_path / "s")["sequence"].values)) == 2
-    store.append(tmp_path / "s", frame(2, 2), message="late")
-    cube = store.open_store(tmp_path / "s")
+        FrameStore(tmp_path / "s").append(frame(index, index), message="m")
+    assert len(set(open_store(tmp_path / "s")["sequence"].values)) == 2
+    FrameStore(tmp_path / "s").append(frame(2, 2), message="late")
+    cube = open_store(tmp_path / "s")
     assert len(set(cube["sequence"].values)) == 1
     assert cube["rainfall_rate"][:, 1, 1].values == pytest.approx([0, 1.0, 2.0, 3.0], abs=0.06)
 
 
 def test_sequences_stay_together_in_order_of_arrival(tmp_path: Path) -> None:
     for label, index in (("b", 5), ("a", 0), ("b", 4)):
-        store.append(tmp_path / "s", frame(index, sequence=label, cadence=None), message="m")
-    assert store.open_store(tmp_path / "s")["sequence"].values.tolist() == ["b", "b", "a"]
+        FrameStore(tmp_path / "s").append(frame(index, sequence=label, cadence=None), message="m")
+    assert open_store(tmp_path / "s")["sequence"].values.tolist() == ["b", "b", "a"]
 
 
 def test_a_correction_is_a_version_and_the_old_one_can_be_read(tmp_path: Path) -> None:
-    before = store.append(tmp_path / "s", frame(0, 1.2), message="first")
-    store.replace(tmp_path / "s", frame(0, 2.4), at=0, message="corrected")
-    assert store.open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
-    assert store.open_store(tmp_path / "s", version=before)["rainfall_rate"][0, 1, 1].item() == pytest.approx(1.2)
+    before = FrameStore(tmp_path / "s").append(frame(0, 1.2), message="first")
+    FrameStore(tmp_path / "s").replace(frame(0, 2.4), at=0, message="corrected")
+    assert open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
+    assert open_store(tmp_path / "s", version=before)["rainfall_rate"][0, 1, 1].item() == pytest.approx(1.2)
 
 
 def test_old_versions_are_forgotten_on_demand(tmp_path: Path) -> None:
-    before = store.append(tmp_path / "s", frame(0), message="first")
-    store.replace(tmp_path / "s", frame(0, 2.4), at=0, message="corrected")
-    assert store.expire(tmp_path / "s", older_than=timedelta(0)) > 0
+    before = FrameStore(tmp_path / "s").append(frame(0), message="first")
+    FrameStore(tmp_path / "s").replace(frame(0, 2.4), at=0, message="corrected")
+    assert Store(tmp_path / "s").expire(older_than=timedelta(0)) > 0
     with pytest.raises(StoreError, match="cannot read version"):
-        store.open_store(tmp_path / "s", version=before)
-    assert store.open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
+        open_store(tmp_path / "s", version=before)
+    assert open_store(tmp_path / "s")["rainfall_rate"][0, 1, 1].item() == pytest.approx(2.4)
 
 
 def test_a_chunk_that_was_never_written_is_no_data(tmp_path: Path) -> None:
-    store.append(tmp_path / "s", frame(0), message="m")
-    session = store._writable(tmp_path / "s")
+    FrameStore(tmp_path / "s").append(frame(0), message="m")
+    session = FrameStore(tmp_path / "s")._writable()
     import zarr
 
     zarr.open_group(session.store, mode="a")["rainfall_rate"].resize((2, 4, 5))
     session.commit("half a frame")
-    raw = zarr.open_group(store._repository(tmp_path / "s").readonly_session("main").store, mode="r")
+    raw = zarr.open_group(FrameStore(tmp_path / "s")._session().store, mode="r")
     assert (raw["rainfall_rate"][1] == -32768).all()
 
 
@@ -116,33 +116,33 @@ def test_a_chunk_that_was_never_written_is_no_data(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, other: xr.Dataset, fault: str) -> None:
-    store.append(tmp_path / "s", frame(0), message="m")
-    before = store.snapshot(tmp_path / "s")
+    FrameStore(tmp_path / "s").append(frame(0), message="m")
+    before = Store(tmp_path / "s").snapshot()
     with pytest.raises(BadInput, match=fault):
-        store.append(tmp_path / "s", other, message="m")
-    assert store.snapshot(tmp_path / "s") == before
+        FrameStore(tmp_path / "s").append(other, message="m")
+    assert Store(tmp_path / "s").snapshot() == before
 
 
 def test_a_writer_killed_before_its_first_commit_left_nothing(tmp_path: Path) -> None:
-    store._writable(tmp_path / "s")
-    assert not store.exists(tmp_path / "s")
+    FrameStore(tmp_path / "s")._writable()
+    assert not Store(tmp_path / "s").exists()
     with pytest.raises(StoreError, match="no store here"):
-        store.open_store(tmp_path / "s")
-    store.append(tmp_path / "s", frame(0), message="m")
-    assert store.open_store(tmp_path / "s").sizes["time"] == 1
+        open_store(tmp_path / "s")
+    FrameStore(tmp_path / "s").append(frame(0), message="m")
+    assert open_store(tmp_path / "s").sizes["time"] == 1
 
 
 def test_no_store_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store here; make one with `nowcast ingest`"):
-        store.open_store(tmp_path / "nothing")
+        open_store(tmp_path / "nothing")
     with pytest.raises(StoreError, match="s3://bucket/prefix"):
-        store.open_store("ftp://host/x")
+        open_store("ftp://host/x")
 
 
 def test_describe_names_the_gap(tmp_path: Path) -> None:
     for index in (0, 1, 4):
-        store.append(tmp_path / "s", frame(index), message="m")
-    facts = store.describe(tmp_path / "s")
+        FrameStore(tmp_path / "s").append(frame(index), message="m")
+    facts = Store(tmp_path / "s").describe()
     assert facts["frames"] == 3
     assert facts["gaps"] == ["2010-08-26T00:05:00Z to 2010-08-26T00:20:00Z (2 frames)"]
     assert facts["grid"] == "4 x 5 pixels of 1000 m, north-up, Amersfoort / RD New"
@@ -155,8 +155,8 @@ def test_any_order_of_arrival_gives_the_same_cube(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "s"
     for index in order:
-        store.append(path, frame(index, 0.12 * index, quantum=quantum), message="m")
-    cube = cubes.check(store.open_store(path))
+        FrameStore(path).append(frame(index, 0.12 * index, quantum=quantum), message="m")
+    cube = cubes.check(open_store(path))
     assert cube["rainfall_rate"][:, 2, 2].values == pytest.approx(0.12 * np.arange(5), abs=1e-6)
     assert len(set(cube["sequence"].values)) == 1
 
@@ -184,9 +184,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 def test_an_object_store_is_a_store(bucket: str) -> None:
     for index in range(2):
-        store.append(bucket, frame(index), message=f"frame {index}")
-    assert cubes.check(store.open_store(bucket)).sizes["time"] == 2
-    assert [commit.message for commit in store.history(bucket, limit=2)] == ["frame 1", "frame 0"]
+        FrameStore(bucket).append(frame(index), message=f"frame {index}")
+    assert cubes.check(open_store(bucket)).sizes["time"] == 2
+    assert [commit.message for commit in Store(bucket).history(limit=2)] == ["frame 1", "frame 0"]
 
 
 def test_channels_come_in_the_order_of_the_quantities(tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_channels_come_in_the_order_of_the_quantities(tmp_path: Path) -> None:
     one = frame(0)
     names = ("outflow", "inflow", "blue", "red", "green")
     fields = {name: one["rainfall_rate"].rename(name).assign_attrs(units="1") for name in names}
-    store.append(tmp_path / "s", one.drop_vars("rainfall_rate").assign(fields), message="m")
-    assert list(store.open_store(tmp_path / "s").data_vars) == ["red", "green", "blue", "inflow", "outflow"]
+    FrameStore(tmp_path / "s").append(one.drop_vars("rainfall_rate").assign(fields), message="m")
+    assert list(open_store(tmp_path / "s").data_vars) == ["red", "green", "blue", "inflow", "outflow"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -209,5 +209,5 @@ def test_files_go_into_an_object_store(bucket: str, tmp_path: Path, workers: int
         summary = ingestion.ingest("knmi", [feed], bucket, workers=workers)
         ingestion.ingest("knmi", [feed], tmp_path / "local")
     assert (summary.taken, summary.known, summary.refused) == (6, 3, [])
-    there, here = (store.open_store(path).drop_attrs() for path in (bucket, tmp_path / "local"))
+    there, here = (open_store(path).drop_attrs() for path in (bucket, tmp_path / "local"))
     xr.testing.assert_identical(there.load(), here.load())

@@ -26,6 +26,7 @@ from nowcast.core.units import quantity
 from nowcast.data.loader import Windows, loader
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
+from nowcast.store import FrameStore
 from nowcast.training import run as training
 from nowcast.training.callbacks import short_of_memory
 from tests import synthetic
@@ -632,7 +633,7 @@ def test_the_batches_not_yet_seen_follow(tmp_path: Path, workers: int) -> None:
     cube = synthetic.cube(range(30))
     cube["rainfall_rate"].encoding["quantum"] = 0.01
     train_store = tmp_path / "store"
-    synthetic.store.append(train_store, cube, message="m")
+    FrameStore(train_store).append(cube, message="m")
     settings = WindowSettings(quantity="rainfall_rate", in_steps=2, out_steps=3, crop=32)
     windows = Windows([Span(store=str(train_store))], settings, augment=True)
     whole = witnessed(windows, tmp_path / "whole", 0)

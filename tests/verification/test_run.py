@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nowcast import store
 from nowcast.config import Product
 from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.forecasting import run as forecasting
+from nowcast.store import FrameStore, open_store
 from nowcast.verification import run as verification
 from nowcast.verification.tables import table
 from tests import synthetic
@@ -34,7 +34,7 @@ def issue(tmp_path: Path, index: int, *, leads: int = 2, products: list[Product]
 
 def score(tmp_path: Path, **options: object) -> tuple[int, xr.Dataset]:
     count = verification.verify(str(tmp_path / "frames"), str(tmp_path / "f"), str(tmp_path / "s"), **options)  # type: ignore[arg-type]
-    return count, store.open_store(tmp_path / "s").load()
+    return count, open_store(tmp_path / "s").load()
 
 
 def test_sums_are_those_of_the_two_fields(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_corrected_observation_is_scored_again(tmp_path: Path) -> None:
     before = score(tmp_path)[1].isel(run=0, lead_time=0)
     corrected = synthetic.cube([5])
     corrected["rainfall_rate"] += 1
-    store.replace(path, corrected.assign_coords(digest=("time", ["other"])), at=5, message="corrected")
+    FrameStore(path).replace(corrected.assign_coords(digest=("time", ["other"])), at=5, message="corrected")
     count, sums = score(tmp_path)
     assert count == 1
     assert sums.isel(run=0, lead_time=0)["absolute_error"] > before["absolute_error"]
@@ -118,9 +118,9 @@ def test_events_that_share_their_times_are_not_mixed(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6), sequence="first", cadence=None)
     still = synthetic.cube([0] * 6, sequence="still", cadence=None)
     still = still.assign_coords(time=synthetic.START + np.arange(6) * synthetic.STEP)
-    store.append(path, still, message="another event")
+    FrameStore(path).append(still, message="another event")
     forecasting.issue(path, str(tmp_path / "f"), PRODUCTS[:1], leads=2, fallback=())
-    assert store.open_store(tmp_path / "f")["sequence"].values.tolist() == ["still"]
+    assert open_store(tmp_path / "f")["sequence"].values.tolist() == ["still"]
     with pytest.raises(ForecastError, match="2 events have a frame at"):
         issue(tmp_path, 3)
 
@@ -136,9 +136,9 @@ def test_no_echo_costs_nothing_whatever_its_floor(tmp_path: Path) -> None:
     echo = np.where(frames["rainfall_rate"][:1].values > 0, np.float32(20), np.float32(-32)).repeat(3, axis=0)
     dbz = frames["rainfall_rate"].copy(data=echo).assign_attrs(units="dBZ")
     still = frames.drop_vars("rainfall_rate").assign(reflectivity=dbz)
-    store.append(tmp_path / "frames", still, message="dBZ")
+    FrameStore(tmp_path / "frames").append(still, message="dBZ")
     issue(tmp_path, 1, leads=1, products=PRODUCTS[:1])
-    assert store.open_store(tmp_path / "f")["reflectivity"].min() == -32
+    assert open_store(tmp_path / "f")["reflectivity"].min() == -32
     assert score(tmp_path)[1]["squared_error"].sum() == 0
 
 
