@@ -31,7 +31,7 @@ from xarray.core import indexing
 from zarr.core.sync import sync
 
 from nowcast.core.cube import label_runs
-from nowcast.core.errors import StoreError
+from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
 from nowcast.core.units import QUANTITIES
 from nowcast.store import schema
@@ -194,7 +194,7 @@ class Store:
             BadInput: If the grid, the variables or the other dimensions differ from the store's.
             StoreError: If the store cannot be written.
         """
-        along = self.along or _along(dataset)
+        along = self._dimension(dataset)
         with self.writing():
             session = self._writable()
             group = zarr.open_group(session.store, mode="a")
@@ -219,7 +219,7 @@ class Store:
         Returns:
             Snapshot identifier.
         """
-        along = self.along or _along(dataset)
+        along = self._dimension(dataset)
         where = slice(at, at + 1) if isinstance(at, int) else at
         with self.writing():
             session = self._writable()
@@ -240,6 +240,15 @@ class Store:
             repository.expire_snapshots(older_than=limit)
             self._kept = None  # it still knows what is gone now
             return int(repository.garbage_collect(limit).bytes_deleted)
+
+    def _dimension(self, dataset: xr.Dataset) -> str:
+        """Along which it grows by a Dataset."""
+        along = self.along or _along(dataset)
+        if along not in dataset.dims:
+            raise BadInput(
+                self.path, f"grows along {along}, and this has none", "use another store for another kind of data"
+            )
+        return along
 
     # --- its repository
 

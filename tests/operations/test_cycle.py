@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import icechunk
 import pytest
 
 from nowcast.config import Operations
@@ -118,6 +120,23 @@ def test_backfill_makes_what_an_outage_left_out(chain: Operations) -> None:
     report = cycle.backfill(chain, **span)
     assert (len(report.issued), report.scored) == (3, 6)
     assert cycle.backfill(chain, **span).issued == []
+
+
+def test_a_cycle_opens_each_store_once(chain: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    for name in ("open", "open_or_create", "create"):
+        real = getattr(icechunk.Repository, name)
+
+        def counted(storage: icechunk.Storage, *, real: Callable = real, **options: object) -> icechunk.Repository:
+            opened.append(str(storage))
+            return real(storage, **options)
+
+        monkeypatch.setattr(icechunk.Repository, name, counted)
+    for index in range(3):
+        opened.clear()
+        land(chain, index)
+        cycle.cycle(chain)
+        assert len(opened) == len(set(opened)) == 3
 
 
 def test_two_cycles_do_not_overlap(chain: Operations) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -18,7 +22,7 @@ from nowcast.core import cube as cubes
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
 from nowcast.ingestion import run as ingestion
-from nowcast.store import FrameStore, Store, open_store
+from nowcast.store import ForecastStore, FrameStore, ScoreStore, Store, open_store, repository
 from tests import paths
 
 SAMPLE = sorted(paths.SAMPLE.glob("*.h5"))
@@ -159,6 +163,95 @@ def test_any_order_of_arrival_gives_the_same_cube(
     cube = cubes.check(open_store(path))
     assert cube["rainfall_rate"][:, 2, 2].values == pytest.approx(0.12 * np.arange(5), abs=1e-6)
     assert len(set(cube["sequence"].values)) == 1
+
+
+ELSEWHERE = """
+import pickle, sys
+store, dataset = pickle.load(sys.stdin.buffer)
+store.append(dataset, message="from another process")
+"""
+
+
+def append_elsewhere(store: Store, dataset: xr.Dataset) -> None:
+    """Another process writes to the store that it was sent."""
+    subprocess.run([sys.executable, "-c", ELSEWHERE], input=pickle.dumps((store, dataset)), check=True)
+
+
+def test_a_store_shows_what_others_committed_meanwhile(tmp_path: Path) -> None:
+    store = FrameStore(tmp_path / "s")
+    append_elsewhere(store, frame(0))
+    assert store.read().sizes["time"] == 1
+    FrameStore(tmp_path / "s").append(frame(1), message="from another object")
+    append_elsewhere(store, frame(2))
+    assert (store.times() == START + np.arange(3) * np.timedelta64(300, "s")).all()
+    assert store.snapshot() == FrameStore(tmp_path / "s").snapshot()
+    store.append(frame(3), message="own")
+    assert store.read().sizes["time"] == 4
+
+
+def test_a_store_may_be_made_later_and_to_look_for_it_leaves_nothing(tmp_path: Path) -> None:
+    store = FrameStore(tmp_path / "s")
+    assert not store.exists()
+    with pytest.raises(StoreError, match="no store here"):
+        store.read()
+    assert list(tmp_path.iterdir()) == []
+    FrameStore(tmp_path / "s").append(frame(0), message="m")
+    assert store.exists()
+
+
+@pytest.mark.parametrize("first", ["read", "append"])
+def test_a_store_that_was_removed_is_made_anew(tmp_path: Path, first: str) -> None:
+    store = FrameStore(tmp_path / "s")
+    store.append(frame(0), message="old")
+    shutil.rmtree(tmp_path / "s")
+    if first == "read":
+        assert not store.exists()
+    store.append(frame(1, 2.4), message="new")
+    assert [commit.message for commit in store.history(limit=1)] == ["new"]
+    assert store.read()["rainfall_rate"][:, 1, 1].values == pytest.approx([2.4])
+
+
+def test_a_pickled_store_is_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = FrameStore("s")
+    store.append(frame(0), message="m")
+    sent = pickle.dumps(store)
+    monkeypatch.chdir("/")
+    came = pickle.loads(sent)
+    assert type(came) is FrameStore
+    assert came.place == store.place
+    assert came.snapshot() == store.snapshot()
+
+
+def test_threads_share_a_store(tmp_path: Path) -> None:
+    store = FrameStore(tmp_path / "s")
+    store.append(frame(0), message="m")
+    with ThreadPoolExecutor(4) as pool:
+        written = [pool.submit(store.append, frame(index), message="m") for index in range(1, 9)]
+        seen = [pool.submit(lambda: store.read()["rainfall_rate"].load().sizes["time"]) for _ in range(16)]
+    assert all(1 <= future.result() <= 9 for future in seen)
+    assert len({future.result() for future in written}) == 8
+    assert store.times().size == 9
+
+
+def test_one_writer_at_a_time_and_its_lock_may_be_nested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "LOCK_SECONDS", 0)
+    store = FrameStore(tmp_path / "s")
+    with store.writing(), ThreadPoolExecutor(1) as pool:
+        FrameStore(tmp_path / "s").append(frame(0), message="nested")
+        with pytest.raises(StoreError, match="another process is writing"):
+            pool.submit(store.append, frame(1), message="beside").result()
+    assert store.times().size == 1
+
+
+def test_a_view_holds_to_the_dimension_of_its_kind(tmp_path: Path) -> None:
+    runs = xr.Dataset({"model": ("run", ["persistence"])})
+    with pytest.raises(BadInput, match="grows along time, and this has none"):
+        FrameStore(tmp_path / "s").append(runs, message="m")
+    assert not Store(tmp_path / "s").exists()
+    ForecastStore(tmp_path / "s").append(runs, message="m")
+    Store(tmp_path / "s").append(runs, message="m")
+    assert ScoreStore(tmp_path / "s").read().sizes["run"] == 2
 
 
 @pytest.fixture
