@@ -368,7 +368,18 @@ class ScoreStore(Store):
 
 
 def open_store(path: Place, *, version: str | None = None) -> xr.Dataset:
-    """Open a store of whatever kind, lazily: ``Store(path).read(version)``."""
+    """Open a store of whatever kind, lazily.
+
+    Args:
+        path: Folder or ``s3://bucket/prefix``, or a ``Store``.
+        version: Snapshot identifier; None is the newest.
+
+    Returns:
+        See ``Store.read``.
+
+    Raises:
+        StoreError: If there is no store, or no such version.
+    """
     return Store.of(path).read(version)
 
 
