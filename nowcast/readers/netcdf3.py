@@ -1,7 +1,11 @@
 """The classic formats of NetCDF: CDF-1, CDF-2 (64-bit offsets) and CDF-5 (64-bit data).
 
-Read here and not by the NetCDF library, which on damaged headers asks for gigabytes or crashes: every
-count and offset is held against the size of the file first. Data are mapped, not read.
+Read here and not by a library, because those at hand take bad files for good ones. The NetCDF library (4.10) reads a
+truncated file as zeros, that is as measured dry, asks for memory without bound where the number of records is left open
+("streaming"), and crashes on one in 400 damaged CDF-5 files. ``scipy.io.netcdf_file`` (1.17) knows no CDF-5, drops the
+records of a streamed file, and stores global attributes in its own fields, so that a file with an attribute ``mode`` or
+``variables`` breaks it. Here every count and offset is held against the size of the file first, and data are mapped,
+not read.
 
 Source: NetCDF Classic Format Specification, docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html.
 """
