@@ -101,11 +101,12 @@ def read(array: Array, first: int, count: int) -> np.ndarray:
 
 
 def _fill(array: Array, values: np.ndarray, stream: IO[bytes]) -> None:
-    target = memoryview(values.view(np.uint8))
-    for start in range(0, len(target), PIECE):  # what zipfile unpacks it copies
-        piece = target[start : start + PIECE]
-        if stream.readinto(piece) != len(piece):  # type: ignore[attr-defined]
+    target = values.view(np.uint8)
+    for start in range(0, target.size, PIECE):  # what zipfile unpacks it copies
+        piece = stream.read(min(PIECE, target.size - start))
+        if len(piece) < min(PIECE, target.size - start):
             raise _short(array)
+        target[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
 
 
 def _header(path: Path, name: str, stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -155,11 +156,15 @@ class _Streams:
     @contextmanager
     def at(self, place: int) -> Iterator[IO[bytes]]:
         """Lend the stream that has the least way to go to a byte of the member, or a new one; a failed one is gone."""
-        stream = self._nearest(place) or zipfile.ZipFile(self.path).open(self.member)
+        stream = self._nearest(place) or self._new()
         stream.seek(place)
         yield stream
         with self.lock:
             self.idle = [*self.idle, stream][-STREAMS:]
+
+    def _new(self) -> IO[bytes]:
+        with zipfile.ZipFile(self.path) as archive:  # its file stays open until the stream is closed
+            return archive.open(self.member)
 
     def _nearest(self, place: int) -> IO[bytes] | None:
         with self.lock:

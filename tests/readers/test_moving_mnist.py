@@ -250,3 +250,56 @@ def test_a_stream_that_ends_early_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match="is damaged inside a"):
         arrays.read(array, 0, 10_000)
+
+
+# --- digits ---------------------------------------------------------------------------------------
+
+
+def test_digits_become_the_nominal_clips(tmp_path):
+    path = sources_video.idx(tmp_path / "moving_mnist" / "train-images-idx3-ubyte.gz")
+    items = list(moving_mnist.find(path))
+    assert items[0].key == "0:204" and items[-1].key == "9996:10000"
+    cube = moving_mnist.read(items[-1])
+    assert cube.sizes["time"] == 80 and (cube["split"] == "train").all()
+    assert cube["sequence"].values[-1] == "train-images/9999"
+    images = np.stack([np.eye(28, dtype=np.uint8) * (number + 1) for number in range(5)])
+    clips = MovingImages(images, seed=0).clips(range(9996, 10_000))
+    np.testing.assert_array_equal(cube["intensity"].values.reshape(clips.shape), (clips / 255).astype(np.float32))
+    assert cube.identical(moving_mnist.read(items[-1]))
+
+
+@pytest.mark.parametrize(
+    ("place", "label", "split"),
+    [
+        ("moving_mnist/train-images-idx3-ubyte", "train-images/0", "train"),
+        ("moving_fmnist/train-images-idx3-ubyte.gz", "fashion-train-images/0", "train"),
+        ("MNIST/raw/t10k-images.idx3-ubyte", "t10k-images/0", "test"),
+    ],
+)
+def test_every_file_has_labels_of_its_own(tmp_path, place, label, split):
+    path = sources_video.idx(tmp_path / place)
+    assert moving_mnist.recognises(path)
+    cube = moving_mnist.read(Item(path, "0:1"))
+    assert (cube["sequence"].values[0], cube["split"].values[0]) == (label, split)
+
+
+def test_refuses_labels_of_digits(tmp_path):
+    path = sources_video.idx(tmp_path / "train-images-idx3-ubyte.gz", magic=0x801)
+    with pytest.raises(BadInput, match="begins with 0x801"):
+        moving_mnist.read(next(moving_mnist.find(path)))
+
+
+@needs_real("mnist")
+def test_real_digits():
+    (*_, last) = items = list(moving_mnist.find(DIGITS.parent))
+    assert [item.path for item in items] == [DIGITS] * 50
+    cube = moving_mnist.read(last)
+    digits = np.frombuffer(gzip.decompress(DIGITS.read_bytes())[16:], np.uint8).reshape(-1, 28, 28)
+    made = MovingImages(digits, seed=0)
+    frames = np.rint(cube["intensity"].values * 255).astype(np.uint8).reshape(4, 20, 64, 64)
+    for number, clip in enumerate(frames):
+        chosen, paths = made._drawn(np.array([9996 + number], np.uint64))
+        for picture, path in zip(chosen[0], paths[0], strict=True):
+            for frame, (top, left) in zip(clip, (path * 36).astype(int), strict=True):
+                assert (frame[top : top + 28, left : left + 28] >= digits[picture]).all()
+    assert cube["sequence"].values[0] == "t10k-images/9996"
