@@ -10,6 +10,7 @@ Source: the ``.npy`` format, https://numpy.org/doc/stable/reference/generated/nu
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,10 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from nowcast.core.errors import BadInput
+from nowcast.readers import decoding
 
+ODD = (tokenize.TokenError, SyntaxError, TypeError)
+"""What NumPy raises beside ``ValueError`` on a header that is no Python literal."""
 PIECE = 2**20
 """Bytes unpacked at a time."""
 STREAMS = 4
@@ -51,8 +55,7 @@ def npy(path: Path) -> Array:
     """Find the array in an ``.npy`` file.
 
     Raises:
-        BadInput: If it is of Python objects, in an unusual layout, or if values are lacking.
-        ValueError: If it is no such file.
+        BadInput: If it is of Python objects, in an unusual layout, if values are lacking, or if it is no such file.
     """
     with path.open("rb") as stream:
         dtype, shape = _header(path, path.name, stream)
@@ -110,9 +113,10 @@ def _fill(array: Array, values: np.ndarray, stream: IO[bytes]) -> None:
 
 
 def _header(path: Path, name: str, stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    if npy_format.read_magic(stream) != (1, 0):  # later versions hold structures
-        raise BadInput(path, f"holds {name} as an unusual kind of array", "save it again as numbers")
-    shape, by_columns, dtype = npy_format.read_array_header_1_0(stream)
+    with decoding(path, "an array of NumPy", *ODD):
+        if npy_format.read_magic(stream) != (1, 0):  # later versions hold structures
+            raise BadInput(path, f"holds {name} as an unusual kind of array", "save it again as numbers")
+        shape, by_columns, dtype = npy_format.read_array_header_1_0(stream)
     if dtype.hasobject or dtype.names or by_columns or any(length < 0 for length in shape):
         raise BadInput(path, f"holds {name} as objects or by columns", "save it again as rows of numbers")
     return dtype, shape

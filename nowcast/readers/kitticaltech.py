@@ -233,7 +233,10 @@ def _texts(file: h5py.File, node: h5py.Group | h5py.Dataset) -> list[str]:
 
 def _member_text(file: h5py.File, node: h5py.Dataset, known: dict[str, str]) -> str:
     if _refers(node):
-        return known[h5py.h5r.get_name(_values(node, LARGEST_TEXT).item(), file.id).decode()]
+        name = h5py.h5r.get_name(_values(node, LARGEST_TEXT).item(), file.id)
+        if name is None or name.decode() not in known:
+            raise BadInput(file.filename, "refers to a text that is not there", "fetch it again")
+        return known[name.decode()]
     values = _values(node, LARGEST_TEXT)
     if values.dtype.itemsize == 1:
         return values.tobytes().decode()

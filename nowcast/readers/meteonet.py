@@ -36,7 +36,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
-from nowcast.readers import Item, arrays, decoding, files, member, natural, open_hdf5, part, parts
+from nowcast.readers import DECODER_ERRORS, Item, arrays, decoding, files, member, natural, open_hdf5, part, parts
 
 TITLE = "MeteoNet radar data of Meteo-France"
 LICENCE = "Etalab Open Licence 2.0, Meteo-France"
@@ -238,8 +238,9 @@ def _dates(path: Path, size: int, modified: int) -> np.ndarray:
         content = io.BytesIO(stream.read(DATE_BYTES))
         if stream.read(1):
             raise BadInput(path, "holds more dates than a month has", "fetch it again")
-    npy_format.read_magic(content)
-    npy_format.read_array_header_1_0(content)
+    with decoding(path, FORM, *arrays.ODD):
+        npy_format.read_magic(content)
+        npy_format.read_array_header_1_0(content)
     dates = _unpickled(path, content.read())
     if not all(type(date) is datetime for date in dates):
         raise BadInput(path, "holds dates that are none", "fetch it again")
@@ -277,14 +278,15 @@ def _unpickled(path: Path, pickled: bytes) -> list:
                 return _Box
             raise BadInput(path, f"names {module}.{name} among its dates", "do not open it; fetch it again")
 
-    return Unpickler(io.BytesIO(pickled)).load().state[4]
+    with decoding(path, FORM, pickle.UnpicklingError, AttributeError, IndexError, KeyError, TypeError):
+        return Unpickler(io.BytesIO(pickled)).load().state[4]
 
 
 # --- clips ----------------------------------------------------------------------------------------
 
 
 def _is_clips(path: Path) -> bool:
-    with suppress(Exception):  # a damaged file is nobody's
+    with suppress(*DECODER_ERRORS):  # a damaged file is nobody's
         return path.suffix == ".h5" and recognises(path)
     return False
 

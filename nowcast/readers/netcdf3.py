@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class _Header:
     def attributes(self) -> dict[str, object]:
         attrs: dict[str, object] = {}
         for _ in range(self.count(ATTRIBUTE)):
-            name, dtype, size = self.name(), np.dtype(TYPES[self.number(wide=False)]), self.size()
+            name, dtype, size = self.name(), self.dtype(), self.size()
             if size < 0 or (size > MOST and dtype.kind != "S"):
                 raise self.bad()
             raw = self.padded(size * dtype.itemsize)
@@ -81,6 +81,12 @@ class _Header:
             text = dtype.kind == "S"
             attrs[name] = raw.rstrip(b"\0").decode(errors="replace") if text else values[0] if size == 1 else values
         return attrs
+
+    def dtype(self) -> np.dtype[Any]:
+        code = self.number(wide=False)
+        if code not in TYPES:
+            raise self.bad()
+        return np.dtype(TYPES[code])
 
     def bad(self) -> BadInput:
         return BadInput(self.path, "is damaged or not complete", "fetch it again")
@@ -156,7 +162,7 @@ def _variable(header: _Header, dims: list[tuple[str, int]]) -> _Variable:
     places = [header.size() for _ in range(count)]
     if not all(0 <= place < len(dims) for place in places):
         raise header.bad()
-    attrs, dtype = header.attributes(), np.dtype(TYPES[header.number(wide=False)])
+    attrs, dtype = header.attributes(), header.dtype()
     header.size()  # bytes, which follow from the dims
     begin = header.number(wide=header.version != 1)
     names, sizes = zip(*(dims[place] for place in places), strict=True) if places else ((), ())
