@@ -24,6 +24,7 @@ import os
 import re
 import struct
 import tarfile
+import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -97,7 +98,6 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     struct.error,
     zlib.error,
-    isal_zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,
     Image.DecompressionBombError,
@@ -177,7 +177,10 @@ def _recognised(reader: Reader, path: Path) -> bool:
         return False
     try:
         return reader.recognises(path)
-    except (BadInput, *DECODER_ERRORS):  # a damaged file is nobody's
+    except Exception as error:
+        if not _is_the_file(error):
+            raise
+        # a damaged file is nobody's
         logger.debug("%s: not recognised by %s", path, reader, exc_info=True)
         return False
 
@@ -275,8 +278,17 @@ def decoding(path: Path, form: str, *odd: type[Exception]) -> Iterator[None]:
         raise BadInput(path, "does not exist", "check the path") from None
     except (PermissionError, IsADirectoryError):
         raise BadInput(path, "cannot be opened", "give a file that may be read") from None
-    except (*DECODER_ERRORS, *odd) as error:
+    except Exception as error:
+        if not (_is_the_file(error) or isinstance(error, odd)):
+            raise
         raise BadInput(path, f"is damaged or not {form}", "fetch it again or choose another reader") from error
+
+
+def _is_the_file(error: Exception) -> bool:
+    """True for what decoders raise on bad bytes: h5py and ISA-L raise types that mistakes of a reader have too."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_by = frame.f_globals.get("__name__", "").partition(".")[0]
+    return isinstance(error, DECODER_ERRORS) or raised_by == "h5py" or type(error).__name__ == "IsalError"
 
 
 @contextmanager

@@ -30,7 +30,7 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import DECODER_ERRORS, Item, decoding, files, member, open_hdf5, part
+from nowcast.readers import Item, decoding, files, member, open_hdf5, part
 
 TITLE = "CIKM AnalytiCup 2017 radar reflectivity of Shenzhen"
 LICENCE = "competition and research use, Shenzhen Meteorological Bureau and Alibaba Group"
@@ -170,7 +170,7 @@ def _sample(line: bytes, path: Path) -> tuple[str, np.ndarray]:
 
 
 def _recognised(path: Path) -> bool:
-    with suppress(*DECODER_ERRORS):  # a damaged file is nobody's
+    with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
         return recognises(path)
     return False
 

@@ -227,7 +227,10 @@ def _texts(file: h5py.File, node: h5py.Group | h5py.Dataset) -> list[str]:
         return [_text(value) for value in _values(node, LARGEST_LIST).ravel().tolist()]
     texts: dict[str, str] = {}
     for name in sorted(node, key=natural):
-        texts[f"{node.name}/{name}"] = _member_text(file, node[name], texts)
+        text = node[name]
+        if not isinstance(text, h5py.Dataset):
+            raise BadInput(file.filename, "is damaged or not a list of recordings by hickle", "fetch it again")
+        texts[f"{node.name}/{name}"] = _member_text(file, text, texts)
     return list(texts.values())
 
 

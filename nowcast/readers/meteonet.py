@@ -36,7 +36,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
-from nowcast.readers import DECODER_ERRORS, Item, arrays, decoding, files, member, natural, open_hdf5, part, parts
+from nowcast.readers import Item, arrays, decoding, files, member, natural, open_hdf5, part, parts
 
 TITLE = "MeteoNet radar data of Meteo-France"
 LICENCE = "Etalab Open Licence 2.0, Meteo-France"
@@ -234,6 +234,8 @@ def _order(dates: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=16)
 def _dates(path: Path, size: int, modified: int) -> np.ndarray:
     """Times of all frames, of one version of a file."""
+    if "dates" not in arrays.names(path):
+        raise BadInput(path, "has no array dates", "choose the reader for this file")
     with zipfile.ZipFile(path) as archive, archive.open("dates.npy") as stream:
         content = io.BytesIO(stream.read(DATE_BYTES))
         if stream.read(1):
@@ -286,7 +288,7 @@ def _unpickled(path: Path, pickled: bytes) -> list:
 
 
 def _is_clips(path: Path) -> bool:
-    with suppress(*DECODER_ERRORS):  # a damaged file is nobody's
+    with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
         return path.suffix == ".h5" and recognises(path)
     return False
 

@@ -40,7 +40,7 @@ from nowcast.core.encoded import Coded, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, vil_from_level
-from nowcast.readers import DECODER_ERRORS, Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts
+from nowcast.readers import Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts
 
 TITLE = "SEVIR storm events"
 LICENCE = "open data, MIT Lincoln Laboratory (registry.opendata.aws/sevir)"
@@ -241,7 +241,7 @@ def _in_order(events: list[Event], places: dict[str, Path]) -> list[Event]:
 
 
 def _is_banded(path: Path) -> bool:
-    with suppress(*DECODER_ERRORS), h5py.File(path, "r") as file:  # what is wrong with the file, reading tells
+    with suppress(BadInput), open_hdf5(path, FORM) as file:  # what is wrong with the file, reading tells
         return any(_band(file[kind]) > 1 for kind in KINDS if kind in file)
     return False
 

@@ -27,7 +27,7 @@ from PIL import Image
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import DECODER_ERRORS, Item, decoding, files, grey_png, member, natural, open_hdf5, part
+from nowcast.readers import Item, decoding, files, grey_png, member, natural, open_hdf5, part
 
 TITLE = "Shanghai radar composite reflectivity"
 LICENCE = "see doi:10.7910/DVN/2GKMQJ"
@@ -167,7 +167,7 @@ def _shape(path: Path) -> tuple[int, int]:
 
 
 def _recognised(path: Path) -> bool:
-    with suppress(*DECODER_ERRORS):  # a damaged file is nobody's
+    with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
         return recognises(path)
     return False
 

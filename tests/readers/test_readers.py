@@ -1,5 +1,6 @@
 """Every reader, over the registry: good sources become Cubes, bad ones one sentence."""
 
+import struct
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nowcast import readers
 from nowcast.core.cube import channels, check
 from nowcast.core.errors import BadInput
 from nowcast.readers import (
@@ -79,7 +81,7 @@ def test_finds_without_decoding(name: str, sources: dict[str, Path], monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded an image")
 
-    for decoder in ("PIL.Image.open", "cv2.imread", "cv2.imdecode", "h5py.Dataset.__getitem__"):
+    for decoder in ("PIL.ImageFile.ImageFile.load", "cv2.imread", "cv2.imdecode", "h5py.Dataset.__getitem__"):
         monkeypatch.setattr(decoder, refuse)
     assert list(get(name).find(sources[name]))
 
