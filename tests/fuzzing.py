@@ -17,7 +17,7 @@ import numpy as np
 
 from nowcast.core.cube import check
 from nowcast.core.errors import BadInput
-from nowcast.readers import get
+from nowcast.readers import detect, get
 from tests.sources import SOURCES
 
 SLOWEST = 20.0
@@ -40,6 +40,10 @@ def main(name: str, folder: Path, rounds: int) -> int:
         files = sorted(path for path in bad.rglob("*") if path.is_file())
         what = damage(draw.choice(files), draw)
         started = time.process_time()
+        try:
+            detect(bad / source.relative_to(good))
+        except BadInput as error:
+            assert "is of no known source" in str(error), f"{what}: {error}"
         try:
             for item in list(reader.find(bad / source.relative_to(good)))[:3]:
                 check(reader.read(item))

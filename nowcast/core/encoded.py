@@ -3,6 +3,10 @@
 Radar comes as codes of 8 or 16 bits and a rule for what they mean. Whatever holds for a code holds for all of its
 pixels: a reader hands over the codes and a table, the values are made where somebody asks for them, and to bring
 frames into a store, which keeps codes too, takes neither a division nor a rounding per pixel.
+
+``LazilyIndexedArray`` and its kin are what xarray tells writers of backends to use. Two things here are private to it:
+``MemoryCachedArray`` and ``Variable._data``, since every public way to a variable's data decodes them. They are as
+expected in xarray 2026.1 to 2026.9; where they are not, ``behind`` finds no codes and values are packed anew.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ class Coded(BackendArray):
 
 def behind(variable: xr.Variable) -> Coded | None:
     """The codes of a whole variable at whose values nobody has looked yet, so that they are the source's; else None."""
-    held = variable._data  # no public way leads to it but that which makes the values
+    held = getattr(variable, "_data", None)  # every public way makes the values
     lazy = held.array if isinstance(held, indexing.MemoryCachedArray) else None
     if not isinstance(lazy, indexing.LazilyIndexedArray) or not isinstance(lazy.array, Coded):
         return None

@@ -18,9 +18,15 @@ Below the registry: what several readers need to open a file and to say what is 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
+import struct
+import tarfile
+import traceback
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +46,8 @@ from PIL import Image
 from pyproj import CRS
 
 from nowcast.core.errors import BadInput, MissingExtra, OptionError
+
+logger = logging.getLogger(__name__)
 
 READERS = {
     # radar benchmarks
@@ -79,6 +87,22 @@ ITEM_BYTES = 2**26
 """An item decodes to about this at most, as float32: what a worker holds in memory."""
 LOOKED_AT = 200
 """Files of a folder that are looked at to find out what it is."""
+
+
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    Image.DecompressionBombError,
+)
+"""What decoders raise on bad bytes. Other types, which some libraries raise, are converted at their calls: ``odd``."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +177,11 @@ def _recognised(reader: Reader, path: Path) -> bool:
         return False
     try:
         return reader.recognises(path)
-    except Exception:  # a damaged file is nobody's, whatever its decoder raises
+    except Exception as error:
+        if not _is_the_file(error):
+            raise
+        # a damaged file is nobody's
+        logger.debug("%s: not recognised by %s", path, reader, exc_info=True)
         return False
 
 
@@ -229,15 +257,18 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def decoding(path: Path, form: str) -> Iterator[None]:
-    """Turns whatever a decoder raises on a bad file into one sentence.
+def decoding(path: Path, form: str, *odd: type[Exception]) -> Iterator[None]:
+    """Turn what decoders raise on a bad file into one sentence.
+
+    A bug in a reader (``TypeError``, ``AttributeError``, ``KeyError`` ...) keeps its type and traceback.
 
     Args:
         path: The file.
         form: What it should be, such as ``a PNG image``.
+        odd: Further types that a library raises on bad bytes; only around calls of that library alone.
 
     Raises:
-        BadInput: In place of any other error.
+        BadInput: In place of ``DECODER_ERRORS``.
     """
     try:
         yield
@@ -247,8 +278,17 @@ def decoding(path: Path, form: str) -> Iterator[None]:
         raise BadInput(path, "does not exist", "check the path") from None
     except (PermissionError, IsADirectoryError):
         raise BadInput(path, "cannot be opened", "give a file that may be read") from None
-    except Exception as error:  # on damaged bytes h5py, Pillow and zlib raise nearly anything
+    except Exception as error:
+        if not (_is_the_file(error) or isinstance(error, odd)):
+            raise
         raise BadInput(path, f"is damaged or not {form}", "fetch it again or choose another reader") from error
+
+
+def _is_the_file(error: Exception) -> bool:
+    """True for what decoders raise on bad bytes: h5py and ISA-L raise types that mistakes of a reader have too."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_by = frame.f_globals.get("__name__", "").partition(".")[0]
+    return isinstance(error, DECODER_ERRORS) or raised_by == "h5py" or type(error).__name__ == "IsalError"
 
 
 @contextmanager

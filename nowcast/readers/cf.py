@@ -459,5 +459,7 @@ def projection(mapping: tuple[tuple[str, str | float | tuple], ...]) -> CRS | No
     ways += [partial(metric_crs, str(attrs[key])) for key in PROJ_STRINGS if key in attrs]
     for way in ways:
         with suppress(ProjError, KeyError, ValueError):
-            return way()
+            crs = way()
+            crs.to_cf()  # stores keep it so, which fails where parameters are absurd
+            return crs
     return None

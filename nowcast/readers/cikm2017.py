@@ -170,7 +170,7 @@ def _sample(line: bytes, path: Path) -> tuple[str, np.ndarray]:
 
 
 def _recognised(path: Path) -> bool:
-    with suppress(Exception):  # a damaged file is nobody's
+    with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
         return recognises(path)
     return False
 

@@ -28,6 +28,18 @@ CADENCE = 300
 PATTERNS = ("*.pgm", "*.pgm.gz")
 
 FORM = "an FMI radar composite in PGM"
+NOTES = (
+    "type",
+    "obstime",
+    "centrallatitude",
+    "centrallongitude",
+    "truelatitude",
+    "bottomleft",
+    "topright",
+    "metersperpixel_x",
+    "metersperpixel_y",
+)
+"""Comments without which a picture has no place or time."""
 EARTH_RADIUS = 6_371_288.0
 STEP, FLOOR = 0.5, -32.0
 """dBZ per level, and of level 0: scanned, no echo."""
@@ -98,6 +110,8 @@ def _split(path: Path) -> tuple[dict[str, str], np.ndarray]:
 
 def _grid(path: Path, notes: Mapping[str, str], shape: tuple[int, ...]) -> Grid:
     """From the outer corners in degrees; the stated pixel size must agree to a pixel over the whole picture."""
+    if lacking := [name for name in NOTES if name not in notes]:
+        raise BadInput(path, f"does not state {', '.join(lacking)}", "fetch it again or choose another reader")
     if notes["type"] != "stereographic":
         raise BadInput(path, f"is on a {notes['type']} projection", "give a composite on the stereographic one")
     crs = CRS.from_dict(

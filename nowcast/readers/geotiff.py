@@ -136,7 +136,7 @@ def opened(path: Path) -> Iterator[DatasetReader]:
         ModuleNotFoundError: If rasterio is not installed.
     """
     rasterio = optional("rasterio", extra="geotiff")
-    with decoding(path, FORM), warnings.catch_warnings():
+    with decoding(path, FORM, rasterio.errors.RasterioError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file without a place is refused by ``grid``
         path.open("rb").close()
         # no list of the folder, however long, is needed to open one file

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from PIL import Image
 
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
@@ -155,20 +156,10 @@ def _runs(frames: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _most(picture: Path) -> int:
-    """Pictures in an item, by the size of one of them."""
+    """Count the pictures of an item, by the size of one of them."""
     try:
-        rows, columns = _shape(picture) or NATIVE
-    except OSError:  # read will say what is wrong
+        with decoding(picture, "a JPEG picture"), Image.open(picture, formats=["JPEG"]) as image:  # the header alone
+            columns, rows = image.size
+    except BadInput:  # read will say what is wrong
         rows, columns = NATIVE
     return max(1, min(LONGEST, ITEM_BYTES // (4 * len(COLOURS) * max(1, rows * columns))))
-
-
-def _shape(path: Path) -> tuple[int, int] | None:
-    """Rows, columns in the header of a JPEG; None where it has none."""
-    with path.open("rb") as stream:
-        stream.seek(2)
-        while len(head := stream.read(9)) == 9 and head[0] == 0xFF:
-            if 0xC0 <= head[1] <= 0xC3:  # a start of frame: its length, a depth, then the size
-                return int.from_bytes(head[5:7], "big"), int.from_bytes(head[7:9], "big")
-            stream.seek(max(int.from_bytes(head[2:4], "big"), 2) - 7, 1)
-    return None

@@ -227,13 +227,19 @@ def _texts(file: h5py.File, node: h5py.Group | h5py.Dataset) -> list[str]:
         return [_text(value) for value in _values(node, LARGEST_LIST).ravel().tolist()]
     texts: dict[str, str] = {}
     for name in sorted(node, key=natural):
-        texts[f"{node.name}/{name}"] = _member_text(file, node[name], texts)
+        text = node[name]
+        if not isinstance(text, h5py.Dataset):
+            raise BadInput(file.filename, "is damaged or not a list of recordings by hickle", "fetch it again")
+        texts[f"{node.name}/{name}"] = _member_text(file, text, texts)
     return list(texts.values())
 
 
 def _member_text(file: h5py.File, node: h5py.Dataset, known: dict[str, str]) -> str:
     if _refers(node):
-        return known[h5py.h5r.get_name(_values(node, LARGEST_TEXT).item(), file.id).decode()]
+        name = h5py.h5r.get_name(_values(node, LARGEST_TEXT).item(), file.id)
+        if name is None or name.decode() not in known:
+            raise BadInput(file.filename, "refers to a text that is not there", "fetch it again")
+        return known[name.decode()]
     values = _values(node, LARGEST_TEXT)
     if values.dtype.itemsize == 1:
         return values.tobytes().decode()

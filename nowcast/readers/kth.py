@@ -251,7 +251,7 @@ def _decoded(path: Path, pieces: list[Piece]) -> dict[int, np.ndarray]:
     stop = max(wanted)
     frames: dict[int, np.ndarray] = {}
     number = 0
-    with decoding(path, "a KTH video in AVI"), video.open(str(path), format="avi") as file:
+    with decoding(path, "a KTH video in AVI", video.error.FFmpegError), video.open(str(path), format="avi") as file:
         if not file.streams.video:
             raise BadInput(path, "holds no video", "fetch it again")
         stream = file.streams.video[0]

@@ -234,12 +234,15 @@ def _order(dates: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=16)
 def _dates(path: Path, size: int, modified: int) -> np.ndarray:
     """Times of all frames, of one version of a file."""
+    if "dates" not in arrays.names(path):
+        raise BadInput(path, "has no array dates", "choose the reader for this file")
     with zipfile.ZipFile(path) as archive, archive.open("dates.npy") as stream:
         content = io.BytesIO(stream.read(DATE_BYTES))
         if stream.read(1):
             raise BadInput(path, "holds more dates than a month has", "fetch it again")
-    npy_format.read_magic(content)
-    npy_format.read_array_header_1_0(content)
+    with decoding(path, FORM, *arrays.ODD):
+        npy_format.read_magic(content)
+        npy_format.read_array_header_1_0(content)
     dates = _unpickled(path, content.read())
     if not all(type(date) is datetime for date in dates):
         raise BadInput(path, "holds dates that are none", "fetch it again")
@@ -277,14 +280,15 @@ def _unpickled(path: Path, pickled: bytes) -> list:
                 return _Box
             raise BadInput(path, f"names {module}.{name} among its dates", "do not open it; fetch it again")
 
-    return Unpickler(io.BytesIO(pickled)).load().state[4]
+    with decoding(path, FORM, pickle.UnpicklingError, AttributeError, IndexError, KeyError, TypeError):
+        return Unpickler(io.BytesIO(pickled)).load().state[4]
 
 
 # --- clips ----------------------------------------------------------------------------------------
 
 
 def _is_clips(path: Path) -> bool:
-    with suppress(Exception):  # a damaged file is nobody's
+    with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
         return path.suffix == ".h5" and recognises(path)
     return False
 

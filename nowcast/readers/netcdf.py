@@ -27,6 +27,8 @@ CADENCE = None
 """Differs by source: every cube carries its own, see ``cf``."""
 
 FORM = "a CF NetCDF file"
+ODD = (AttributeError, KeyError, IndexError, TypeError)
+"""What the NetCDF library raises on damaged metadata beside errors of its own."""
 HDF5 = b"\x89HDF\r\n\x1a\n"
 LARGEST = 4 * ITEM_BYTES
 """Of a file that is taken whole, since the first of its folder holds one frame."""
@@ -86,7 +88,9 @@ def _opened(path: Path) -> Iterator[tuple[cf.Arrays, Mapping[str, object]]]:
             return
         if head != HDF5:
             raise BadInput(path, "is not a NetCDF file", "fetch it again or choose another reader")
-        with netCDF4.Dataset(path, "r") as file:
+        with decoding(path, FORM, *ODD):
+            library = netCDF4.Dataset(path, "r")
+        with library as file:
             file.set_auto_maskandscale(False)
             yield {name: _filled(_array(variable)) for name, variable in file.variables.items()}, file.__dict__
 

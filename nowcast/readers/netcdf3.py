@@ -1,7 +1,11 @@
 """The classic formats of NetCDF: CDF-1, CDF-2 (64-bit offsets) and CDF-5 (64-bit data).
 
-Read here and not by the NetCDF library, which on damaged headers asks for gigabytes or crashes: every
-count and offset is held against the size of the file first. Data are mapped, not read.
+Read here and not by a library, because those at hand take bad files for good ones. The NetCDF library (4.10) reads a
+truncated file as zeros, that is as measured dry, asks for memory without bound where the number of records is left open
+("streaming"), and crashes on one in 400 damaged CDF-5 files. ``scipy.io.netcdf_file`` (1.17) knows no CDF-5, drops the
+records of a streamed file, and stores global attributes in its own fields, so that a file with an attribute ``mode`` or
+``variables`` breaks it. Here every count and offset is held against the size of the file first, and data are mapped,
+not read.
 
 Source: NetCDF Classic Format Specification, docs.unidata.ucar.edu/netcdf-c/current/file_format_specifications.html.
 """
@@ -11,7 +15,7 @@ from __future__ import annotations
 import math
 import mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,7 +73,7 @@ class _Header:
     def attributes(self) -> dict[str, object]:
         attrs: dict[str, object] = {}
         for _ in range(self.count(ATTRIBUTE)):
-            name, dtype, size = self.name(), np.dtype(TYPES[self.number(wide=False)]), self.size()
+            name, dtype, size = self.name(), self.dtype(), self.size()
             if size < 0 or (size > MOST and dtype.kind != "S"):
                 raise self.bad()
             raw = self.padded(size * dtype.itemsize)
@@ -77,6 +81,12 @@ class _Header:
             text = dtype.kind == "S"
             attrs[name] = raw.rstrip(b"\0").decode(errors="replace") if text else values[0] if size == 1 else values
         return attrs
+
+    def dtype(self) -> np.dtype[Any]:
+        code = self.number(wide=False)
+        if code not in TYPES:
+            raise self.bad()
+        return np.dtype(TYPES[code])
 
     def bad(self) -> BadInput:
         return BadInput(self.path, "is damaged or not complete", "fetch it again")
@@ -152,7 +162,7 @@ def _variable(header: _Header, dims: list[tuple[str, int]]) -> _Variable:
     places = [header.size() for _ in range(count)]
     if not all(0 <= place < len(dims) for place in places):
         raise header.bad()
-    attrs, dtype = header.attributes(), np.dtype(TYPES[header.number(wide=False)])
+    attrs, dtype = header.attributes(), header.dtype()
     header.size()  # bytes, which follow from the dims
     begin = header.number(wide=header.version != 1)
     names, sizes = zip(*(dims[place] for place in places), strict=True) if places else ((), ())

@@ -187,11 +187,11 @@ def _catalog_of(source: Path) -> Path:
 def _books(catalog: Path, modified: int) -> dict[str, dict[str, Event]]:
     """Events by name of file and id; read once for every version of the catalogue."""
     fields = Event.__slots__
-    with decoding(catalog, "SEVIR's catalogue"), catalog.open(newline="") as stream:
+    with decoding(catalog, "SEVIR's catalogue", csv.Error), catalog.open(newline="") as stream:
         rows = csv.DictReader(stream)
         if absent := set(fields) - set(rows.fieldnames or ()):
             raise BadInput(catalog, f"has no column {', '.join(sorted(absent))}", f"download s3://sevir/{CATALOG}")
-        events = [Event(*(intern(row[field]) for field in fields)) for row in rows]
+        events = [Event(*(intern(row[field] or "") for field in fields)) for row in rows]
     count = Counter((event.id, event.img_type) for event in events)
     books: dict[str, dict[str, Event]] = {}
     for event in events:
@@ -241,7 +241,7 @@ def _in_order(events: list[Event], places: dict[str, Path]) -> list[Event]:
 
 
 def _is_banded(path: Path) -> bool:
-    with suppress(Exception), h5py.File(path, "r") as file:  # what is wrong with the file, reading tells
+    with suppress(BadInput), open_hdf5(path, FORM) as file:  # what is wrong with the file, reading tells
         return any(_band(file[kind]) > 1 for kind in KINDS if kind in file)
     return False
 
@@ -253,9 +253,17 @@ def _images(file: h5py.File, event: Event) -> np.ndarray | Coded:
     """(time, y, x) float32 in physical units, NaN = missing; one event only is read."""
     stack, row = member(file, event.img_type), int(event.file_index)
     _check_stack(stack, row)
-    if "id" in file and (found := file["id"][row].decode().strip()) != event.id:  # SEVIR-LR keeps no ids
+    if "id" in file and (found := _id(file, row)) != event.id:  # SEVIR-LR keeps no ids
         raise BadInput(file.filename, f"holds {found} in row {row}, not {event.id}", "get its own catalogue")
     return _decoded(np.ascontiguousarray(np.moveaxis(_row(stack, row), -1, 0)), event.img_type, file.filename)
+
+
+def _id(file: h5py.File, row: int) -> str:
+    ids = member(file, "id")
+    text = ids[row] if isinstance(ids, h5py.Dataset) and ids.ndim == 1 and row < ids.shape[0] else None
+    if not isinstance(text, bytes):
+        raise BadInput(file.filename, f"has no id in row {row}", "download it again")
+    return text.decode().strip()
 
 
 def _check_stack(stack: h5py.Dataset, row: int) -> None:

@@ -167,7 +167,7 @@ def _shape(path: Path) -> tuple[int, int]:
 
 
 def _recognised(path: Path) -> bool:
-    with suppress(Exception):  # a damaged file is nobody's
+    with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
         return recognises(path)
     return False
 

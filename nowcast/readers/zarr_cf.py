@@ -46,6 +46,8 @@ CADENCE = None
 """Differs by source: every cube carries its own, see ``cf``."""
 
 FORM = "a Zarr store"
+ODD = (AttributeError, KeyError, IndexError, TypeError)
+"""What zarr raises on damaged metadata beside errors of its own."""
 WHOLE = "0:1"
 
 
@@ -121,8 +123,10 @@ def _opened(store: Path) -> Iterator[tuple[cf.Arrays, Mapping[str, object]]]:
     with decoding(marker, FORM), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about types and codecs that zarr has yet to settle
         marker.open("rb").close()
-        group = zarr.open_group(store, mode="r", use_consolidated=False)
-        yield {name: _array(marker, array) for name, array in group.arrays()}, group.attrs.asdict()
+        with decoding(marker, FORM, *ODD):
+            group = zarr.open_group(store, mode="r", use_consolidated=False)
+            members, attrs = list(group.arrays()), group.attrs.asdict()
+        yield {name: _array(marker, array) for name, array in members}, attrs
 
 
 def _array(where: Path, array: zarr.Array) -> cf.Array:

@@ -4,6 +4,11 @@ Zarr plans every access anew and hands every chunk to a thread, which costs more
 Radar is read by whole frames, always alike: here the chunks of a window are asked for together and
 decompressed to their place. Arrays that do not fit the pattern are left to zarr.
 
+Measured against zarr 3.1.6 by the processor's time (slices of consecutive frames, zarr's best case): a window of
+25 x 384 x 384 from shards takes 6 instead of 24 ms, 20 frames of 765 x 700 take 20 instead of 30 ms. To bring events of
+SEVIR into a store takes 1.9 instead of 2.4 s, a month of KNMI's frames 7.3 instead of 8.7 s, half of which is the
+compression of frames where they are prepared (``Compressed``).
+
 Layouts: one frame per chunk (live feeds), or frames in shards, one object for a whole event, of which a
 window is one range of bytes (Zarr's sharding codec).
 """

@@ -93,12 +93,12 @@ def test_names_of_items_differ(tmp_path):
     assert len(set(names)) == 3
 
 
-def test_size_is_in_the_header(tmp_path):
-    assert human._shape(jpeg(tmp_path / "a.jpg", np.zeros((30, 50, 3)))) == (30, 50)
-    assert human._shape(jpeg(tmp_path / "b.jpg", np.zeros((30, 50, 3)), progressive=True)) == (30, 50)
+def test_items_of_damaged_pictures_are_cut_for_the_largest_size(tmp_path):
+    most = human._most(jpeg(tmp_path / "a.jpg", np.zeros((30, 50, 3))))
+    assert most == human._most(jpeg(tmp_path / "b.jpg", np.zeros((30, 50, 3)), progressive=True)) == human.LONGEST
     for content in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00" * 9, b"\x89PNG"):
         (tmp_path / "c.jpg").write_bytes(content)
-        assert human._shape(tmp_path / "c.jpg") is None
+        assert human._most(tmp_path / "c.jpg") == ITEM_BYTES // (12 * 1002 * 1000)
 
 
 def test_a_missing_picture_is_named(tmp_path):

@@ -293,7 +293,7 @@ def test_refuses_names_keys_and_arrays(tmp_path):
     with pytest.raises(BadInput, match="carries no product and zone"):
         list(meteonet.find(renamed))
     np.savez(path, data=np.zeros((1, 4, 5), np.int16))
-    with pytest.raises(BadInput, match="damaged or not a MeteoNet file"):
+    with pytest.raises(BadInput, match="has no array dates"):
         only(path)
     np.savez(path, dates=np.zeros(3))
     with pytest.raises(BadInput, match="has no array data"):

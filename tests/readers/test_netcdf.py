@@ -599,6 +599,35 @@ def test_refuses_sizes_that_a_file_cannot_have(tmp_path, form):
             assert "\n" not in str(refusal)
 
 
+CLASSIC = tuple(form for form in FORMS if form.startswith("NETCDF3"))
+
+
+@pytest.mark.parametrize("form", CLASSIC)
+def test_refuses_a_truncated_classic_file(tmp_path, form):
+    """What is lacking is never read as zero, as the NetCDF library does."""
+    path = gridded.netcdf(tmp_path / "a.nc", mosaic(), form=form, record="time")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BadInput, match="is damaged or not complete"):
+        netcdf.read(Item(path, "0:3"))
+
+
+@pytest.mark.parametrize("form", CLASSIC)
+def test_classic_file_that_leaves_its_number_of_records_open(tmp_path, form):
+    whole = read(tmp_path, mosaic(), form=form, record="time")
+    data = bytearray((tmp_path / "a.nc").read_bytes())
+    wide = 8 if form.endswith("DATA") else 4
+    assert int.from_bytes(data[4 : 4 + wide], "big") == 3
+    data[4 : 4 + wide] = b"\xff" * wide
+    (tmp_path / "a.nc").write_bytes(data)
+    xr.testing.assert_identical(netcdf.read(Item(tmp_path / "a.nc", "0:3")), whole)
+
+
+@pytest.mark.parametrize("name", ["mode", "variables", "fp"])
+def test_classic_file_with_any_attribute(tmp_path, name):
+    cube = read(tmp_path, mosaic(), ABOUT | {name: "w"}, form="NETCDF3_CLASSIC")
+    assert cube.sizes["time"] == 3
+
+
 def test_recognises_by_its_contents(tmp_path):
     assert netcdf.recognises(gridded.netcdf(tmp_path / "a.nc", mosaic()))
     assert not netcdf.recognises(gridded.netcdf(tmp_path / "b.nc", changed(mosaic(), standard_name="air_temperature")))

@@ -1,5 +1,6 @@
 """Every reader, over the registry: good sources become Cubes, bad ones one sentence."""
 
+import struct
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nowcast import readers
 from nowcast.core.cube import channels, check
 from nowcast.core.errors import BadInput
 from nowcast.readers import (
@@ -79,7 +81,7 @@ def test_finds_without_decoding(name: str, sources: dict[str, Path], monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded an image")
 
-    for decoder in ("PIL.Image.open", "cv2.imread", "cv2.imdecode", "h5py.Dataset.__getitem__"):
+    for decoder in ("PIL.ImageFile.ImageFile.load", "cv2.imread", "cv2.imdecode", "h5py.Dataset.__getitem__"):
         monkeypatch.setattr(decoder, refuse)
     assert list(get(name).find(sources[name]))
 
@@ -285,3 +287,45 @@ def test_metric_crs_turns_kilometres_into_metres():
     assert (km.to_cf()["false_easting"], km.to_cf()["false_northing"]) == (1000, 2000)
     assert metric_crs("+proj=laea +lat_0=38 +lon_0=-98 +a=6370997.0 +units=m").ellipsoid.semi_major_metre == 6_370_997
     assert metric_crs("EPSG:2056").to_epsg() == 2056
+
+
+class Buggy:
+    """A reader with a mistake of its own."""
+
+    PATTERNS = ("*.bug",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def recognises(self, path: Path) -> bool:
+        raise self.error
+
+    def read(self, path: Path) -> None:
+        with readers.decoding(path, "a test file"):
+            raise self.error
+
+
+BUGS = (AttributeError("a"), TypeError("t"), NameError("n"), KeyError("k"), IndexError("i"), AssertionError("x"))
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=repr)
+def test_a_bug_in_a_reader_is_not_a_damaged_file(tmp_path, monkeypatch, bug):
+    (tmp_path / "a.bug").write_bytes(b"good")
+    with pytest.raises(type(bug)) as raised:
+        Buggy(bug).read(tmp_path / "a.bug")
+    assert raised.value is bug and raised.traceback[-1].name == "read"
+    monkeypatch.setattr(readers, "get", lambda _: Buggy(bug))
+    with pytest.raises(type(bug)):
+        readers.detect(tmp_path / "a.bug")
+
+
+@pytest.mark.parametrize("error", [OSError("o"), ValueError("v"), zlib.error("z"), struct.error("s"), EOFError("e")])
+def test_a_damaged_file_is_nobodys_and_the_reason_is_logged(tmp_path, monkeypatch, caplog, error):
+    path = tmp_path / "a.bug"
+    path.write_bytes(b"bad")
+    with pytest.raises(BadInput, match=r"a\.bug: is damaged or not a test file"):
+        Buggy(error).read(path)
+    monkeypatch.setattr(readers, "get", lambda _: Buggy(error))
+    with caplog.at_level("DEBUG", "nowcast.readers"), pytest.raises(BadInput, match="is of no known source"):
+        readers.detect(path)
+    assert caplog.records[0].exc_info and caplog.records[0].exc_info[1] is error
