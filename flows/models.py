@@ -33,10 +33,12 @@ def compare(config: str, overrides: tuple[str, ...] = ()) -> list[str]:
     from nowcast.operations import cycle, promotion
 
     settings = cycle.load(config, overrides)
-    verdicts = [promotion.compare(settings, digest) for digest in promotion.registry(settings).standing.challengers]
-    text = "\n\n".join("\n".join([f"**{found}**", "", *_markdown(found.rows())]) for found in verdicts)
+    comparisons = [
+        promotion.compare(settings, digest) for digest in promotion.open_registry(settings).standing.challengers
+    ]
+    text = "\n\n".join("\n".join([f"**{found}**", "", *_markdown(found.rows())]) for found in comparisons)
     create_markdown_artifact(key="compare-models", markdown=text or "No challengers.")
-    return [str(found) for found in verdicts]
+    return [str(found) for found in comparisons]
 
 
 @flow(name="promote-model")
@@ -66,9 +68,9 @@ def rollback(config: str, reason: str = "", overrides: tuple[str, ...] = ()) -> 
     """
     from nowcast.operations import cycle, promotion
 
-    shelf = promotion.registry(cycle.load(config, overrides))
-    digest = shelf.rollback(why=reason)
-    return shelf.standing.names[digest]
+    registry = promotion.open_registry(cycle.load(config, overrides))
+    digest = registry.rollback(why=reason)
+    return registry.standing.names[digest]
 
 
 def _markdown(rows: list[dict[str, str]]) -> list[str]:

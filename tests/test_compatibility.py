@@ -57,7 +57,7 @@ def test_stores_open(made: Path) -> None:
 
 def test_checkpoints_open_and_forecast(made: Path) -> None:
     model = checkpoint.load(made / "runs" / "tiny" / "best.safetensors")
-    future = checkpoint.predict(model, np.ones((2, 32, 32), np.float32), quantity_name="rainfall_rate", leads=2)
+    future = checkpoint.predict(model, np.ones((2, 32, 32), np.float32), quantity="rainfall_rate", leads=2)
     assert np.isfinite(future).all()
 
 

@@ -13,15 +13,15 @@ import pytest
 
 from nowcast import readers, store
 from nowcast.benchmark import run as benchmarking
-from nowcast.config import Entrant, Product, QualitySettings
+from nowcast.config import Participant, Product, QualitySettings
 from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.forecasting import run as forecasting
 from nowcast.ingestion import decode
 from nowcast.ingestion import run as ingestion
-from nowcast.ingestion.append import Taking
+from nowcast.ingestion.append import Appender
 from nowcast.operations import doctor, promotion, shadow
 from nowcast.readers import Item
-from nowcast.training.logging import Patient
+from nowcast.training.logging import TolerantMLFlowLogger
 from tests import checkpoints, synthetic
 from tests.operations.test_promotion import chain
 from tests.paths import ROOT, SAMPLE
@@ -83,8 +83,8 @@ def of_a_forecast(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def of_a_benchmark(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(benchmarking, "_scored", fail)
-    entrant = Entrant(name="net", checkpoint=str(folder / "net.safetensors"))
-    row = benchmarking._network(entrant, object(), {})  # type: ignore[arg-type]
+    participant = Participant(name="net", checkpoint=str(folder / "net.safetensors"))
+    row = benchmarking._network(participant, object(), {})  # type: ignore[arg-type]
     assert row.failures == ("net-0: ZeroDivisionError: a bug",)
 
 
@@ -94,7 +94,7 @@ def of_the_shadow(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def of_mlflow(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    Patient.attempt(object.__new__(Patient), fail)
+    TolerantMLFlowLogger.attempt(object.__new__(TolerantMLFlowLogger), fail)
 
 
 @pytest.mark.parametrize("swallows", [of_a_forecast, of_a_benchmark, of_the_shadow, of_mlflow])
@@ -147,15 +147,15 @@ def of_another_grid(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def of_a_vanished_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    assert Taking(folder / "frames", QualitySettings()).is_new(Item(folder / "gone.h5"))
+    assert Appender(folder / "frames", QualitySettings()).is_new(Item(folder / "gone.h5"))
 
 
 def of_a_registered_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
     settings = chain(folder)
     promotion.register(settings, checkpoints.save(folder / "net.safetensors"), name="net")
-    shelf = promotion.registry(settings)
-    shelf.file(shelf.find("net")).write_bytes(b"torn")
-    assert "is no checkpoint" in str(shelf.lineage()[0]["fault"])
+    registry = promotion.open_registry(settings)
+    registry.file(registry.find("net")).write_bytes(b"torn")
+    assert "is no checkpoint" in str(registry.lineage()[0]["fault"])
 
 
 def of_settings(folder: Path, patch: pytest.MonkeyPatch) -> None:

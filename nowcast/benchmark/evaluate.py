@@ -20,7 +20,7 @@ from nowcast.config import Benchmark, Moving, Span, WindowSettings
 from nowcast.core.code_digest import code_digest
 from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.core.files import atomic_file
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.data.sources import Source, Stored, check_apart, source
 from nowcast.models import model_class
 from nowcast.registry import checkpoint
@@ -42,7 +42,7 @@ class Part:
         return sum(found.weights.size for found in self.sources)
 
 
-class Trial:
+class Evaluation:
     """Windows that models are scored on.
 
     Args:
@@ -70,7 +70,7 @@ class Trial:
     ) -> None:
         whole = {"crop": None, "crops_per_window": 1, "stride": stride or windows.stride}
         self.windows = windows.model_copy(update=whole)
-        self.sources, self.quantity = [source(span, self.windows) for span in spans], quantity(windows.quantity)
+        self.sources, self.quantity = [source(span, self.windows) for span in spans], get_quantity(windows.quantity)
         limits = self.quantity.thresholds if thresholds is None else thresholds
         self.thresholds = tuple(float(limit) for limit in limits)
         self.lpips, self.block_minutes = lpips, block_minutes
@@ -166,7 +166,7 @@ class Trial:
     def forecast(self, model: Model, past: np.ndarray) -> np.ndarray:
         """Physical fields (lead, y, x) of a model that may need less of the past."""
         return predict(
-            model, past[-model.network.in_steps :], quantity_name=self.quantity.name, leads=self.windows.out_steps
+            model, past[-model.network.in_steps :], quantity=self.quantity.name, leads=self.windows.out_steps
         )
 
     def _compared(self, number: int, past: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -187,7 +187,7 @@ class Trial:
         return {name: np.asarray([frame[name] for frame in frames]) for name in frames[0]}
 
 
-class Exam(Trial):
+class BenchmarkEvaluation(Evaluation):
     """The test of a benchmark.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from nowcast.benchmark import costs
-from nowcast.benchmark.evaluate import Trial
+from nowcast.benchmark.evaluate import Evaluation
 from nowcast.benchmark.leaderboard import Row, markdown, ranked
 from nowcast.config import Moving, Recipe, Span
 from nowcast.core.units import UNIT_SIGNS
@@ -43,18 +43,18 @@ def scorecard(recipe: Recipe, path: Path, *, windows: int = 24) -> Path | None:
     spans = [span for span in recipe.valid if _quantity(span, recipe) == recipe.windows.quantity]
     if not spans:
         return None
-    trial = Trial(spans, recipe.windows, references=REFERENCES, most=windows)
-    models = {model.name: model for model in trial.references} | dict(_networks(recipe, path, trial))
+    evaluation = Evaluation(spans, recipe.windows, references=REFERENCES, most=windows)
+    models = {model.name: model for model in evaluation.references} | dict(_networks(recipe, path, evaluation))
     folder = path.parent
-    rows = [_row(name, model, trial, folder) for name, model in models.items()]
+    rows = [_row(name, model, evaluation, folder) for name, model in models.items()]
     parts = [row.by_lead for row in rows if row.by_lead is not None]
     skill = xr.concat(parts, xr.Variable("model", [row.name for row in rows]))
-    note = f"{sum(map(len, trial.chosen))} validation windows; sums, then ratios; bands: {LEVEL:.0%}"
+    note = f"{sum(map(len, evaluation.chosen))} validation windows; sums, then ratios; bands: {LEVEL:.0%}"
     (folder / SKILL).write_bytes(leaderboard_chart(skill, learned=[row.learned for row in rows], note=note))
-    (folder / SAMPLE).write_bytes(_sample(models, trial))
-    text = markdown(ranked(rows), title=recipe.name, protocol=_protocol(recipe, trial))
+    (folder / SAMPLE).write_bytes(_sample(models, evaluation))
+    text = markdown(ranked(rows), title=recipe.name, protocol=_protocol(recipe, evaluation))
     pictures = f"![Scores by lead time]({SKILL})\n\n![A forecast and what happened]({SAMPLE})\n"
-    (folder / CARD).write_text(f"{text}\n## By lead time\n\n{_by_lead(rows, trial)}\n\n{pictures}")
+    (folder / CARD).write_text(f"{text}\n## By lead time\n\n{_by_lead(rows, evaluation)}\n\n{pictures}")
     return folder / CARD
 
 
@@ -62,32 +62,32 @@ def _quantity(span: Span | Moving, recipe: Recipe) -> str:
     return "intensity" if isinstance(span, Moving) else span.quantity or recipe.windows.quantity
 
 
-def _networks(recipe: Recipe, path: Path, trial: Trial) -> Iterator[tuple[str, Model]]:
+def _networks(recipe: Recipe, path: Path, evaluation: Evaluation) -> Iterator[tuple[str, Model]]:
     """What was trained, and what it was tuned from, on the scale of this recipe."""
     device = "cuda" if torch.cuda.is_available() and recipe.trainer.accelerator != "cpu" else "cpu"
     yield recipe.name, checkpoint.load(path, device=device, shared=True)
     if recipe.tuning and recipe.start_from:
         base = checkpoint.load(checkpoint.find(recipe.start_from), device=device, shared=True)
-        scaling = recipe.windows.scaling.build() if recipe.windows.scaling else trial.quantity.scaling
+        scaling = recipe.windows.scaling.build() if recipe.windows.scaling else evaluation.quantity.scaling
         if base.network.in_steps <= recipe.windows.in_steps:
-            yield "before tuning", replace(base, quantity=trial.quantity.name, scaling=scaling)
+            yield "before tuning", replace(base, quantity=evaluation.quantity.name, scaling=scaling)
 
 
-def _row(name: str, model: Model, trial: Trial, folder: Path) -> Row:
+def _row(name: str, model: Model, evaluation: Evaluation, folder: Path) -> Row:
     learned = model.network.trainable
-    sums = trial.sums(model, folder / f"scorecard-{name.replace(' ', '-')}.nc")
+    sums = evaluation.sums(model, folder / f"scorecard-{name.replace(' ', '-')}.nc")
     seconds = sums["seconds"].values
-    together, blocks = sums.drop_vars("seconds").expand_dims("seed"), trial.blocks()
+    together, blocks = sums.drop_vars("seconds").expand_dims("seed"), evaluation.blocks()
     spent = {"parameters": float(costs.parameters(model.network)), "milliseconds": 1000 * float(np.median(seconds))}
-    by_lead = estimates(together, trial.names, blocks=blocks)
-    overall = estimates(together, trial.names, blocks=blocks, over=("lead_time",))
+    by_lead = estimates(together, evaluation.names, blocks=blocks)
+    overall = estimates(together, evaluation.names, blocks=blocks, over=("lead_time",))
     return Row(name, learned, by_lead, overall, costs=spent)
 
 
-def _by_lead(rows: list[Row], trial: Trial) -> str:
+def _by_lead(rows: list[Row], evaluation: Evaluation) -> str:
     """A line per lead time: the MSE, and the CSI of the middle threshold, of every model."""
-    middle = trial.thresholds[len(trial.thresholds) // 2] if trial.thresholds else None
-    unit = UNIT_SIGNS.get(trial.quantity.unit, trial.quantity.unit)
+    middle = evaluation.thresholds[len(evaluation.thresholds) // 2] if evaluation.thresholds else None
+    unit = UNIT_SIGNS.get(evaluation.quantity.unit, evaluation.quantity.unit)
     kinds: list[tuple[str, str, dict]] = [("MSE", "mse", {})]
     if middle is not None:
         kinds.append((f"CSI≥{middle:g} {unit}", "csi", {"threshold": middle}))
@@ -99,28 +99,30 @@ def _by_lead(rows: list[Row], trial: Trial) -> str:
     ]
     lines = [f"| {' | '.join(header)} |", f"|{'--:|' * len(header)}"]
     for lead, values in enumerate(zip(*columns, strict=True), start=1):
-        lines.append(f"| {_lead(lead, trial)} | {' | '.join(f'{value:.3g}' for value in values)} |")
+        lines.append(f"| {_lead(lead, evaluation)} | {' | '.join(f'{value:.3g}' for value in values)} |")
     return "\n".join(lines)
 
 
-def _lead(number: int, trial: Trial) -> str:
-    seconds = number * trial.sources[0].step_seconds
+def _lead(number: int, evaluation: Evaluation) -> str:
+    seconds = number * evaluation.sources[0].step_seconds
     return f"{seconds // 60} min" if seconds >= 60 else f"frame {number}"
 
 
-def _sample(models: Mapping[str, Model], trial: Trial) -> bytes:
+def _sample(models: Mapping[str, Model], evaluation: Evaluation) -> bytes:
     """The window with the most rain, as observed and as forecast by all."""
-    past, seen = max(trial.pairs(), key=lambda pair: float(np.nan_to_num(pair[1]).mean()))
+    past, seen = max(evaluation.pairs(), key=lambda pair: float(np.nan_to_num(pair[1]).mean()))
     leads = np.unique(np.linspace(0, len(seen) - 1, LEADS).round().astype(int))
-    fields = {"observed": seen[leads]} | {name: trial.forecast(model, past)[leads] for name, model in models.items()}
-    return sample_chart(fields, [_lead(int(lead) + 1, trial) for lead in leads], quantity=trial.quantity.name)
+    fields = {"observed": seen[leads]} | {
+        name: evaluation.forecast(model, past)[leads] for name, model in models.items()
+    }
+    return sample_chart(fields, [_lead(int(lead) + 1, evaluation) for lead in leads], quantity=evaluation.quantity.name)
 
 
-def _protocol(recipe: Recipe, trial: Trial) -> dict[str, str]:
-    size = " x ".join(map(str, trial.frame))
+def _protocol(recipe: Recipe, evaluation: Evaluation) -> dict[str, str]:
+    size = " x ".join(map(str, evaluation.frame))
     return {
-        "Windows": f"{sum(map(len, trial.chosen))} of the validation, spread evenly, "
-        + "; ".join(found.name for found in trial.sources),
+        "Windows": f"{sum(map(len, evaluation.chosen))} of the validation, spread evenly, "
+        + "; ".join(found.name for found in evaluation.sources),
         "Pixels": f"whole frames of {size}, where all of {', '.join(REFERENCES)} have a forecast",
         "Pooling": "sums over windows and lead times first, then ratios",
         "Chosen on": "the same windows decided which weights are kept, so a test on others will be a little worse",

@@ -27,9 +27,9 @@ import xarray as xr
 import yaml
 
 from nowcast.benchmark import costs, leaderboard
-from nowcast.benchmark.evaluate import Exam
+from nowcast.benchmark.evaluate import BenchmarkEvaluation
 from nowcast.benchmark.leaderboard import Row
-from nowcast.config import Benchmark, Entrant, Recipe
+from nowcast.config import Benchmark, Participant, Recipe
 from nowcast.core.errors import ConfigError, TrainingError
 from nowcast.core.log import LogFormat
 from nowcast.core.machine import device_name
@@ -57,16 +57,16 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
     Raises:
         ConfigError: A frame in two of train, valid and test; data that changed since a run of this name began.
     """
-    exam = Exam(settings)
+    evaluation = BenchmarkEvaluation(settings)
     folder = _begin(settings)
-    bars = {model.name: exam.sums(model, folder / f"{model.name}.nc") for model in exam.references}
-    rows = [_row(name, [sums], exam, {"parameters": 0}) for name, sums in bars.items()]
-    total = len(settings.entrants) * len(settings.seeds)
-    for place, entrant in enumerate(settings.entrants):
+    bars = {model.name: evaluation.sums(model, folder / f"{model.name}.nc") for model in evaluation.references}
+    rows = [_row(name, [sums], evaluation, {"parameters": 0}) for name, sums in bars.items()]
+    total = len(settings.participants) * len(settings.seeds)
+    for place, participant in enumerate(settings.participants):
         if progress:
-            progress(place * len(settings.seeds), total, str(entrant.name))
-        rows.append(_network(entrant, exam, bars))
-        leaderboard.write(folder, rows, title=settings.name, protocol=_protocol(exam), note=_note(exam))
+            progress(place * len(settings.seeds), total, str(participant.name))
+        rows.append(_network(participant, evaluation, bars))
+        leaderboard.write(folder, rows, title=settings.name, protocol=_protocol(evaluation), note=_note(evaluation))
     if progress:
         progress(total, total, "done")
     return folder / leaderboard.TABLE
@@ -87,29 +87,33 @@ def _begin(settings: Benchmark) -> Path:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _network(entrant: Entrant, exam: Exam, bars: Mapping[str, xr.Dataset]) -> Row:
+def _network(participant: Participant, evaluation: BenchmarkEvaluation, bars: Mapping[str, xr.Dataset]) -> Row:
     """Trains and scores a network with every seed; what fails is noted, and the rest goes on."""
     sums, failures, spent = [], [], []
-    for seed in exam.settings.seeds if not entrant.checkpoint else (0,):
+    for seed in evaluation.settings.seeds if not participant.checkpoint else (0,):
         try:
-            cost, found = _scored(entrant, exam) if entrant.checkpoint else _trained_and_scored(entrant, exam, seed)
+            cost, found = (
+                _scored(participant, evaluation)
+                if participant.checkpoint
+                else _trained_and_scored(participant, evaluation, seed)
+            )
         except Exception as error:  # an exotic network must not cost the table of all others
-            log.warning("%s-%s has no row: %s", entrant.name, seed, error, exc_info=True)
-            failures.append(f"{entrant.name}-{seed}: {_sentence(error)}")
+            log.warning("%s-%s has no row: %s", participant.name, seed, error, exc_info=True)
+            failures.append(f"{participant.name}-{seed}: {_sentence(error)}")
             torch.cuda.empty_cache()
             continue
         spent.append(cost)
         sums.append(found)
     if not sums:
-        return Row(str(entrant.name), True, failures=tuple(failures))
+        return Row(str(participant.name), True, failures=tuple(failures))
     mean = {key: float(np.mean([cost[key] for cost in spent])) for key in spent[0]}
-    return _row(str(entrant.name), sums, exam, mean, bars=bars, failures=tuple(failures))
+    return _row(str(participant.name), sums, evaluation, mean, bars=bars, failures=tuple(failures))
 
 
 def _row(
     name: str,
     sums: list[xr.Dataset],
-    exam: Exam,
+    evaluation: BenchmarkEvaluation,
     spent: dict[str, float],
     *,
     bars: Mapping[str, xr.Dataset] | None = None,
@@ -119,45 +123,47 @@ def _row(
     together = xr.concat(sums, "seed", combine_attrs="drop")
     seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
     spent = spent | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
-    table, blocks = together.drop_vars("seconds"), exam.blocks()
-    by_lead = estimates(table, exam.names, blocks=blocks)
-    overall = estimates(table, exam.names, blocks=blocks, over=("lead_time",))
+    table, blocks = together.drop_vars("seconds"), evaluation.blocks()
+    by_lead = estimates(table, evaluation.names, blocks=blocks)
+    overall = estimates(table, evaluation.names, blocks=blocks, over=("lead_time",))
     # As many sums of a reference as there are seeds, so that counts can be compared.
     gains = {
-        bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), exam.names, blocks=blocks)
+        bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), evaluation.names, blocks=blocks)
         for bar, theirs in (bars or {}).items()
     }
     return Row(name, bars is not None, by_lead, overall, gains, spent, failures)
 
 
-def _scored(entrant: Entrant, exam: Exam) -> tuple[dict[str, float], xr.Dataset]:
+def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[dict[str, float], xr.Dataset]:
     """A network that was trained elsewhere.
 
     Raises:
         ConfigError: If it is made for other frames than those of the test.
     """
-    path = checkpoint.find(str(entrant.checkpoint))
-    card, windows = checkpoint.read_card(path), exam.windows
-    step = exam.sources[0].step_seconds
+    path = checkpoint.find(str(participant.checkpoint))
+    card, windows = checkpoint.read_card(path), evaluation.windows
+    step = evaluation.sources[0].step_seconds
     if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
         raise ConfigError(
             f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
             f"test has {windows.in_steps} of {windows.quantity} every {step} s."
         )
     model = checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
-    folder = exam.settings.runs / exam.settings.name
-    return _spent(model, card, exam), exam.sums(model, folder / f"{entrant.name}.nc")
+    folder = evaluation.settings.runs / evaluation.settings.name
+    return _spent(model, card, evaluation), evaluation.sums(model, folder / f"{participant.name}.nc")
 
 
-def _trained_and_scored(entrant: Entrant, exam: Exam, seed: int) -> tuple[dict[str, float], xr.Dataset]:
-    recipe = exam.settings.recipe(entrant, seed=seed)
+def _trained_and_scored(
+    participant: Participant, evaluation: BenchmarkEvaluation, seed: int
+) -> tuple[dict[str, float], xr.Dataset]:
+    recipe = evaluation.settings.recipe(participant, seed=seed)
     folder = recipe.runs / recipe.name
     path = folder / "best.safetensors"
     if not path.exists() or checkpoint.read_card(path).recipe != recipe.model_dump(mode="json"):
         _train(recipe)
     on_gpu = torch.cuda.is_available() and recipe.trainer.accelerator != "cpu"
     model = checkpoint.load(path, device="cuda" if on_gpu else "cpu")
-    return _spent(model, checkpoint.read_card(path), exam), exam.sums(model, folder / "test.nc")
+    return _spent(model, checkpoint.read_card(path), evaluation), evaluation.sums(model, folder / "test.nc")
 
 
 def _train(recipe: Recipe) -> None:
@@ -197,10 +203,10 @@ def _sentence(error: Exception) -> str:
     return text if isinstance(error, TrainingError) else f"{type(error).__name__}: {text}"
 
 
-def _spent(model: Model, card: Card, exam: Exam) -> dict[str, float]:
+def _spent(model: Model, card: Card, evaluation: BenchmarkEvaluation) -> dict[str, float]:
     """What a training and a forecast cost."""
     facts: Any = card.training
-    shape = (1, card.in_steps, card.channels, *exam.frame)
+    shape = (1, card.in_steps, card.channels, *evaluation.frame)
     hours = facts["seconds"] * facts["devices"] / 3600
     on_gpu = facts["device"].startswith("cuda")
     spent: dict[str, float] = {"parameters": costs.parameters(model.network), "macs": costs.macs(model.network, shape)}
@@ -211,15 +217,15 @@ def _spent(model: Model, card: Card, exam: Exam) -> dict[str, float]:
 # --- what was done --------------------------------------------------------------------------------
 
 
-def _protocol(exam: Exam) -> dict[str, str]:
+def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
     """Name and sentence of everything that the numbers depend on."""
-    settings, windows, quantity = exam.settings, exam.windows, exam.quantity
+    settings, windows, quantity = evaluation.settings, evaluation.windows, evaluation.quantity
     unit = UNIT_SIGNS.get(quantity.unit, quantity.unit) or "1"
     own = windows.scaling.build() if windows.scaling else quantity.scaling
-    limits = ", ".join(f"{limit:g}" for limit in exam.thresholds)
+    limits = ", ".join(f"{limit:g}" for limit in evaluation.thresholds)
     references = " and ".join(settings.references)
     crop = f"crops of {settings.windows.crop} x {settings.windows.crop}" if settings.windows.crop else "whole frames"
-    size = " x ".join(map(str, exam.frame))
+    size = " x ".join(map(str, evaluation.frame))
     return {
         "Pooling": "sums over all test windows, lead times and seeds first, then ratios; sorted by "
         + ("the mean CSI of all thresholds" if limits else "MSE"),
@@ -232,14 +238,14 @@ def _protocol(exam: Exam) -> dict[str, str]:
         ),
         "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
         + f"MSE in ({unit})², MAE in {unit}; SSIM on {_words(quantity.scaling)}",
-        "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_blocks(exam)}; ± is the standard "
+        "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_blocks(evaluation)}; ± is the standard "
         "deviation over seeds",
         **{
-            name.capitalize(): "; ".join(map(exam.words, part.sources)) + f": {part.windows} windows"
-            for name, part in exam.parts.items()
+            name.capitalize(): "; ".join(map(evaluation.words, part.sources)) + f": {part.windows} windows"
+            for name, part in evaluation.parts.items()
         },
         "Windows": f"{windows.in_steps} frames in, {windows.out_steps} out, every "
-        f"{exam.sources[0].step_seconds} s; {crop} in training; test windows start every "
+        f"{evaluation.sources[0].step_seconds} s; {crop} in training; test windows start every "
         f"{windows.stride} frames",
         "Scaling": f"networks see {quantity.long_name} on {_words(own)}",
         **_trainings(settings),
@@ -257,19 +263,21 @@ def _words(scaling: Any) -> str:
     return f"[0, 1], {scaling.kind} from {scaling.low:g} to {scaling.high:g}"
 
 
-def _blocks(exam: Exam) -> str:
-    count = np.unique(exam.blocks()).size
+def _blocks(evaluation: BenchmarkEvaluation) -> str:
+    count = np.unique(evaluation.blocks()).size
     rough = "; so few that the intervals are rough" if count < FEW_BLOCKS else ""
-    minutes = exam.settings.block_minutes
+    minutes = evaluation.settings.block_minutes
     return f"{count} blocks, each the windows that begin in the same {minutes:g} minutes of a sequence{rough}"
 
 
 def _trainings(settings: Benchmark) -> dict[str, str]:
     """How networks were trained, and which ones came as they are."""
-    before = [str(entrant.name) for entrant in settings.entrants if entrant.checkpoint]
+    before = [str(participant.name) for participant in settings.participants if participant.checkpoint]
     found = {"Trained before": ", ".join(before)} if before else {}
-    if len(before) < len(settings.entrants):
-        ways = "; ".join(_way(entrant) for entrant in settings.entrants if not entrant.checkpoint)
+    if len(before) < len(settings.participants):
+        ways = "; ".join(
+            _how_trained(participant) for participant in settings.participants if not participant.checkpoint
+        )
         found |= {"Budget": _budget(settings), "Seeds": ", ".join(map(str, settings.seeds)), "Optimisers": ways}
     return found
 
@@ -280,14 +288,14 @@ def _budget(settings: Benchmark) -> str:
     return f"{length}, validated every {budget.validate_every} steps; the best weights of them are scored"
 
 
-def _way(entrant: Entrant) -> str:
-    way = entrant.trainer
-    return f"{entrant.name} {way.optimiser} {way.learning_rate:g} {way.schedule}, batch {way.batch_size}"
+def _how_trained(participant: Participant) -> str:
+    way = participant.trainer
+    return f"{participant.name} {way.optimiser} {way.learning_rate:g} {way.schedule}, batch {way.batch_size}"
 
 
-def _note(exam: Exam) -> str:
-    test = exam.parts["test"]
+def _note(evaluation: BenchmarkEvaluation) -> str:
+    test = evaluation.parts["test"]
     return (
         f"{test.windows} test windows, {' + '.join(found.name for found in test.sources)}; sums, then ratios; "
-        f"bands: {LEVEL:.0%} of draws of {np.unique(exam.blocks()).size} blocks"
+        f"bands: {LEVEL:.0%} of draws of {np.unique(evaluation.blocks()).size} blocks"
     )

@@ -134,14 +134,14 @@ def list_registered(
     Example: [bold]nowcast models list --domain operations/knmi.yaml[/]
     """
     from nowcast.operations.cycle import load
-    from nowcast.operations.promotion import registry
+    from nowcast.operations.promotion import open_registry
 
-    shelf = registry(load(domain))
-    rows = [event.model_dump(mode="json") for event in shelf.events] if history else shelf.lineage()
+    registry = open_registry(load(domain))
+    rows = [event.model_dump(mode="json") for event in registry.events] if history else registry.lineage()
     if json:
         print_json(rows)
     elif not rows:
-        console.print(f"{shelf.folder}: nothing is registered yet, see [bold]nowcast models register[/]")
+        console.print(f"{registry.folder}: nothing is registered yet, see [bold]nowcast models register[/]")
     else:
         shown = ["time", "who", "what", "name", "why"] if history else list(LINEAGE)
         shown = [key for key in shown if any(row[key] for row in rows)]
@@ -160,16 +160,16 @@ def compare_registered(
     Example: [bold]nowcast models compare --domain operations/knmi.yaml[/]
     """
     from nowcast.operations.cycle import load
-    from nowcast.operations.promotion import compare as judge
-    from nowcast.operations.promotion import registry
+    from nowcast.operations.promotion import compare as assess
+    from nowcast.operations.promotion import open_registry
 
     settings = load(domain)
-    names = [challenger] if challenger else registry(settings).standing.challengers
-    verdicts = [judge(settings, name, against) for name in names]
+    names = [challenger] if challenger else open_registry(settings).standing.challengers
+    comparisons = [assess(settings, name, against) for name in names]
     if json:
-        print_json([{"challenger": found.challenger, **found.facts, "by_lead": found.rows()} for found in verdicts])
+        print_json([{"challenger": found.challenger, **found.facts, "by_lead": found.rows()} for found in comparisons])
         return
-    for found in verdicts:
+    for found in comparisons:
         console.print(str(found), highlight=False, markup=False)
         if rows := found.rows():
             console.print(table(rows))
@@ -200,11 +200,11 @@ def roll_back(domain: Domain, reason: Reason = "") -> None:
     Example: [bold]nowcast models rollback --domain operations/knmi.yaml --reason "too much rain"[/]
     """
     from nowcast.operations.cycle import load
-    from nowcast.operations.promotion import registry
+    from nowcast.operations.promotion import open_registry
 
-    shelf = registry(load(domain))
-    digest = shelf.rollback(why=reason)
-    console.print(f"champion: [bold]{shelf.standing.names[digest]}[/]")
+    registry = open_registry(load(domain))
+    digest = registry.rollback(why=reason)
+    console.print(f"champion: [bold]{registry.standing.names[digest]}[/]")
 
 
 @app.command("retire")
@@ -216,8 +216,8 @@ def retire_challenger(
     Example: [bold]nowcast models retire simvp-3f9a2c --domain operations/knmi.yaml[/]
     """
     from nowcast.operations.cycle import load
-    from nowcast.operations.promotion import registry
+    from nowcast.operations.promotion import open_registry
 
-    shelf = registry(load(domain))
-    shelf.retire(shelf.find(name), why=reason)
+    registry = open_registry(load(domain))
+    registry.retire(registry.find(name), why=reason)
     console.print(f"retired: [bold]{name}[/]")

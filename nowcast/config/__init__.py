@@ -4,7 +4,7 @@ A field's documentation stands under the field; its value stands in ``configs/``
 """
 
 from nowcast.config.base import Frozen
-from nowcast.config.benchmark import Benchmark, Budget, Entrant
+from nowcast.config.benchmark import Benchmark, Budget, Participant
 from nowcast.config.load import find, load, override, pairs, shipped_folder, words
 from nowcast.config.operations import (
     CHAMPION,
@@ -35,12 +35,12 @@ __all__ = [
     "AgeLimits",
     "Benchmark",
     "Budget",
-    "Entrant",
     "Feed",
     "Frozen",
     "LossTerm",
     "Moving",
     "Operations",
+    "Participant",
     "Product",
     "Promotion",
     "QualitySettings",

@@ -63,7 +63,7 @@ class Budget(Frozen):
         return self
 
 
-class Entrant(Frozen):
+class Participant(Frozen):
     """A network that takes part in a benchmark."""
 
     model: str | None = None
@@ -82,7 +82,7 @@ class Entrant(Frozen):
     """What is set here applies to this network alone."""
 
     @model_validator(mode="after")
-    def _has_a_model(self) -> Entrant:
+    def _has_a_model(self) -> Participant:
         if self.checkpoint and self.model_fields_set - {"checkpoint", "name"}:
             raise ValueError("a checkpoint is scored as it is; leave everything but its name out")
         if not (self.model or self.recipe or self.checkpoint):
@@ -96,7 +96,7 @@ class Benchmark(Frozen):
     """Everything that ``nowcast benchmark`` needs: networks trained alike, and one table of how good they are."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
-    networks: Annotated[tuple[Entrant, ...], Field(min_length=1)]
+    networks: Annotated[tuple[Participant, ...], Field(min_length=1)]
     references: tuple[str, ...] = ("persistence", "extrapolation")
     """Models without weights that are scored beside the networks, on the pixels that all of them cover."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
@@ -124,7 +124,7 @@ class Benchmark(Frozen):
     def _consistent(self) -> Benchmark:
         for name in self.references:
             check_known("reference", name, MODELS)
-        names = [*self.references, *(network.name for network in self.entrants)]
+        names = [*self.references, *(network.name for network in self.participants)]
         if len(set(names)) < len(names):
             raise ValueError(f"two rows share a name: {', '.join(map(str, names))}")
         if self.windows.channels > 1:
@@ -135,11 +135,11 @@ class Benchmark(Frozen):
         return self
 
     @cached_property
-    def entrants(self) -> tuple[Entrant, ...]:
+    def participants(self) -> tuple[Participant, ...]:
         """The networks, complete: with name, model, options, and every setting of their training."""
         return tuple(self._complete(network) for network in self.networks)
 
-    def _complete(self, network: Entrant) -> Entrant:
+    def _complete(self, network: Participant) -> Participant:
         if network.checkpoint:
             return network.model_copy(update={"name": network.name or Path(network.checkpoint).stem})
         recipe = load(Recipe, network.recipe) if network.recipe else None
@@ -152,21 +152,21 @@ class Benchmark(Frozen):
         trainer = TrainerSettings.model_validate(shared | way | own | self._budgeted())
         loss = network.loss if network.loss is not None else (recipe.loss if recipe else ())
         name = network.name or model.replace(":", "-")
-        return Entrant(model=model, options=options, name=name, loss=loss, trainer=trainer)
+        return Participant(model=model, options=options, name=name, loss=loss, trainer=trainer)
 
     def _budgeted(self) -> dict[str, Any]:
         every, endless = self.budget.validate_every, 10**6
         epochs = self.budget.steps // every if self.budget.steps else endless
         return {"epochs": epochs, "minutes": self.budget.minutes, "batches_per_epoch": every, "patience": endless}
 
-    def recipe(self, entrant: Entrant, *, seed: int) -> Recipe:
-        """How one of the ``entrants`` is trained."""
-        trainer = entrant.trainer.model_copy(update={"seed": seed})
+    def recipe(self, participant: Participant, *, seed: int) -> Recipe:
+        """How one of the ``participants`` is trained."""
+        trainer = participant.trainer.model_copy(update={"seed": seed})
         return Recipe(
-            name=f"{entrant.name}-{seed}",
-            model=str(entrant.model),
-            options=entrant.options,
-            loss=entrant.loss or (),
+            name=f"{participant.name}-{seed}",
+            model=str(participant.model),
+            options=participant.options,
+            loss=participant.loss or (),
             train=self.train,
             valid=self.valid,
             windows=self.windows,

@@ -17,14 +17,14 @@ import xarray as xr
 from xarray.indexes import PandasIndex
 from xxhash import xxh3_64
 
-from nowcast.core.encoded import Coded
+from nowcast.core.encoded import EncodedArray
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 
 
 def make(
-    fields: Mapping[str, np.ndarray | Coded],
+    fields: Mapping[str, np.ndarray | EncodedArray],
     time: Sequence[np.datetime64] | np.ndarray,
     grid: Grid,
     *,
@@ -88,12 +88,12 @@ def _place(grid: Grid) -> tuple[dict[str, xr.Variable], dict[str, xr.Index]]:
     return {str(name): coord.variable for name, coord in coords.items()}, dict(coords.xindexes)
 
 
-def _variable(name: str, values: np.ndarray | Coded, encoding: Mapping[str, object]) -> xr.Variable:
-    meta = quantity(name)
+def _variable(name: str, values: np.ndarray | EncodedArray, encoding: Mapping[str, object]) -> xr.Variable:
+    meta = get_quantity(name)
     attrs = {"units": meta.unit, "long_name": meta.long_name, "grid_mapping": "crs"}
     if meta.standard_name:
         attrs["standard_name"] = meta.standard_name
-    data = values.lazy() if isinstance(values, Coded) else np.asarray(values, np.float32)
+    data = values.lazy() if isinstance(values, EncodedArray) else np.asarray(values, np.float32)
     return xr.Variable(("time", "y", "x"), data, attrs, dict(encoding))
 
 
@@ -114,7 +114,7 @@ def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
     if cube.sizes["time"] == 0:
         raise BadInput(where, "no frames")
     for name in names:
-        want, unit = quantity(name).unit, variables[name].attrs.get("units")
+        want, unit = get_quantity(name).unit, variables[name].attrs.get("units")
         if unit != want:
             raise BadInput(where, f"{name} is in {unit!r}", f"convert it to {want!r}")
     stamps = variables["time"] if "time" in variables else cube["time"]

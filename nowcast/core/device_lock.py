@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.02
 log = logging.getLogger(__name__)
 
 
-def card(device: torch.device | None = None) -> str:
+def device_id(device: torch.device | None = None) -> str:
     """What a device is called by all processes of a machine; None: the one that forecasts run on."""
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,7 +35,7 @@ def card(device: torch.device | None = None) -> str:
 
 
 @contextmanager
-def first(name: str) -> Iterator[None]:
+def hold(name: str) -> Iterator[None]:
     """For a cycle: trainings on this card pause until the block ends. Never waits, never fails."""
     descriptor = _open(name)
     deadline = monotonic() + PATIENCE_SECONDS
@@ -50,7 +50,7 @@ def first(name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-class Gate:
+class TrainingLock:
     """For a training: where it lets cycles pass."""
 
     def __init__(self, name: str) -> None:

@@ -28,7 +28,7 @@ class Table:
     values: np.ndarray
 
 
-class Coded(BackendArray):
+class EncodedArray(BackendArray):
     """An array as codes and what they stand for."""
 
     def __init__(self, codes: np.ndarray, table: Table) -> None:
@@ -46,11 +46,11 @@ class Coded(BackendArray):
         return indexing.MemoryCachedArray(indexing.LazilyIndexedArray(self))
 
 
-def behind(variable: xr.Variable) -> Coded | None:
+def behind(variable: xr.Variable) -> EncodedArray | None:
     """The codes of a whole variable at whose values nobody has looked yet, so that they are the source's; else None."""
     held = getattr(variable, "_data", None)  # every public way makes the values
     lazy = held.array if isinstance(held, indexing.MemoryCachedArray) else None
-    if not isinstance(lazy, indexing.LazilyIndexedArray) or not isinstance(lazy.array, Coded):
+    if not isinstance(lazy, indexing.LazilyIndexedArray) or not isinstance(lazy.array, EncodedArray):
         return None
     whole = all(isinstance(part, slice) and part == slice(None) for part in lazy.key.tuple)
     return lazy.array if whole else None

@@ -176,7 +176,7 @@ QUANTITIES = {
 }
 
 
-def quantity(name: str) -> Quantity:
+def get_quantity(name: str) -> Quantity:
     """Looks a quantity up by its Cube variable name.
 
     Raises:

@@ -29,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nowcast.config import Moving, Span, WindowSettings
 from nowcast.core.errors import ConfigError
-from nowcast.core.units import Scaling, quantity
+from nowcast.core.units import Scaling, get_quantity
 from nowcast.data.shared_memory import Parcel, Ring, keep_memory
 from nowcast.data.sources import Source, source
 
@@ -86,7 +86,7 @@ class Windows(Dataset):
     def scaling(self) -> Scaling:
         """Of the quantity that is forecast."""
         own = self.settings.scaling
-        return own.build() if own else quantity(self.settings.quantity).scaling
+        return own.build() if own else get_quantity(self.settings.quantity).scaling
 
     @property
     def step_seconds(self) -> int:
@@ -268,7 +268,7 @@ def _crop_weights(middle: np.ndarray, side: int, rain_weight: float) -> np.ndarr
 # --- drawing and loading --------------------------------------------------------------------------
 
 
-class Draws(Sampler):
+class WindowSampler(Sampler):
     """(window, seed) pairs of an epoch, of this process where several train together.
 
     All windows in random order, or ``count`` of them at random, by their probabilities where those differ.
@@ -321,7 +321,7 @@ class Loader(DataLoader):
 
     batch_sampler: BatchSampler
 
-    def __init__(self, windows: Windows, draws: Draws, per_batch: int, *, packed: bool, **options: Any) -> None:
+    def __init__(self, windows: Windows, draws: WindowSampler, per_batch: int, *, packed: bool, **options: Any) -> None:
         super().__init__(copy(windows), batch_size=per_batch, sampler=draws, collate_fn=_as_it_is, **options)
         self.draws, self.per_batch, self.packed, self.done = draws, per_batch, packed, 0
         self.waited = 0.0
@@ -381,7 +381,7 @@ def loader(
             quarter or half of the bytes.
     """
     per_batch = max(1, batch_size // windows.settings.crops_per_window)
-    draws = Draws(windows, seed=seed, count=batches * per_batch if batches else None, shuffle=shuffle)
+    draws = WindowSampler(windows, seed=seed, count=batches * per_batch if batches else None, shuffle=shuffle)
     if workers:
         keep_memory()
         multiprocessing.set_forkserver_preload([__name__])  # imported once, not by every loader process

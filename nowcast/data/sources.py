@@ -21,7 +21,7 @@ import xarray as xr
 from nowcast.config import Moving, Span, WindowSettings
 from nowcast.core.cube import utc
 from nowcast.core.errors import ConfigError
-from nowcast.core.units import COLOURS, MARSHALL_PALMER, convert, quantity
+from nowcast.core.units import COLOURS, MARSHALL_PALMER, convert, get_quantity
 from nowcast.readers.moving_images import MovingImages, load_images
 from nowcast.store import FrameStore
 from nowcast.store.packing import Packing
@@ -90,7 +90,7 @@ class Stored:
         if self.channels > 1:
             self.quantity = self.names[0]  # colours are scaled alike
         scaling = span.scaling or (settings.scaling if span.quantity is None else None)
-        self.scaling = scaling.build() if scaling else quantity(self.quantity).scaling
+        self.scaling = scaling.build() if scaling else get_quantity(self.quantity).scaling
         self._index(timeline)
         self._frames: dict[str, tuple[Any, Packing | None]] = {}
         self.size = next(iter(self.frames().values()))[0].array.shape[1:]
@@ -267,7 +267,7 @@ class Generated:
             raise ConfigError(f"{span.images}: there are no images {span.images_from} to {span.images_to or 'end'}.")
         self.clips = MovingImages(images, canvas=span.canvas, frames=length, count=span.objects, seed=span.seed)
         own = settings.scaling if settings.quantity == "intensity" else None
-        scaling = own.build() if own else quantity("intensity").scaling
+        scaling = own.build() if own else get_quantity("intensity").scaling
         self.values = scaling.encode(np.arange(256, dtype=np.float32) / 255)
         self.table = None if self.side else self.values
         self.dtype = np.dtype(np.float32 if self.side else np.uint8)

@@ -25,7 +25,7 @@ from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import BadInput, ConfigError, ForecastError, OptionError
 from nowcast.core.files import atomic_file
 from nowcast.core.grid import Grid
-from nowcast.core.units import MARSHALL_PALMER, convert, quantity
+from nowcast.core.units import MARSHALL_PALMER, convert, get_quantity
 from nowcast.core.version import __version__
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
@@ -212,7 +212,7 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
     encoding: dict[str, Any] = {
         name: {
             "dtype": "int16",
-            "scale_factor": quantity(name).resolution,
+            "scale_factor": get_quantity(name).resolution,
             "_FillValue": np.int16(-32768),
             "grid_mapping": "crs",
             "zlib": True,
@@ -271,27 +271,27 @@ def _run(
     if frames.time.size < steps:
         have = frames.time.size
         raise ForecastError(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
-    check_fits(model, quantity_name=frames.quantity, cadence_seconds=frames.cadence_seconds)
+    check_fits(model, quantity=frames.quantity, cadence_seconds=frames.cadence_seconds)
     target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
     fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
     chances: dict[str, xr.DataArray] = {}
     if probabilities and model.network.gives_probabilities:
-        made = predict_distribution(model, fields, quantity_name=target, leads=leads)
+        made = predict_distribution(model, fields, quantity=target, leads=leads)
         values, limits = made.values, convert(made.thresholds, target, frames.quantity, zr=zr)
         chances = _exceedance(made.exceedance, limits, frames.quantity)
     else:
-        values = predict(model, fields, quantity_name=target, leads=leads)
+        values = predict(model, fields, quantity=target, leads=leads)
     known = np.isfinite(values)
     if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
         raise ForecastError("returned values that are not finite")
-    limit = np.float32(STORED_STEPS * quantity(frames.quantity).resolution)  # beyond it there is no weather
+    limit = np.float32(STORED_STEPS * get_quantity(frames.quantity).resolution)  # beyond it there is no weather
     converted = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
     return np.where(known, converted, np.float32(np.nan)), model, chances
 
 
 def _exceedance(chance_KLHW: np.ndarray, thresholds: np.ndarray, name: str) -> dict[str, xr.DataArray]:
     """Probabilities by thresholds in the cube's unit, named as IMPROVER does, since CF has no name for them."""
-    known = quantity(name)
+    known = get_quantity(name)
     limits = [float(f"{limit:.2g}") for limit in thresholds]
     relation = {"units": known.unit, "spp__relative_to_threshold": "greater_than_or_equal_to"}
     about = {
@@ -309,7 +309,7 @@ def _exceedance(chance_KLHW: np.ndarray, thresholds: np.ndarray, name: str) -> d
     }
 
 
-def check_fits(model: Model, *, quantity_name: str, cadence_seconds: int) -> None:
+def check_fits(model: Model, *, quantity: str, cadence_seconds: int) -> None:
     """Refuses a model that was made for other frames.
 
     Args:
@@ -324,9 +324,9 @@ def check_fits(model: Model, *, quantity_name: str, cadence_seconds: int) -> Non
     if abs(step - cadence_seconds) > CADENCE_TOLERANCE * step:
         raise ForecastError(f"was trained on a step of {step} s, the feed has {cadence_seconds} s")
     try:
-        convert(np.zeros((1, 1, 1), np.float32), quantity_name, model.quantity or quantity_name)
+        convert(np.zeros((1, 1, 1), np.float32), quantity, model.quantity or quantity)
     except OptionError:
-        raise ForecastError(f"was trained on {model.quantity}, the feed has {quantity_name}") from None
+        raise ForecastError(f"was trained on {model.quantity}, the feed has {quantity}") from None
 
 
 def _load(name: str, available: int, leads: int) -> Model:
@@ -363,11 +363,11 @@ def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | 
             **Grid.of(cube).coordinates(),
         },
     )
-    dataset[frames.quantity].encoding["quantum"] = quantity(frames.quantity).resolution
+    dataset[frames.quantity].encoding["quantum"] = get_quantity(frames.quantity).resolution
     created = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "s")
     dataset.attrs = {
         "Conventions": "CF-1.10, ACDD-1.3",
-        "title": f"{quantity(frames.quantity).long_name} nowcast",
+        "title": f"{get_quantity(frames.quantity).long_name} nowcast",
         "source": f"{model.name} (nowcast {__version__})" if model else "withheld",
         "model": model.name if model else "",
         "checkpoint": model.digest if model else "",

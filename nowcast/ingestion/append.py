@@ -14,10 +14,10 @@ import xarray as xr
 from nowcast.config import QualitySettings
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.ingestion import quality
-from nowcast.ingestion.decode import Pixels, Prepared
+from nowcast.ingestion.decode import DecodedItem, Pixels
 from nowcast.ingestion.quality import Before
 from nowcast.readers import Item
-from nowcast.store import FrameStore, Growth
+from nowcast.store import Extension, FrameStore
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Summary:
 
 
 @dataclass
-class _Book:
+class _Contents:
     """What the store holds, in order of arrival."""
 
     frames: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class _Book:
     """Last frame of every sequence, for the quality control of the next."""
 
     @classmethod
-    def of(cls, store: FrameStore, settings: QualitySettings) -> _Book:
+    def of(cls, store: FrameStore, settings: QualitySettings) -> _Contents:
         book = cls()
         if not store.exists():
             return book
@@ -94,20 +94,20 @@ def _age(signature: str) -> tuple[int, str]:
 
 # --- taking items in ------------------------------------------------------------------------------
 
-Pieces = list[tuple[Prepared, list[int]]]
+Pieces = list[tuple[DecodedItem, list[int]]]
 """Items and those of their frames that are new."""
-Write = Callable[[Growth, Pieces], Sequence[Any]]
+Write = Callable[[Extension, Pieces], Sequence[Any]]
 """Writes pixels to their places; returns the forks of the session that other processes wrote to."""
 
 
-class Taking:
+class Appender:
     """Sorts what was read into new, known, changed and refused, and has it written."""
 
     def __init__(self, store: FrameStore, settings: QualitySettings) -> None:
         self.store, self.settings, self.summary = store, settings, Summary()
         self.fitting: set[bytes] = set()
         """Kinds that the store takes."""
-        self.book = _Book.of(store, settings)
+        self.book = _Contents.of(store, settings)
 
     def is_new(self, item: Item) -> bool:
         """False for what was read before; a file that cannot even be looked at is left to the reader."""
@@ -119,7 +119,7 @@ class Taking:
         self.summary.known += known
         return not known
 
-    def batch(self, prepared: Sequence[Prepared], write: Write) -> list[Prepared]:
+    def batch(self, prepared: Sequence[DecodedItem], write: Write) -> list[DecodedItem]:
         """Writes the new frames of a batch; returns the items that hold others too."""
         others = []
         self.summary.refused += [one.refused for one in prepared if one.refused]
@@ -153,7 +153,7 @@ class Taking:
         assert first.like is not None
         before = dict(self.book.before)
         labels = {key: np.concatenate([_picked(one, key)[new] for one, new in pieces]) for key in first.labels}
-        growth = self.store.growing(first.like, len(labels["time"]), event=first.event)
+        growth = self.store.extend(first.like, len(labels["time"]), event=first.event)
         # in order of arrival: how items were put together must not show
         labels["status"] = quality.compare(labels, before, self.settings, cadence=growth.cadence)
         for kind, like in {one.kind: one.like for one, _ in pieces if one.like is not None}.items():
@@ -174,7 +174,7 @@ class Taking:
             if count := int((labels["status"] & bit > 0).sum()):
                 self.summary.flagged[name] = self.summary.flagged.get(name, 0) + count
 
-    def revise(self, one: Prepared, pixels: Callable[[], Pixels]) -> None:
+    def revise(self, one: DecodedItem, pixels: Callable[[], Pixels]) -> None:
         """Replaces the frames of an item whose content changed; counts those that did not."""
         held: Pixels = {}
         for index, key in enumerate(one.keys):
@@ -197,13 +197,13 @@ class Taking:
         return self.summary
 
 
-def _picked(one: Prepared, key: str) -> np.ndarray:
+def _picked(one: DecodedItem, key: str) -> np.ndarray:
     if key not in one.labels:
         raise BadInput(one.item, f"has no {key}, which others have", "use another store for another kind of data")
     return one.labels[key]
 
 
-def _frame(one: Prepared, index: int, values: dict[str, np.ndarray]) -> xr.Dataset:
+def _frame(one: DecodedItem, index: int, values: dict[str, np.ndarray]) -> xr.Dataset:
     """One frame as a Cube."""
     assert one.like is not None
     fixed = one.like.drop_dims("time")
@@ -212,9 +212,9 @@ def _frame(one: Prepared, index: int, values: dict[str, np.ndarray]) -> xr.Datas
     return fixed.assign_coords(labels).assign(fields)
 
 
-def _without_repeats(items: list[Prepared]) -> Iterator[list[Prepared]]:
+def _without_repeats(items: list[DecodedItem]) -> Iterator[list[DecodedItem]]:
     """Cuts a batch where a frame comes a second time."""
-    batch: list[Prepared] = []
+    batch: list[DecodedItem] = []
     held: set[tuple[str, int]] = set()
     for one in items:
         keys = set(one.keys)
@@ -230,12 +230,12 @@ def _message(items: Sequence[Item]) -> str:
     return f"Add {items[0]}" if len(items) == 1 else f"Add {items[0]} to {items[-1]}, {len(items)} items"
 
 
-def write_here(batch: Sequence[Prepared], taking: Taking) -> None:
-    for one in taking.batch(batch, _write_alone):
-        taking.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
+def write_here(batch: Sequence[DecodedItem], appender: Appender) -> None:
+    for one in appender.batch(batch, _write_alone):
+        appender.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
 
 
-def _write_alone(growth: Growth, pieces: Pieces) -> list[Any]:
+def _write_alone(growth: Extension, pieces: Pieces) -> list[Any]:
     starts = np.cumsum([growth.start, *(len(new) for _, new in pieces)]).tolist()
     growth.fill([(at, one.part(new)) for at, (one, new) in zip(starts, pieces, strict=False)])
     return []

@@ -16,10 +16,10 @@ from itertools import chain
 from typing import Any
 
 from nowcast.core.errors import ClusterError
-from nowcast.ingestion.append import Pieces, Taking, write_here
-from nowcast.ingestion.decode import Found, Inspect, Pixels, Prepared, prepare_all, together
+from nowcast.ingestion.append import Appender, Pieces, write_here
+from nowcast.ingestion.decode import DecodedItem, Found, Inspect, Pixels, decode_all, together
 from nowcast.readers import Item
-from nowcast.store import Growth, fill
+from nowcast.store import Extension, fill
 
 BATCHES_AHEAD = 2
 PARTS = 2
@@ -55,13 +55,13 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 def in_parallel(
-    found: list[Found], inspect: Inspect, taking: Taking, client: Any, report: Callable[[Item], None]
+    found: list[Found], inspect: Inspect, appender: Appender, client: Any, report: Callable[[Item], None]
 ) -> None:
     """Reads the next batches while one is written."""
     size = 1
-    while found and not taking.book.frames:  # the first good item makes the store, here
-        first = prepare_all(found[:1], inspect)
-        write_here(first, taking)
+    while found and not appender.book.frames:  # the first good item makes the store, here
+        first = decode_all(found[:1], inspect)
+        write_here(first, appender)
         report(first[0].item)
         found, size = found[1:], together(first, size)
     workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
@@ -71,25 +71,25 @@ def in_parallel(
             batch, found = found[: size * workers * PARTS], found[size * workers * PARTS :]
             parts = [batch[start : start + size] for start in range(0, len(batch), size)]
             waiting.append([_reading(part, inspect, client) for part in parts])
-        written = _write_there(waiting.popleft(), taking, client)
+        written = _write_there(waiting.popleft(), appender, client)
         for one in written:
             report(one.item)
         size = together(written, size)
 
 
 def _reading(part: list[Found], inspect: Inspect, client: Any) -> Reading:
-    whole = client.submit(prepare_all, part, inspect, pure=False)
+    whole = client.submit(decode_all, part, inspect, pure=False)
     return whole, client.submit(_without_pixels, whole, pure=False, priority=1)
 
 
-def _write_there(batch: list[Reading], taking: Taking, client: Any) -> list[Prepared]:
+def _write_there(batch: list[Reading], appender: Appender, client: Any) -> list[DecodedItem]:
     """Writes a batch whose pixels lie in the workers; returns what is known of it here."""
     submit = partial(client.submit, pure=False, priority=1)  # before what is read ahead
     reading = [whole for whole, _ in batch]
     groups = [pickle.loads(part) for part in client.gather([labels for _, labels in batch])]
     where = {id(one): (group, number) for group, part in enumerate(groups) for number, one in enumerate(part)}
 
-    def write(growth: Growth, pieces: Pieces) -> list[Any]:
+    def write(growth: Extension, pieces: Pieces) -> list[Any]:
         jobs = []
         for span in _spans([(*where[id(one)], new) for one, new in pieces], growth.start, growth.steps):
             (own, cuts), *others = span.items()
@@ -97,13 +97,13 @@ def _write_there(batch: list[Reading], taking: Taking, client: Any) -> list[Prep
             jobs.append(submit(_fill, growth.fork(), reading[own], cuts, rest, growth.total))
         return client.gather(jobs)
 
-    def pixels(one: Prepared) -> Pixels:
+    def pixels(one: DecodedItem) -> Pixels:
         group, number = where[id(one)]
         return submit(_pixels, reading[group], number).result()
 
     prepared = [one for part in groups for one in part]
-    for one in taking.batch(prepared, write):
-        taking.revise(one, partial(pixels, one))
+    for one in appender.batch(prepared, write):
+        appender.revise(one, partial(pixels, one))
     return prepared
 
 
@@ -139,20 +139,20 @@ def _spans(pieces: Sequence[tuple[int, int, list[int]]], start: int, steps: int)
 # --- what the workers do ----------------------------------------------------------------------------
 
 
-def _without_pixels(group: Sequence[Prepared]) -> bytes:
+def _without_pixels(group: Sequence[DecodedItem]) -> bytes:
     """Pickled as one, so that what items have in common travels once."""
     return pickle.dumps([replace(one, pixels={}) for one in group])
 
 
-def _pixels(group: Sequence[Prepared], number: int) -> Pixels:
+def _pixels(group: Sequence[DecodedItem], number: int) -> Pixels:
     return group[number].pixels
 
 
-def _cut(group: Sequence[Prepared], cuts: Sequence[Cut]) -> list[tuple[int, Pixels]]:
+def _cut(group: Sequence[DecodedItem], cuts: Sequence[Cut]) -> list[tuple[int, Pixels]]:
     return [(at, group[number].part(frames)) for number, frames, at in cuts]
 
 
 def _fill(
-    fork: Any, group: Sequence[Prepared], cuts: Sequence[Cut], rest: Sequence[list[tuple[int, Pixels]]], total: int
+    fork: Any, group: Sequence[DecodedItem], cuts: Sequence[Cut], rest: Sequence[list[tuple[int, Pixels]]], total: int
 ) -> Any:
     return fill(fork, [*_cut(group, cuts), *chain.from_iterable(rest)], total=total)

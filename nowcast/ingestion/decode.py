@@ -33,12 +33,12 @@ Pixels = dict[str, tuple[np.ndarray | Compressed, Packing | None]]
 """Channel -> (frame, row, column), and how it is packed."""
 Found = tuple[str, Item]
 """Name of a reader, and what it is to read."""
-Inspect = Callable[[Item, str, xr.Dataset | None], "Prepared"]
+Inspect = Callable[[Item, str, xr.Dataset | None], "DecodedItem"]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DecodedItem:
     """One item, read, looked at and packed."""
 
     item: Item
@@ -87,10 +87,10 @@ def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
 
 def inspect(
     item: Item, signature: str, cube: xr.Dataset | None, *, now: datetime | None, settings: QualitySettings
-) -> Prepared:
+) -> DecodedItem:
     """Looks at what was read and packs it."""
     if cube is None:
-        return Prepared(item, refused=signature)
+        return DecodedItem(item, refused=signature)
     labels = {str(key): variable.values for key, variable in cube.variables.items() if variable.dims == ("time",)}
     try:
         clipped = quality.clip(cube, settings)
@@ -98,7 +98,7 @@ def inspect(
         labels |= quality.measure(cube, settings, pixels=plain, now=now, where=item)
     except BadInput as error:
         log.debug("%s is refused", item, exc_info=True)
-        return Prepared(item, refused=str(error))
+        return DecodedItem(item, refused=str(error))
     labels["status"] |= clipped
     frames = zip(*(values for values, _ in plain.values()), strict=True)
     labels["digest"] = np.asarray([digest(*frame) for frame in frames], object)
@@ -109,14 +109,14 @@ def inspect(
         for name, (codes, packing) in plain.items()
     }
     size = sum(values.nbytes for values, _ in pixels.values())
-    return Prepared(item, signature, *_blank(cube, labels), labels, event, pixels, size)
+    return DecodedItem(item, signature, *_blank(cube, labels), labels, event, pixels, size)
 
 
-def prepare(found: Found, inspect: Inspect) -> Prepared:
+def prepare(found: Found, inspect: Inspect) -> DecodedItem:
     return inspect(*_read(found))
 
 
-def prepare_all(found: Sequence[Found], inspect: Inspect) -> list[Prepared]:
+def decode_all(found: Sequence[Found], inspect: Inspect) -> list[DecodedItem]:
     with one_core_each():
         return [prepare(one, inspect) for one in found]
 
@@ -167,7 +167,7 @@ def _keep_memory() -> None:
             ctypes.CDLL(None).mallopt(option, size)
 
 
-def together(prepared: Sequence[Prepared], size: int, *, limit: int | None = None) -> int:
+def together(prepared: Sequence[DecodedItem], size: int, *, limit: int | None = None) -> int:
     """How many items like these to prepare together, ``limit`` or ``TASK_ITEMS`` at most; ``size`` where nothing is
     known of them."""
     largest = max(one.size for one in prepared)

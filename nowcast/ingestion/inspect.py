@@ -14,7 +14,7 @@ from nowcast.config import QualitySettings
 from nowcast.core.cube import channels
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.core.units import COLOURS, quantity
+from nowcast.core.units import COLOURS, get_quantity
 from nowcast.ingestion import quality
 from nowcast.plotting.maps import Caption, MapPainter
 from nowcast.readers import Item, detect, get
@@ -120,7 +120,7 @@ def _channel(variable: xr.DataArray) -> str:
     values, packing = variable.values, Packing.wanted(variable)
     kept = values[:1] if packing is None else packing.pack(values[:1])
     size = len(Zstd(3).encode(np.ascontiguousarray(kept))) / 1024
-    unit = quantity(str(variable.name)).unit
+    unit = get_quantity(str(variable.name)).unit
     extent = f"{np.nanmin(values):.4g} to {np.nanmax(values):.4g}{'' if unit == '1' else f' {unit}'}"
     return (
         f"{extent}, {np.isnan(values).mean():.1%} without data, stored as {_form(packing)}, "
@@ -141,7 +141,7 @@ def _contact_sheet(cube: xr.Dataset) -> bytes:
     names, labels = channels(cube), cube["sequence"].values
     colour = list(COLOURS) if set(COLOURS) <= set(names) else names[:1]
     first = np.flatnonzero(labels == labels[0])[:TILES]
-    scaling = quantity(colour[0]).scaling
+    scaling = get_quantity(colour[0]).scaling
     fields = np.stack([scaling.encode(cube[name].values[first]) for name in colour[::-1]], axis=-1)  # OpenCV: BGR
     tiles = [_tile(np.rint(255 * np.nan_to_num(frame, nan=1)).astype(np.uint8)) for frame in fields]
     rows, columns = tiles[0].shape[:2]

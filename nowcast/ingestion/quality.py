@@ -18,7 +18,7 @@ import xarray as xr
 from nowcast.config import QualitySettings
 from nowcast.core.cube import channels
 from nowcast.core.errors import BadInput
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.store.packing import Packing
 
 cv2: Any = _cv2
@@ -211,7 +211,7 @@ class _View:
 def _view(name: str, frame: np.ndarray, packing: Packing | None, settings: QualitySettings) -> _View:
     known = packing.known(frame) if packing else cv2.compare(frame, frame, cv2.CMP_EQ)  # NaN differs from itself
     count = cv2.countNonZero(known)
-    thresholds = quantity(name).thresholds
+    thresholds = get_quantity(name).thresholds
     if not count:
         return _View(1.0, 0.0 if thresholds else np.nan, np.nan, False, False)
     missing, wild = 1 - count / frame.size, _wild(name, frame, known, packing, settings)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from nowcast.config import QualitySettings
 from nowcast.core.errors import BadInput, MissingExtra
-from nowcast.ingestion.append import Summary, Taking, write_here
+from nowcast.ingestion.append import Appender, Summary, write_here
 from nowcast.ingestion.cluster import cluster, in_parallel
-from nowcast.ingestion.decode import Found, Inspect, Prepared, inspect, one_core_each, prepare, together
+from nowcast.ingestion.decode import DecodedItem, Found, Inspect, inspect, one_core_each, prepare, together
 from nowcast.readers import Item, detect, get
 from nowcast.store import FrameStore, Place
 
@@ -67,18 +67,18 @@ def ingest(
         get(reader_name)
     frames = FrameStore.of(store)
     with frames.writing():
-        taking = Taking(frames, settings or QualitySettings())
-        items = list(_find(reader_name, sources, taking.summary))
-        fresh = [found for found in items if taking.is_new(found[1])]
+        appender = Appender(frames, settings or QualitySettings())
+        items = list(_find(reader_name, sources, appender.summary))
+        fresh = [found for found in items if appender.is_new(found[1])]
         log.info("%s: %d items, %d of them new", frames, len(items), len(fresh))
-        looking = partial(inspect, now=now, settings=taking.settings)
+        looking = partial(inspect, now=now, settings=appender.settings)
         report = _reporter(progress, len(items), len(items) - len(fresh))
         if (workers or scheduler) and fresh:
             with cluster(workers, scheduler) as client:
-                in_parallel(fresh, looking, taking, client, report)
+                in_parallel(fresh, looking, appender, client, report)
         else:
-            _alone(fresh, looking, taking, report)
-    return taking.finished()
+            _alone(fresh, looking, appender, report)
+    return appender.finished()
 
 
 # --- what to read -------------------------------------------------------------------------------------
@@ -116,19 +116,19 @@ def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Ite
 # --- in this process ------------------------------------------------------------------------------
 
 
-def _alone(found: Sequence[Found], looking: Inspect, taking: Taking, report: Callable[[Item], None]) -> None:
+def _alone(found: Sequence[Found], looking: Inspect, appender: Appender, report: Callable[[Item], None]) -> None:
     """Prepares the next items in other threads while a batch is written."""
     with one_core_each(), ThreadPoolExecutor(PREPARING, "preparing") as pool:
         prepared = (pool.submit(prepare, one, looking) for one in found)
         for batch in _batches(_ahead(prepared)):
-            write_here(batch, taking)
+            write_here(batch, appender)
             for one in batch:
                 report(one.item)
 
 
-def _ahead(prepared: Iterable[Future[Prepared]]) -> Iterator[Prepared]:
+def _ahead(prepared: Iterable[Future[DecodedItem]]) -> Iterator[DecodedItem]:
     """Items in order; meanwhile as many more are made as memory allows."""
-    waiting: deque[Future[Prepared]] = deque()
+    waiting: deque[Future[DecodedItem]] = deque()
     most = 1
     for future in prepared:
         waiting.append(future)
@@ -140,8 +140,8 @@ def _ahead(prepared: Iterable[Future[Prepared]]) -> Iterator[Prepared]:
         yield waiting.popleft().result()
 
 
-def _batches(prepared: Iterable[Prepared]) -> Iterator[list[Prepared]]:
-    batch: list[Prepared] = []
+def _batches(prepared: Iterable[DecodedItem]) -> Iterator[list[DecodedItem]]:
+    batch: list[DecodedItem] = []
     size = 0
     for one in prepared:
         batch.append(one)

@@ -42,12 +42,12 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """A challenger judged against another model."""
 
     challenger: str
     against: str
-    says: str
+    outcome: str
     """``better``, ``worse`` or ``cannot tell yet``."""
     criterion: str
     """What was compared, in words."""
@@ -68,7 +68,7 @@ class Verdict:
     @property
     def conclusion(self) -> str:
         """What it says, and what is missing where it cannot tell."""
-        return f"{UNKNOWN}, {self._needs}" if self.says == UNKNOWN else self.says
+        return f"{UNKNOWN}, {self._needs}" if self.outcome == UNKNOWN else self.outcome
 
     def __str__(self) -> str:
         support = f"{self.runs} runs in {self.blocks} blocks, {self.pixels:,} pixels"
@@ -89,8 +89,8 @@ class Verdict:
     @property
     def facts(self) -> dict[str, object]:
         """What is kept of it as JSON, which has no NaN."""
-        names = ("against", "says", "criterion", "value", "low", "high", "runs", "blocks", "pixels", "left_out", "more")
-        values = {name: getattr(self, name) for name in names}
+        names = ("against", "criterion", "value", "low", "high", "runs", "blocks", "pixels", "left_out", "more")
+        values = {"says": self.outcome} | {name: getattr(self, name) for name in names}
         return {name: None if value != value else value for name, value in values.items()}
 
     def rows(self) -> list[dict[str, str]]:
@@ -99,7 +99,7 @@ class Verdict:
         return [] if table is None else [_row(table.isel(lead_time=at)) for at in range(table.sizes["lead_time"])]
 
 
-def judge(challenger: str, against: str, pair: Pair | None, *, rules: Promotion) -> Verdict:
+def assess(challenger: str, against: str, pair: Pair | None, *, rules: Promotion) -> Comparison:
     """Weighs the second model of a pair against the first.
 
     Args:
@@ -113,7 +113,7 @@ def judge(challenger: str, against: str, pair: Pair | None, *, rules: Promotion)
     """
     if pair is None:
         nan, rule = float("nan"), f"{rules.score.upper()}, no run in common"
-        return Verdict(challenger, against, UNKNOWN, rule, nan, nan, nan, 0, 0, 0, 0, float(rules.least_runs))
+        return Comparison(challenger, against, UNKNOWN, rule, nan, nan, nan, 0, 0, 0, 0, float(rules.least_runs))
     first, second = (_chosen(sums, rules) for sums in (pair.first, pair.second))
     names, over = [rules.score], ["lead_time"]
     found = differences(first, second, names, blocks=pair.blocks, over=over, level=rules.confidence)[rules.score]
@@ -121,11 +121,11 @@ def judge(challenger: str, against: str, pair: Pair | None, *, rules: Promotion)
     scored = np.any([derive(sums, names, over=over)[rules.score].notnull() for sums in (first, second)], axis=0)
     runs, blocks = int((first["n"].sum("lead_time") > 0).sum()), np.unique(pair.blocks[scored]).size
     more = _more(value, low, high, runs, blocks, rules)
-    says = UNKNOWN if more is None or more > 0 else BETTER if (value > 0) != (rules.score in ERRORS) else WORSE
-    return Verdict(
+    outcome = UNKNOWN if more is None or more > 0 else BETTER if (value > 0) != (rules.score in ERRORS) else WORSE
+    return Comparison(
         challenger,
         against,
-        says,
+        outcome,
         _criterion(first, rules),
         value,
         low,

@@ -96,7 +96,7 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         StoreError: If a store cannot be written.
     """
     started, stores = perf_counter(), Stores.of(settings)
-    with _one_at_a_time(settings), device_lock.first(device_lock.card()):
+    with _one_at_a_time(settings), device_lock.hold(device_lock.device_id()):
         summary = ingest(
             settings.feed.reader,
             [settings.feed.source],

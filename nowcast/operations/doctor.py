@@ -125,22 +125,22 @@ def _registry(settings: Operations) -> Iterator[Finding]:
     """Champion and challengers: are their files whole, and how do they do?"""
     if settings.registry is None:
         return
-    shelf = promotion.registry(settings)
+    registry = promotion.open_registry(settings)
     try:
-        now = shelf.standing
+        now = registry.standing
     except BadInput as error:
-        log.debug("%s cannot be read", shelf.folder, exc_info=True)
+        log.debug("%s cannot be read", registry.folder, exc_info=True)
         yield Finding("registry", str(error), False, "restore the journal; until then champions' fallbacks run")
         return
     if now.champion is None:
         wanted = any(product.model == CHAMPION for product in settings.products)
         yield Finding("champion", "none", not wanted, "nowcast models promote; until then the fallback runs")
     for digest in ([now.champion] if now.champion else []) + now.challengers:
-        yield _registered(settings, shelf, digest)
+        yield _registered(settings, registry, digest)
 
 
-def _registered(settings: Operations, shelf: Registry, digest: str) -> Finding:
-    now, path = shelf.standing, shelf.file(digest)
+def _registered(settings: Operations, registry: Registry, digest: str) -> Finding:
+    now, path = registry.standing, registry.file(digest)
     what, whole = now.state(digest), path.exists() and checkpoint.file_digest(path) == digest
     found = f"{now.names[digest]}, {digest}"
     if what == "challenger":

@@ -17,7 +17,7 @@ from nowcast.core.cube import channels
 from nowcast.core.errors import ConfigError, ForecastError, RegistryError
 from nowcast.forecasting import run as forecasting
 from nowcast.forecasting.run import OK
-from nowcast.operations.comparison import BETTER, Pair, Verdict, judge
+from nowcast.operations.comparison import BETTER, Comparison, Pair, assess
 from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
 from nowcast.registry.registry import Registry
@@ -25,7 +25,7 @@ from nowcast.store import ForecastStore, FrameStore, ScoreStore
 from nowcast.verification.run import keys
 
 
-def registry(settings: Operations) -> Registry:
+def open_registry(settings: Operations) -> Registry:
     """The registry of a chain.
 
     Raises:
@@ -38,7 +38,7 @@ def registry(settings: Operations) -> Registry:
 
 def shadow_stores(settings: Operations) -> Stores:
     """Where the challengers' forecasts and their scores lie: beside their files, so that nothing disturbs products."""
-    folder = registry(settings).folder
+    folder = open_registry(settings).folder
     return Stores(FrameStore(settings.store), ForecastStore(folder / "forecasts"), ScoreStore(folder / "scores"))
 
 
@@ -55,21 +55,21 @@ def register(settings: Operations, path: str | Path, *, name: str | None = None,
         RegistryError: If it was made for other frames, or its name is taken.
         BadInput: If it is not a checkpoint of ours.
     """
-    shelf, file = registry(settings), checkpoint.find(path)
+    registry, file = open_registry(settings), checkpoint.find(path)
     model = checkpoint.load(file)
     frames = FrameStore(settings.store)
     if frames.exists():
         cube = frames.read()
         step = int(cube.attrs.get("cadence_seconds") or model.cadence_seconds or 0)
         try:
-            forecasting.check_fits(model, quantity_name=settings.quantity or channels(cube)[0], cadence_seconds=step)
+            forecasting.check_fits(model, quantity=settings.quantity or channels(cube)[0], cadence_seconds=step)
         except ForecastError as error:
             raise RegistryError(f"{file}: {error}; register it for another chain.") from None
-    digest = shelf.register(file, name=name, why=why)
-    return shelf.standing.names[digest]
+    digest = registry.register(file, name=name, why=why)
+    return registry.standing.names[digest]
 
 
-def compare(settings: Operations, challenger: str, against: str = CHAMPION) -> Verdict:
+def compare(settings: Operations, challenger: str, against: str = CHAMPION) -> Comparison:
     """Judges one registered checkpoint by another.
 
     Args:
@@ -80,11 +80,11 @@ def compare(settings: Operations, challenger: str, against: str = CHAMPION) -> V
     Raises:
         RegistryError: If a name is unknown.
     """
-    shelf = registry(settings)
-    digests = [shelf.find(word) for word in (against, challenger)]
-    names = shelf.standing.names
+    registry = open_registry(settings)
+    digests = [registry.find(word) for word in (against, challenger)]
+    names = registry.standing.names
     pair = _pair(*(_live(settings, digest) for digest in digests), minutes=settings.promotion.block_minutes)
-    return judge(names[digests[1]], names[digests[0]], pair, rules=settings.promotion)
+    return assess(names[digests[1]], names[digests[0]], pair, rules=settings.promotion)
 
 
 def promote(settings: Operations, challenger: str, *, force: bool = False, why: str = "") -> str:
@@ -99,18 +99,18 @@ def promote(settings: Operations, challenger: str, *, force: bool = False, why: 
     Raises:
         RegistryError: If it is not shown to be better.
     """
-    shelf = registry(settings)
-    digest, champion = shelf.find(challenger), shelf.standing.champion
+    registry = open_registry(settings)
+    digest, champion = registry.find(challenger), registry.standing.champion
     if force and not why:
         raise RegistryError("a promotion against the scores needs a reason; give one with --reason.")
     if champion in (None, digest):
-        shelf.promote(digest, over=champion, why=why or "the first champion")
+        registry.promote(digest, over=champion, why=why or "the first champion")
         return why or "the first champion"
-    verdict = compare(settings, digest)
-    if verdict.says != BETTER and not force:
-        raise RegistryError(f"{verdict}; to promote it all the same: --force --reason '...'.")
-    shelf.promote(digest, over=champion, why=why or str(verdict), evidence=verdict.facts)
-    return why or str(verdict)
+    comparison = compare(settings, digest)
+    if comparison.outcome != BETTER and not force:
+        raise RegistryError(f"{comparison}; to promote it all the same: --force --reason '...'.")
+    registry.promote(digest, over=champion, why=why or str(comparison), evidence=comparison.facts)
+    return why or str(comparison)
 
 
 def _live(settings: Operations, digest: str) -> xr.Dataset | None:

@@ -56,11 +56,11 @@ def candidates(settings: Operations) -> list[Product]:
     """Who forecasts in the shadow: the challengers, and a champion that no product is made by."""
     if settings.registry is None:
         return []
-    shelf = promotion.registry(settings)
-    now = shelf.standing
+    registry = promotion.open_registry(settings)
+    now = registry.standing
     seen = any(product.model == CHAMPION for product in settings.products)
     unseen = [now.champion] if now.champion and not seen else []
-    return [Product(name=now.names[digest], model=str(shelf.file(digest))) for digest in (*unseen, *now.challengers)]
+    return [Product(name=now.names[digest], model=str(registry.file(digest))) for digest in (*unseen, *now.challengers)]
 
 
 def _in_time(settings: Operations, time: datetime, seconds: float) -> list[str]:
@@ -125,7 +125,7 @@ def work(settings: Operations, time: datetime) -> Iterator[str]:
             time=time,
             channel=settings.quantity,
         )
-    folder = promotion.registry(settings).folder
+    folder = promotion.open_registry(settings).folder
     if settings.promotion.automatic and first_today(folder / ".judged"):
         yield from _promote_the_better(settings)
 
@@ -138,9 +138,9 @@ def _in_turn(products: Sequence[Product], time: datetime) -> list[Product]:
 
 def _promote_the_better(settings: Operations) -> Iterator[str]:
     """The first challenger that is better than the champion takes its place."""
-    now = promotion.registry(settings).standing
+    now = promotion.open_registry(settings).standing
     for digest in now.challengers if now.champion else ():
-        if promotion.compare(settings, digest).says == BETTER:
+        if promotion.compare(settings, digest).outcome == BETTER:
             yield f"promoted: {promotion.promote(settings, digest)}"
             return
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from nowcast.core.units import UNIT_SIGNS, quantity, vil_from_level
+from nowcast.core.units import UNIT_SIGNS, get_quantity, vil_from_level
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def table_for(name: str, *, safe: bool = False) -> ColourTable:
     """
     if name in COLOUR_TABLES:
         return COLOUR_TABLES[f"{name}-safe" if safe else name]
-    meta = quantity(name)
+    meta = get_quantity(name)
     spread = np.geomspace if meta.scaling.kind == "decibel" else np.linspace
     breaks = spread(meta.scaling.low, meta.scaling.high, 13)[:-1]
     return ColourTable(name, name, UNIT_SIGNS.get(meta.unit, meta.unit), tuple(breaks.tolist()), _safe(breaks.size))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.core.units import Quantity, quantity
+from nowcast.core.units import Quantity, get_quantity
 from nowcast.plotting.maps import boundaries, table_for
 
 LONGEST_SIDE = 1600
@@ -43,11 +43,11 @@ class Picture:
     def of(cls, name: str, grid: Grid) -> Picture:
         """The picture that suits a quantity's colour tables and a grid."""
         breaks = np.concatenate([table_for(name, safe=safe).breaks for safe in (False, True)])
-        logarithmic = quantity(name).scaling.kind == "decibel"
+        logarithmic = get_quantity(name).scaling.kind == "decibel"
         low, top = float(breaks.min()), float(breaks.max())
         high = 2 * top if logarithmic else top + (top - low) / 10
         flip = (grid.orientation != NORTH_UP, bool(grid.x[0] > grid.x[-1]))
-        return cls(quantity(name), logarithmic, low, high, flip, math.ceil(max(grid.shape) / LONGEST_SIDE))
+        return cls(get_quantity(name), logarithmic, low, high, flip, math.ceil(max(grid.shape) / LONGEST_SIDE))
 
     @property
     def table(self) -> np.ndarray:

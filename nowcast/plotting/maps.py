@@ -27,7 +27,7 @@ from PIL import Image
 from nowcast.core.cube import channels
 from nowcast.core.errors import BadInput, OptionError
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.plotting.boundaries import BORDER, COAST, boundaries, land
 from nowcast.plotting.colormaps import ColourTable, rgb, table_for
 
@@ -136,7 +136,7 @@ class MapPainter:
             source: Attribution, printed below the map.
         """
         self.table = table or table_for(name)
-        self._label = quantity(name).long_name.capitalize()
+        self._label = get_quantity(name).long_name.capitalize()
         self._turn = np.s_[:: 1 if grid.orientation == NORTH_UP else -1, :: 1 if grid.x[-1] > grid.x[0] else -1]
         rows, columns = _panel_size(grid)
         sizes = zip((rows, columns), grid.shape, strict=True)

@@ -17,7 +17,7 @@ import xarray as xr
 from pyproj import CRS, Proj
 
 from nowcast.core.cube import check, make
-from nowcast.core.encoded import Coded, Table
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
@@ -76,7 +76,7 @@ def read(item: Item) -> xr.Dataset:
         "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip(),
     }
     cube = make(
-        {"reflectivity": Coded(levels[None], TABLE)},
+        {"reflectivity": EncodedArray(levels[None], TABLE)},
         [time],
         grid,
         cadence=CADENCE,

@@ -21,7 +21,7 @@ import xarray as xr
 from pyproj.exceptions import ProjError
 
 from nowcast.core.cube import check, make
-from nowcast.core.encoded import Coded, Table
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
@@ -92,7 +92,7 @@ def _quantity(file: h5py.File, seconds: float) -> tuple[str, float]:
     return "rainfall_rate", 3600 / seconds
 
 
-def _values(file: h5py.File, name: str, factor: float) -> tuple[Coded, float]:
+def _values(file: h5py.File, name: str, factor: float) -> tuple[EncodedArray, float]:
     """(1, row, column) image, its own unit times ``factor``, NaN = no data, and the step of its quantisation."""
     formula = str(attribute(file, "image1/calibration/calibration_formulas"))
     match = FORMULA.fullmatch(formula.replace(" ", ""))
@@ -105,7 +105,7 @@ def _values(file: h5py.File, name: str, factor: float) -> tuple[Coded, float]:
     raw = numbers(member(file, "image1/image_data"))
     if raw.dtype.kind != "u" or raw.dtype.itemsize > 2:
         raise BadInput(file.filename, f"holds an image of {raw.dtype}", "give one of 8 or 16 bits")
-    return Coded(raw[None], _table(gain * factor, offset * factor, frozenset(absent), raw.dtype)), gain * factor
+    return EncodedArray(raw[None], _table(gain * factor, offset * factor, frozenset(absent), raw.dtype)), gain * factor
 
 
 @lru_cache(maxsize=8)

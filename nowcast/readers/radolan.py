@@ -37,7 +37,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.core.cube import check, make
-from nowcast.core.encoded import Coded, Table
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import Item, decoding, files
@@ -293,7 +293,7 @@ def _scale(header: Header) -> tuple[str, float, float]:
     return "rainfall_rate", round(header.precision * 3600 / header.seconds, 9), 0.0
 
 
-def _values(pixels: bytes, header: Header, path: Path) -> Coded:
+def _values(pixels: bytes, header: Header, path: Path) -> EncodedArray:
     """(1, row, column) float32, NaN = no data; the file begins in the south."""
     kind = np.dtype(np.uint8 if header.product in BYTES else "<u2")
     rows, columns = header.shape
@@ -301,7 +301,7 @@ def _values(pixels: bytes, header: Header, path: Path) -> Coded:
         raise BadInput(path, f"ends after {len(pixels) // kind.itemsize} of {rows}x{columns} pixels", "fetch it again")
     _, step, floor = _scale(header)
     levels = np.frombuffer(pixels, kind, rows * columns).reshape(rows, columns)
-    return Coded(levels[None, ::-1], _table(kind.itemsize, step, floor))
+    return EncodedArray(levels[None, ::-1], _table(kind.itemsize, step, floor))
 
 
 @lru_cache(maxsize=8)

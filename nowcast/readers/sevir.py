@@ -36,7 +36,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.core.cube import check, make
-from nowcast.core.encoded import Coded, Table
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, vil_from_level
@@ -147,7 +147,7 @@ def read(item: Item) -> xr.Dataset:
 
 def _cube(
     kind: str,
-    values: np.ndarray | Coded,
+    values: np.ndarray | EncodedArray,
     time: np.ndarray,
     grid: Grid,
     item: Item,
@@ -249,7 +249,7 @@ def _is_banded(path: Path) -> bool:
 # --- one event ------------------------------------------------------------------------------------
 
 
-def _images(file: h5py.File, event: Event) -> np.ndarray | Coded:
+def _images(file: h5py.File, event: Event) -> np.ndarray | EncodedArray:
     """(time, y, x) float32 in physical units, NaN = missing; one event only is read."""
     stack, row = member(file, event.img_type), int(event.file_index)
     _check_stack(stack, row)
@@ -271,7 +271,7 @@ def _check_stack(stack: h5py.Dataset, row: int) -> None:
         raise BadInput(stack.file.filename, f"has no event in row {row} of {stack.shape}", "download it again")
 
 
-def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray | Coded:
+def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray | EncodedArray:
     """Stored numbers -> float32 in physical units, NaN = missing."""
     if kind == "vil":
         if raw.dtype != np.uint8:  # clips are often kept as floats
@@ -280,7 +280,7 @@ def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray | Coded:
             if (levels != raw).any():
                 raise BadInput(where, "holds vil that is no level from 0 to 255", "give unscaled data")
             raw = levels
-        return Coded(raw, VIL)
+        return EncodedArray(raw, VIL)
     values = np.multiply(raw, np.float32(KINDS[kind][1] or 1), dtype=np.float32)
     values[raw == MISSING] = np.nan  # colder than absolute zero: can only stand for no data
     return values

@@ -25,7 +25,7 @@ from nowcast.config import Frozen, ScalingSettings
 from nowcast.core.code_digest import code_digest
 from nowcast.core.errors import BadInput, OptionError
 from nowcast.core.files import atomic_file
-from nowcast.core.units import Scaling, quantity
+from nowcast.core.units import Scaling, get_quantity
 from nowcast.models import Nowcaster, build, model_class
 
 HEADER_KEY = "nowcast"
@@ -229,7 +229,7 @@ def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
     return Model(name, network, None, None, None, f"{name}-{code_digest(type(network).__module__)}")
 
 
-def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -> np.ndarray:
+def predict(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> np.ndarray:
     """Runs a model on physical fields.
 
     A network that gives fewer frames than asked is fed its own forecast again.
@@ -243,9 +243,9 @@ def predict(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -
     Returns:
         (leads, y, x) float32 in the same unit, the mean of a colour network's channels; NaN where nothing is known.
     """
-    frames = _frames(model, past, quantity_name)
+    frames = _frames(model, past, quantity)
     with torch.inference_mode():
-        return _field(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity_name)
+        return _field(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity)
 
 
 @dataclass(frozen=True)
@@ -261,16 +261,16 @@ class Distribution:
     lead times that the network makes at once."""
 
 
-def predict_distribution(model: Model, past: np.ndarray, *, quantity_name: str, leads: int) -> Distribution:
+def predict_distribution(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> Distribution:
     """Runs a network that ``gives_probabilities`` once, for its forecast and for them; see ``predict``."""
-    frames = _frames(model, past, quantity_name)
+    frames = _frames(model, past, quantity)
     with torch.inference_mode():
         first, chance_NLKHW, known_NLHW = model.network.distribution(frames)
-        values = _field(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity_name)
+        values = _field(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity)
         chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)[:, :leads]
         exceedance = np.full((len(chance_KLHW), *values.shape), np.nan, np.float32)
         exceedance[:, : chance_KLHW.shape[1]] = chance_KLHW.float().cpu().numpy()
-    thresholds = _scaling(model, quantity_name).decode(model.network.levels.cpu().numpy())
+    thresholds = _scaling(model, quantity).decode(model.network.levels.cpu().numpy())
     return Distribution(values, thresholds, exceedance)
 
 
@@ -283,23 +283,23 @@ def _rolled_out(model: Model, frames: torch.Tensor, made: list[torch.Tensor], le
     return torch.cat(made, dim=1)
 
 
-def _field(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity_name: str) -> np.ndarray:
+def _field(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str) -> np.ndarray:
     """The frames as physical values; without data where the newest frame is, but for networks that know better."""
     network = model.network
     future = future_BTCHW[0].mean(1, dtype=torch.float32).cpu().numpy()
-    values = _scaling(model, quantity_name).decode(future, clip=network.trainable)
+    values = _scaling(model, quantity).decode(future, clip=network.trainable)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
 
 
-def _scaling(model: Model, quantity_name: str) -> Scaling:
-    return model.scaling or quantity(quantity_name).scaling
+def _scaling(model: Model, quantity: str) -> Scaling:
+    return model.scaling or get_quantity(quantity).scaling
 
 
-def _frames(model: Model, past: np.ndarray, quantity_name: str) -> torch.Tensor:
+def _frames(model: Model, past: np.ndarray, quantity: str) -> torch.Tensor:
     """Physical fields as the network wants them, BTCHW and where it is."""
     network = model.network
     clip = network.trainable  # what merely moves values must not cut them at the limits of a scale
-    frames = torch.from_numpy(_scaling(model, quantity_name).encode(past, clip=clip))[None, :, None]
+    frames = torch.from_numpy(_scaling(model, quantity).encode(past, clip=clip))[None, :, None]
     frames = frames.expand(-1, -1, network.channels, -1, -1)  # as in training, where a colour network is given grey
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)

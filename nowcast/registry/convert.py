@@ -58,7 +58,7 @@ def import_official(
         name, settings, network = official.build(source, weights, config)
     except ValueError as error:
         raise BadInput(path, str(error).rstrip("."), "name its source, and its config as key=value") from error
-    scaling = ScalingSettings.model_validate(vars(units.quantity(quantity).scaling))
+    scaling = ScalingSettings.model_validate(vars(units.get_quantity(quantity).scaling))
     steps = {key: settings.pop(key) for key in ("in_steps", "out_steps", "channels")}
     card = Card(
         model=name,

@@ -53,7 +53,7 @@ class Event(Frozen):
 
 
 @dataclass(frozen=True)
-class Standing:
+class RegistryState:
     """Who is who, after some events."""
 
     names: Mapping[str, str]
@@ -83,7 +83,7 @@ class Standing:
             return CHAMPION
         return "retired" if digest in self.retired else "challenger"
 
-    def after(self, event: Event) -> Standing:
+    def after(self, event: Event) -> RegistryState:
         """The standing once ``event`` has happened."""
         match event.what:
             case "registered":
@@ -99,9 +99,9 @@ class Standing:
                 return replace(self, retired=self.retired | {event.digest})
 
 
-def standing(events: Iterable[Event]) -> Standing:
+def standing(events: Iterable[Event]) -> RegistryState:
     """Replays a journal."""
-    return reduce(Standing.after, events, Standing({}))
+    return reduce(RegistryState.after, events, RegistryState({}))
 
 
 class Registry:
@@ -129,7 +129,7 @@ class Registry:
             raise BadInput(path, f"holds a line that is no event ({fault})", "restore it from a copy") from None
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> RegistryState:
         """Who is who now."""
         return standing(self.events)
 
@@ -172,7 +172,7 @@ class Registry:
         since = {event.digest: event.time for event in events}
         return [self._row(digest, now, since[digest]) for digest in list(now.names)[::-1]]
 
-    def _row(self, digest: str, now: Standing, since: datetime) -> dict[str, object]:
+    def _row(self, digest: str, now: RegistryState, since: datetime) -> dict[str, object]:
         row: dict[str, object] = {
             "name": now.names[digest],
             "state": now.state(digest),
@@ -314,7 +314,7 @@ class Registry:
         temporary.replace(self.file(digest))
         return digest
 
-    def _check_name(self, name: str, digest: str, now: Standing) -> None:
+    def _check_name(self, name: str, digest: str, now: RegistryState) -> None:
         if not NAME.fullmatch(name) or name == CHAMPION:
             raise RegistryError(f"{name!r} cannot be a name here; use small letters, digits, - and _.")
         if now.names.get(digest, name) != name:

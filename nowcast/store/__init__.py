@@ -2,9 +2,9 @@
 
 from nowcast.store.repository import (
     Commit,
+    Extension,
     ForecastStore,
     FrameStore,
-    Growth,
     Pixels,
     Place,
     ScoreStore,
@@ -15,9 +15,9 @@ from nowcast.store.repository import (
 
 __all__ = [
     "Commit",
+    "Extension",
     "ForecastStore",
     "FrameStore",
-    "Growth",
     "Pixels",
     "Place",
     "ScoreStore",

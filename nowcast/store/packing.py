@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import xarray as xr
 
-from nowcast.core.encoded import Coded, Table, behind
+from nowcast.core.encoded import EncodedArray, Table, behind
 from nowcast.core.errors import BadInput
 from nowcast.core.units import by_table
 
@@ -93,7 +93,7 @@ class Packing:
         absent = (codes.size - count) * (self.missing or 0)
         return (cv2.sumElems(codes)[0] - absent) / count * self.scale + self.offset
 
-    def recode(self, coded: Coded) -> np.ndarray | None:
+    def recode(self, coded: EncodedArray) -> np.ndarray | None:
         """What ``pack`` would make of the values of a source, by one look into a table per pixel; None where that must
         look at the values themselves."""
         table, beyond = _recoding(coded.table, self)

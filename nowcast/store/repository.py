@@ -336,7 +336,7 @@ class FrameStore(Store):
         arrays = {name: cast(zarr.Array, group[name]) for name in names}
         return {name: (Frames(array), Packing.of(array.dtype, array.attrs)) for name, array in arrays.items()}
 
-    def growing(self, like: xr.Dataset, count: int, *, event: int = 1) -> Growth:
+    def extend(self, like: xr.Dataset, count: int, *, event: int = 1) -> Extension:
         """Open the store for ``count`` more frames; makes it if there is none. To be called under ``writing``.
 
         Args:
@@ -344,7 +344,7 @@ class FrameStore(Store):
             count: Frames.
             event: Frames of an event, where such come whole: a new store is laid out for them.
         """
-        return Growth(self.path, self._writable(), like, count, event)
+        return Extension(self.path, self._writable(), like, count, event)
 
 
 class ForecastStore(Store):
@@ -389,8 +389,8 @@ Pixels = Mapping[str, tuple[np.ndarray | Compressed, Packing | None]]
 """Channel -> (frame, row, column) values, and how they are packed already."""
 
 
-class Growth:
-    """Frames that are being added to a store in one commit, by one process or several, see ``FrameStore.growing``."""
+class Extension:
+    """Frames that are being added to a store in one commit, by one process or several, see ``FrameStore.extend``."""
 
     def __init__(self, path: str | Path, session: icechunk.Session, like: xr.Dataset, count: int, event: int) -> None:
         self.path, self.session = path, session
@@ -441,7 +441,7 @@ def fill(fork: icechunk.ForkSession, parts: Sequence[tuple[int, Pixels]], *, tot
     """Write pixels to their positions in a store that grows to ``total`` frames.
 
     Args:
-        fork: Of a ``Growth``.
+        fork: Of a ``Extension``.
         parts: Position of the first frame, and frames, in ascending order.
         total: Frames in the store afterwards.
 

@@ -34,7 +34,7 @@ SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory"
 """What errors say of GPUs and of torch's allocator on CPUs."""
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that replace the one before when they are on the disk, and otherwise leave it as it is."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -51,7 +51,7 @@ class WholeFiles(TorchCheckpointIO):
             ) from error
 
 
-class Keeper(callbacks.Checkpoint):
+class CheckpointOnSignal(callbacks.Checkpoint):
     """Writes a checkpoint every so often between two steps of the optimiser, and when the process is told to end.
 
     Args:
@@ -92,7 +92,7 @@ class Keeper(callbacks.Checkpoint):
             )
 
 
-class Watch(callbacks.Callback):
+class NonFiniteGuard(callbacks.Callback):
     """Stops before a step that would make the weights meaningless, and keeps its batch.
 
     Args:

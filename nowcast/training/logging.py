@@ -27,7 +27,7 @@ RUN = "mlflow-run.txt"
 EXPERIMENT = "nowcast"
 
 
-def trackers(recipe: Recipe, folder: Path, *, resume: bool) -> list[loggers.Logger]:
+def training_loggers(recipe: Recipe, folder: Path, *, resume: bool) -> list[loggers.Logger]:
     """All of them; rows are on the disk when they are made.
 
     Raises:
@@ -42,7 +42,7 @@ def trackers(recipe: Recipe, folder: Path, *, resume: bool) -> list[loggers.Logg
     return kept + ([_mlflow(recipe, folder, resume=resume)] if recipe.trainer.mlflow else [])
 
 
-class Patient(loggers.MLFlowLogger):
+class TolerantMLFlowLogger(loggers.MLFlowLogger):
     """MLflow of which a failure is a warning: it must not cost a training."""
 
     def log_metrics(self, *arguments: Any, **keywords: Any) -> None:
@@ -71,7 +71,9 @@ def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogg
         home.mkdir(parents=True, exist_ok=True)
         where, artifacts = f"sqlite:///{home}/mlflow.db", (home / "artifacts").as_uri()
     known = note.read_text().strip() if resume and note.exists() else None
-    tracker = Patient(EXPERIMENT, recipe.name, where, run_id=known, artifact_location=artifacts, synchronous=False)
+    tracker = TolerantMLFlowLogger(
+        EXPERIMENT, recipe.name, where, run_id=known, artifact_location=artifacts, synchronous=False
+    )
     if getattr(rank_zero_only, "rank", 0) == 0:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -85,14 +87,14 @@ def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogg
 def report(trainer: lightning.Trainer, card: Card, files: list[Path]) -> None:
     """Leaves the card and the finished checkpoints at MLflow, if it is told of the training."""
     for tracker in trainer.loggers:
-        if isinstance(tracker, Patient):
+        if isinstance(tracker, TolerantMLFlowLogger):
             run, client = str(tracker.run_id), tracker.experiment
             tracker.attempt(client.log_dict, run, card.model_dump(mode="json"), "card.json")
             for file in files:
                 tracker.attempt(client.log_artifact, run, str(file))
 
 
-class Waits(callbacks.Callback):
+class InputWait(callbacks.Callback):
     """Logs the share of the time that a training waits for its input: seconds waiting / seconds, of every epoch.
 
     Above some 5 % more loader processes (``trainer.workers``) or a faster disk make the training faster.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nowcast.core.device_lock import Gate, card
+from nowcast.core.device_lock import TrainingLock, device_id
 from nowcast.core.torchvision_cpu import import_torchvision
 
 import_torchvision()  # before Lightning, which imports it too
@@ -19,21 +19,21 @@ import lightning  # noqa: E402
 from lightning.pytorch import callbacks  # noqa: E402
 
 
-class Yielding(callbacks.Callback):
+class PauseForForecasts(callbacks.Callback):
     """One per process: each looks after its own card."""
 
     def __init__(self) -> None:
-        self.gate: Gate | None = None
+        self.lock: TrainingLock | None = None
         self.seconds = 0.0
         """Spent waiting."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self.gate = Gate(card(trainer.strategy.root_device))
+        self.lock = TrainingLock(device_id(trainer.strategy.root_device))
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if self.gate:
-            self.gate.close()
-            self.gate = None
+        if self.lock:
+            self.lock.close()
+            self.lock = None
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._let_pass()
@@ -45,8 +45,8 @@ class Yielding(callbacks.Callback):
         self._let_pass()
 
     def _let_pass(self) -> None:
-        assert self.gate
-        self.seconds += self.gate.wait(before=_make_room)
+        assert self.lock
+        self.seconds += self.lock.wait(before=_make_room)
 
 
 def _make_room() -> None:

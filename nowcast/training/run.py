@@ -48,9 +48,9 @@ from nowcast.models import Nowcaster, build, loss, model_class  # noqa: E402
 from nowcast.models.losses import Loss, mse  # noqa: E402
 from nowcast.registry import checkpoint  # noqa: E402
 from nowcast.registry.checkpoint import Card, Model  # noqa: E402
-from nowcast.training.callbacks import Keeper, Watch, WholeFiles, short_of_memory  # noqa: E402
-from nowcast.training.logging import Waits, report, trackers  # noqa: E402
-from nowcast.training.preemption import Yielding  # noqa: E402
+from nowcast.training.callbacks import AtomicCheckpointIO, CheckpointOnSignal, NonFiniteGuard, short_of_memory  # noqa: E402
+from nowcast.training.logging import InputWait, report, training_loggers  # noqa: E402
+from nowcast.training.preemption import PauseForForecasts  # noqa: E402
 
 BEST, LAST = "best", "last"
 RESUME = f"{LAST}.ckpt"
@@ -115,8 +115,8 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     resume = resume and last.exists()
     if resume:
         _check_unchanged(recipe, folder)
-    waits = Waits(batches)
-    extras: list[callbacks.Callback] = [clock, waits, Watch(folder, fitting.names)]
+    waits = InputWait(batches)
+    extras: list[callbacks.Callback] = [clock, waits, NonFiniteGuard(folder, fitting.names)]
     trainer = _trainer(recipe, folder, extras + ([Reporter(progress)] if progress else []), resume=resume)
     if trainer.is_global_zero:
         _write_recipe(recipe, folder)
@@ -425,10 +425,10 @@ def _trainer(recipe: Recipe, folder: Path, extras: list[callbacks.Callback], *, 
         callbacks.EarlyStopping("valid_loss", patience=settings.patience),
         callbacks.LearningRateMonitor(),
         callbacks.TQDMProgressBar(refresh_rate=5),
-        Yielding(),
+        PauseForForecasts(),
         callbacks.ModelCheckpoint(folder, BEST, monitor="valid_loss", enable_version_counter=False),
         callbacks.ModelCheckpoint(folder, LAST, enable_version_counter=False),  # every epoch, better or not
-        Keeper(folder / RESUME, timedelta(minutes=settings.checkpoint_minutes)),
+        CheckpointOnSignal(folder / RESUME, timedelta(minutes=settings.checkpoint_minutes)),
     ]
     if settings.ema_decay:
         all_callbacks.append(callbacks.EMAWeightAveraging(decay=settings.ema_decay))
@@ -443,10 +443,10 @@ def _trainer(recipe: Recipe, folder: Path, extras: list[callbacks.Callback], *, 
         accumulate_grad_batches=settings.accumulate,
         callbacks=all_callbacks,
         log_every_n_steps=settings.log_every,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
         gradient_clip_val=settings.clip_value or settings.clip_norm,
         gradient_clip_algorithm="value" if settings.clip_value else "norm",
-        logger=trackers(recipe, folder, resume=resume),
+        logger=training_loggers(recipe, folder, resume=resume),
         default_root_dir=folder,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the loader's own draws know of several processes

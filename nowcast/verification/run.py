@@ -15,7 +15,7 @@ import xarray as xr
 
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ConfigError
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.store import ForecastStore, FrameStore, Place, ScoreStore
 from nowcast.verification import scores as score
 
@@ -77,7 +77,7 @@ def _limits(scores: ScoreStore, name: str, thresholds: Sequence[float] | None) -
                 f"{scores} counts events at {there.tolist()}, not {list(thresholds)}; use another score store."
             )
         return there
-    return np.asarray(quantity(name).thresholds if thresholds is None else thresholds, np.float64)
+    return np.asarray(get_quantity(name).thresholds if thresholds is None else thresholds, np.float64)
 
 
 def _open_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: datetime | None) -> None:
@@ -100,7 +100,7 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     table["observed_digest"] = (("run", "lead_time"), np.full(shape[:2], "", object))
     labels = ("forecast_reference_time", "sequence", "model", "producer", "state")
     coords = {name: ("run", runs[name].values) for name in labels}
-    unit = quantity(channels(runs)[0]).unit
+    unit = get_quantity(channels(runs)[0]).unit
     return xr.Dataset(
         table,
         coords=coords
@@ -156,7 +156,7 @@ def _score_batch(
 def _frames(
     run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray, limits: np.ndarray, *, lpips: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    scaling = quantity(str(forecast.name)).scaling
+    scaling = get_quantity(str(forecast.name)).scaling
     for lead, frame, fingerprint in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
         made, seen = (score.floored(field, scaling) for field in (made, seen))

@@ -15,7 +15,7 @@ import yaml
 
 from nowcast import config
 from nowcast.benchmark import run as benchmarking
-from nowcast.benchmark.evaluate import Exam
+from nowcast.benchmark.evaluate import BenchmarkEvaluation
 from nowcast.benchmark.leaderboard import FIGURE, NUMBERS, Row, markdown, ranked
 from nowcast.config import Benchmark, Recipe
 from nowcast.core.errors import ConfigError
@@ -165,25 +165,25 @@ def test_no_frame_is_in_two_parts(tmp_path: Path, parts: tuple[str, str]) -> Non
 
 
 def test_networks_are_scored_where_every_reference_has_a_forecast(tmp_path: Path) -> None:
-    exam = Exam(settings(tmp_path))
-    kept = [exam.sums(model, tmp_path / f"{model.name}.nc") for model in exam.references]
+    evaluation = BenchmarkEvaluation(settings(tmp_path))
+    kept = [evaluation.sums(model, tmp_path / f"{model.name}.nc") for model in evaluation.references]
     assert (kept[0]["n"] == kept[1]["n"]).all()
-    past, seen = next(exam.pairs())
+    past, seen = next(evaluation.pairs())
     assert 0 < kept[0]["n"].values[0, 0] < np.isfinite(seen[0]).sum(), "some pixels come from outside of the frame"
     still = np.broadcast_to(past[-1], seen.shape)
     n, error = (kept[0][name].values[0] for name in ("n", "squared_error"))
-    compared = exam._compared(0, past, seen)
+    compared = evaluation._compared(0, past, seen)
     assert (n == compared.sum((1, 2))).all()
     assert error == pytest.approx([((still - seen)[lead][compared[lead]] ** 2).sum() for lead in (0, 1)], rel=1e-2)
 
 
 def test_frames_are_squeezed_as_networks_see_them(tmp_path: Path) -> None:
     windows = {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "resize": 32}
-    exam = Exam(settings(tmp_path, windows=windows))
-    past, seen = next(exam.pairs())
-    assert past.shape == seen.shape == (2, 32, 32) == (2, *exam.frame)
+    evaluation = BenchmarkEvaluation(settings(tmp_path, windows=windows))
+    past, seen = next(evaluation.pairs())
+    assert past.shape == seen.shape == (2, 32, 32) == (2, *evaluation.frame)
     assert 10 < np.nanmax(seen) < 12, "mm/h"
-    assert exam.sums(exam.references[0], tmp_path / "sums.nc")["n"].values[0, 0] < 32 * 32
+    assert evaluation.sums(evaluation.references[0], tmp_path / "sums.nc")["n"].values[0, 0] < 32 * 32
 
 
 def test_moving_pictures_have_no_thresholds_and_every_clip_is_a_block(tmp_path: Path, trainings: list) -> None:
@@ -245,7 +245,7 @@ def test_mistakes_are_refused(tmp_path: Path, changes: dict, sentence: str) -> N
 
 def test_a_recipe_gives_its_way_of_optimising_and_not_its_length(tmp_path: Path) -> None:
     network = {"recipe": "training/convlstm-small.yaml", "name": "own", "trainer": {"learning_rate": 0.5}}
-    own = settings(tmp_path, networks=[network]).entrants[0]
+    own = settings(tmp_path, networks=[network]).participants[0]
     shipped = config.load(Recipe, "training/convlstm-small.yaml")
     assert (own.name, own.model, own.options) == ("own", shipped.model, shipped.options)
     assert (own.trainer.schedule, own.trainer.learning_rate) == ("one-cycle", 0.5)
@@ -254,7 +254,7 @@ def test_a_recipe_gives_its_way_of_optimising_and_not_its_length(tmp_path: Path)
 
 def test_minutes_end_a_training(tmp_path: Path) -> None:
     asked = settings(tmp_path, budget={"minutes": 0.02, "validate_every": 1000})
-    card = checkpoint.read_card(training.train(asked.recipe(asked.entrants[0], seed=0)))
+    card = checkpoint.read_card(training.train(asked.recipe(asked.participants[0], seed=0)))
     assert 1 <= card.training["steps"] < 1000
     assert card.training["seconds"] >= 1.2
 

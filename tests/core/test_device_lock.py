@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from nowcast.core import device_lock
-from nowcast.core.device_lock import Gate, card, first
+from nowcast.core.device_lock import TrainingLock, device_id, hold
 from nowcast.registry import checkpoint
 from nowcast.training import run as training
 from tests.training.test_run import losses, recipe
 
 HOLD = """
 import sys, time
-from nowcast.core.device_lock import first
-with first("cpu"):
+from nowcast.core.device_lock import hold
+with hold("cpu"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -36,18 +36,18 @@ def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    found = Gate("cpu")
+def gate() -> Iterator[TrainingLock]:
+    found = TrainingLock("cpu")
     yield found
     found.close()
 
 
-def test_a_training_waits_while_cycles_hold_the_card_and_not_longer(gate: Gate) -> None:
+def test_a_training_waits_while_cycles_hold_the_card_and_not_longer(gate: TrainingLock) -> None:
     rooms: list[int] = []
     assert gate.wait(before=lambda: rooms.append(1)) == 0
-    with first("cpu"):
+    with hold("cpu"):
         assert gate.wanted
-        with first("cpu"):  # two domains on one card
+        with hold("cpu"):  # two domains on one card
             assert gate.wanted
         assert gate.wanted
         release = threading.Event()
@@ -63,16 +63,16 @@ def test_a_training_waits_while_cycles_hold_the_card_and_not_longer(gate: Gate) 
 
 
 def _hold(release: threading.Event) -> None:
-    with first("cpu"):
+    with hold("cpu"):
         release.wait(60)
 
 
-def test_another_card_is_of_no_interest(gate: Gate) -> None:
-    with first("gpu-1"):
+def test_another_card_is_of_no_interest(gate: TrainingLock) -> None:
+    with hold("gpu-1"):
         assert not gate.wanted
 
 
-def test_a_training_that_looks_takes_one_look(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_looks_takes_one_look(gate: TrainingLock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_lock, "sleep", lambda _: pytest.fail("slept"))
     looks: list[int] = []
     try_lock = device_lock._try
@@ -81,7 +81,7 @@ def test_a_training_that_looks_takes_one_look(gate: Gate, monkeypatch: pytest.Mo
     assert len(looks) == 1000
 
 
-def test_a_dead_cycle_stops_nobody(gate: Gate, tmp_path: Path) -> None:
+def test_a_dead_cycle_stops_nobody(gate: TrainingLock, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, env=_environment(tmp_path)) as child:
         assert child.stdout
         child.stdout.readline()
@@ -95,23 +95,25 @@ def _environment(tmp_path: Path) -> dict[str, str]:
     return os.environ | {"TMPDIR": str(tmp_path)}
 
 
-def test_a_cycle_that_hangs_stops_a_training_once_and_not_for_ever(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cycle_that_hangs_stops_a_training_once_and_not_for_ever(
+    gate: TrainingLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device_lock, "LONGEST_SECONDS", 0.1)
-    with first("cpu"):
+    with hold("cpu"):
         assert gate.wait() >= 0.1
         assert gate.wait() == 0
     assert not gate.wanted
-    with first("cpu"):
+    with hold("cpu"):
         assert gate.wanted
 
 
 def test_a_cycle_does_not_wait_for_a_training_that_was_stopped_at_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_lock, "PATIENCE_SECONDS", 0.05)
-    stopped, other = Gate("cpu"), Gate("cpu")
+    stopped, other = TrainingLock("cpu"), TrainingLock("cpu")
     assert device_lock._try(stopped._descriptor, device_lock.fcntl.LOCK_EX)
     waits: list[float] = []
     monkeypatch.setattr(device_lock, "sleep", lambda seconds: waits.append(seconds) or sleep(seconds))
-    with first("cpu"):  # comes to this block with the lock still held
+    with hold("cpu"):  # comes to this block with the lock still held
         assert not device_lock._try(other._descriptor, device_lock.fcntl.LOCK_EX)
     assert sum(waits) <= device_lock.PATIENCE_SECONDS + device_lock.LOOK_SECONDS
     stopped.close()
@@ -121,7 +123,7 @@ def test_a_cycle_does_not_wait_for_a_training_that_was_stopped_at_the_lock(monke
 def test_the_card_of_a_cpu() -> None:
     assert card(torch.device("cpu")) == "cpu"
     if not torch.cuda.is_available():
-        assert card() == "cpu"
+        assert device_id() == "cpu"
 
 
 def test_a_training_pauses_between_two_steps_and_learns_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from nowcast.core import cube
-from nowcast.core.encoded import Coded, Table, behind
+from nowcast.core.encoded import EncodedArray, Table, behind
 from tests.synthetic import GRID, START, STEP
 
 TABLE = Table(np.append(np.arange(255, dtype=np.float32) / 2, np.float32(np.nan)))
@@ -18,7 +18,9 @@ VALUES = TABLE.values[CODES]
 
 
 def frames() -> xr.Dataset:
-    return cube.make({"rainfall_rate": Coded(CODES, TABLE)}, [START, START + STEP], GRID, cadence=300, quantum=0.5)
+    return cube.make(
+        {"rainfall_rate": EncodedArray(CODES, TABLE)}, [START, START + STEP], GRID, cadence=300, quantum=0.5
+    )
 
 
 def test_values_are_those_of_the_table() -> None:

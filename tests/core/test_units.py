@@ -8,8 +8,8 @@ from nowcast.core.units import (
     Scaling,
     by_table,
     convert,
+    get_quantity,
     level_from_vil,
-    quantity,
     rate_from_reflectivity,
     reflectivity_from_rate,
     vil_from_level,
@@ -20,7 +20,7 @@ unit_interval = st.floats(0, 1, width=32)
 
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_every_quantity_is_complete(name):
-    known = quantity(name)
+    known = get_quantity(name)
     assert known.name == name and known.unit and known.long_name
     assert list(known.thresholds) == sorted(known.thresholds)
     assert known.resolution * 32767 >= known.scaling.high  # a forecast must fit into its packing
@@ -28,7 +28,7 @@ def test_every_quantity_is_complete(name):
 
 def test_unknown_names_list_the_known():
     with pytest.raises(ValueError, match="Unknown quantity 'rain'; known: rainfall_rate, reflectivity, vil"):
-        quantity("rain")
+        get_quantity("rain")
     with pytest.raises(ValueError, match="Unknown scaling 'log'; choose linear or decibel"):
         Scaling("log", 0, 1)
 
@@ -59,7 +59,7 @@ def test_decibel_by_hand():
 @pytest.mark.parametrize("name", QUANTITIES)
 @given(scaled=unit_interval)
 def test_scaling_there_and_back(name: str, scaled: float):
-    scaling = quantity(name).scaling
+    scaling = get_quantity(name).scaling
     value = scaling.decode(np.float32(scaled))
     assert value.dtype == scaling.encode(value).dtype == np.float32
     assert scaling.encode(value) == pytest.approx(scaled, abs=1e-5)
@@ -68,7 +68,7 @@ def test_scaling_there_and_back(name: str, scaled: float):
 @pytest.mark.parametrize("name", QUANTITIES)
 @given(first=st.floats(-200, 2000, width=32), second=st.floats(-200, 2000, width=32))
 def test_scaling_keeps_order_and_stays_inside(name: str, first: float, second: float):
-    low, high = quantity(name).scaling.encode(np.sort(np.array([first, second], np.float32)))
+    low, high = get_quantity(name).scaling.encode(np.sort(np.array([first, second], np.float32)))
     assert 0 <= low <= high <= 1
 
 
@@ -132,9 +132,9 @@ def test_levels_there_and_back():
 
 def test_thresholds_are_levels():
     want = 0.154423, 0.775305, 3.533224, 7.073095, 12.135608, 32.233546
-    assert quantity("vil").thresholds == pytest.approx(want, rel=1e-5)
+    assert get_quantity("vil").thresholds == pytest.approx(want, rel=1e-5)
     level = np.arange(255)
-    for threshold, limit in zip(quantity("vil").thresholds, (16, 74, 133, 160, 181, 219), strict=True):
+    for threshold, limit in zip(get_quantity("vil").thresholds, (16, 74, 133, 160, 181, 219), strict=True):
         np.testing.assert_array_equal(vil_from_level(level) >= threshold, level >= limit)
 
 

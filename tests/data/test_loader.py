@@ -19,7 +19,7 @@ from nowcast.core.errors import ConfigError
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, Scaling, convert
 from nowcast.data import loader as module
-from nowcast.data.loader import Draws, Windows, loader
+from nowcast.data.loader import Windows, WindowSampler, loader
 from nowcast.data.sources import MISSING, check_apart
 from nowcast.ingestion import quality
 from nowcast.store import FrameStore, open_store
@@ -409,16 +409,16 @@ def test_spans_are_drawn_by_temperature_and_weight(tmp_path: Path) -> None:
 
 def test_draws_follow_the_probabilities(tmp_path: Path) -> None:
     found = windows(make(tmp_path / "s", even(0, 0, 2, 4)), changed(PAIRS, event_weight=2))
-    drawn = [window for window, _ in Draws(found, seed=1, count=9000, shuffle=True)]
+    drawn = [window for window, _ in WindowSampler(found, seed=1, count=9000, shuffle=True)]
     counts = np.bincount(drawn)
     spread = np.sqrt(9000 * found.probabilities() * (1 - found.probabilities()))
     assert (np.abs(counts - [1000, 2500, 5500]) < 4 * spread).all()
-    assert [window for window, _ in Draws(found, seed=1, count=None, shuffle=False)] == [0, 1, 2]
+    assert [window for window, _ in WindowSampler(found, seed=1, count=None, shuffle=False)] == [0, 1, 2]
 
 
 def test_epochs_differ_and_validation_does_not(tmp_path: Path) -> None:
     source = windows(synthetic.make_store(tmp_path / "s", range(12)))
-    fitting, held_out = (Draws(source, seed=0, count=20, shuffle=shuffle) for shuffle in (True, False))
+    fitting, held_out = (WindowSampler(source, seed=0, count=20, shuffle=shuffle) for shuffle in (True, False))
     first = list(fitting), list(held_out)
     for draws in (fitting, held_out):
         draws.set_epoch(1)
@@ -434,11 +434,11 @@ def test_processes_share_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, count: int | None, event_weight: float
 ) -> None:
     found = windows(make(tmp_path / "s", even(*range(9))), changed(PAIRS, event_weight=event_weight))  # 8 windows
-    whole = list(Draws(found, seed=0, count=count and count * processes, shuffle=True))
+    whole = list(WindowSampler(found, seed=0, count=count and count * processes, shuffle=True))
     parts = []
     for rank in range(processes):
         monkeypatch.setattr(module, "_processes", lambda rank=rank: (rank, processes))
-        draws = Draws(found, seed=0, count=count, shuffle=True)
+        draws = WindowSampler(found, seed=0, count=count, shuffle=True)
         parts.append(list(draws))
         assert len(draws) == len(parts[-1]) == (count or 8 // processes)
         draws.skip = 2
@@ -500,7 +500,7 @@ def test_a_random_share_is_no_validation() -> None:
 def test_the_loader_draws_what_is_drawn(tmp_path: Path) -> None:
     settings = changed(SETTINGS, crop=16, crops_per_window=2, flips=True)
     source = windows(synthetic.make_store(tmp_path / "s", range(12)), settings, augment=True)
-    want = [source[drawn]["past"] for drawn in Draws(source, seed=3, count=None, shuffle=True)]
+    want = [source[drawn]["past"] for drawn in WindowSampler(source, seed=3, count=None, shuffle=True)]
     batches = loader(source, batch_size=2, workers=0, seed=3, shuffle=True)
     assert all(torch.equal(batch["past"], past) for batch, past in zip(batches, want, strict=True))
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from nowcast.config import Span, WindowSettings
-from nowcast.data.loader import Draws, Loader, Windows, loader
+from nowcast.data.loader import Loader, Windows, WindowSampler, loader
 from nowcast.data.shared_memory import SLOTS, Parcel, Ring
 from nowcast.store import FrameStore
 from tests import synthetic
@@ -143,8 +143,8 @@ def test_an_error_in_a_process_comes_out_and_the_next_epoch_works(
 ) -> None:
     found = batches(windows, 1)
     want = list(found)
-    draw = Draws._order
-    monkeypatch.setattr(Draws, "_order", lambda draws, rng: draw(draws, rng) + 1000)
+    draw = WindowSampler._order
+    monkeypatch.setattr(WindowSampler, "_order", lambda draws, rng: draw(draws, rng) + 1000)
     with pytest.raises(IndexError) as caught:
         list(found)
     traceback.clear_frames(caught.tb)  # torch ends the processes of a loader in a reference cycle after seconds only
@@ -224,7 +224,7 @@ def test_two_training_processes_share_an_epoch(windows: Windows, path: str, tmp_
         assert process.exitcode == 0
     one, other = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
     assert [len(batch) for batch in one["sums"]] == [len(batch) for batch in other["sums"]] == [8, 8, 8, 2]
-    draws = Draws(windows, seed=0, count=None, shuffle=True)
+    draws = WindowSampler(windows, seed=0, count=None, shuffle=True)
     draws.set_epoch(2)
     together = [tuple(drawn) for pair in zip(one["drawn"], other["drawn"], strict=True) for drawn in pair]
     assert together == list(draws), "26 windows, none twice"

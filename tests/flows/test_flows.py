@@ -391,5 +391,5 @@ def test_a_training_registers_its_result(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(train, name, lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "nowcast.training.run", SimpleNamespace(train=lambda *_, **__: made))
     train.convlstm.fn(str(tmp_path / "recipe.yaml"), score_windows=0, register_in=str(file))
-    (event,) = promotion.registry(settings).events
+    (event,) = promotion.open_registry(settings).events
     assert (event.what, event.why) == ("registered", "trained by train-convlstm")

@@ -69,9 +69,13 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same once both have forecast from all frames."""
     folder = tmp_path_factory.mktemp("hour")
     settings = begin(folder)
-    shelf = promotion.registry(settings)
+    registry = promotion.open_registry(settings)
     make(settings, settings.makers, Stores.of(settings))
-    make(settings, [Product(name="new", model=str(shelf.file(shelf.find("new"))))], promotion.shadow_stores(settings))
+    make(
+        settings,
+        [Product(name="new", model=str(registry.file(registry.find("new"))))],
+        promotion.shadow_stores(settings),
+    )
     return folder
 
 
@@ -136,7 +140,7 @@ def test_a_chain_without_a_registry_says_what_to_set(tmp_path: Path) -> None:
 
 
 def test_the_first_champion_needs_no_scores_and_the_second_does(live: Operations) -> None:
-    assert promotion.registry(live).events[-1].why == "the first champion"
+    assert promotion.open_registry(live).events[-1].why == "the first champion"
     with pytest.raises(
         RegistryError, match=r"new against old: cannot tell yet, needs about 4 more runs; .*--force --reason"
     ):
@@ -144,29 +148,31 @@ def test_the_first_champion_needs_no_scores_and_the_second_does(live: Operations
     with pytest.raises(RegistryError, match="needs a reason"):
         promotion.promote(live, "new", force=True)
     assert promotion.promote(live, "new", force=True, why="old has a leak") == "old has a leak"
-    event = promotion.registry(live).events[-1]
+    event = promotion.open_registry(live).events[-1]
     assert (event.name, event.why, event.evidence["says"]) == ("new", "old has a leak", "cannot tell yet")
     with pytest.raises(RegistryError, match="new is champion; only challengers"):
         promotion.promote(live, "new")
 
 
 def test_a_promotion_takes_effect_at_the_next_forecast_and_a_rollback_too(live: Operations) -> None:
-    shelf, made = promotion.registry(live), []
+    registry, made = promotion.open_registry(live), []
     for index, command in enumerate((None, "promote", "rollback"), 3):
         if command == "promote":
             promotion.promote(live, "new", force=True, why="test")
         elif command == "rollback":
-            shelf.rollback()
+            registry.rollback()
         make(live, live.makers, Stores.of(live), range(index, index + 1))
         made.append(open_store(live.forecasts)["checkpoint"].values[-1])
-    assert made == [shelf.find("old"), shelf.find("new"), shelf.find("old")]
+    assert made == [registry.find("old"), registry.find("new"), registry.find("old")]
 
 
 def test_any_run_is_made_again_bit_for_bit_from_the_registry(live: Operations) -> None:
     cube, time = open_store(live.store), synthetic.START + 5 * synthetic.STEP
     first = forecasting.forecast(cube, f"registry:{live.registry}", time=time, leads=LEADS)
     promotion.promote(live, "new", force=True, why="test")
-    again = forecasting.forecast(cube, promotion.registry(live).file(first.attrs["checkpoint"]), time=time, leads=LEADS)
+    again = forecasting.forecast(
+        cube, promotion.open_registry(live).file(first.attrs["checkpoint"]), time=time, leads=LEADS
+    )
     assert again["rainfall_rate"].identical(first["rainfall_rate"])
 
 
@@ -197,9 +203,9 @@ def test_challenger_and_champion_meet_on_the_same_runs_and_pixels(scored: Operat
 
 def test_a_better_challenger_is_promoted_and_its_evidence_is_kept(scored: Operations) -> None:
     handicap(promotion.shadow_stores(scored).scores, hits=300)
-    assert promotion.compare(scored, "new").says == "better"
+    assert promotion.compare(scored, "new").outcome == "better"
     assert promotion.promote(scored, "new").startswith("new against old: better; CSI≥0.1 mm/h of 5 to 10 min")
-    event = promotion.registry(scored).events[-1]
+    event = promotion.open_registry(scored).events[-1]
     assert event.evidence["runs"] == FRAMES - 2
     assert 0 < event.evidence["low"] <= event.evidence["value"] <= event.evidence["high"]  # type: ignore[operator]
 
@@ -222,12 +228,12 @@ def test_frames_that_were_not_scored_alike_are_left_out(scored: Operations) -> N
 
 
 def test_runs_of_a_fallback_count_for_nobody(live: Operations, tmp_path: Path) -> None:
-    shelf = promotion.registry(live)
-    shelf.file(shelf.champion).rename(tmp_path / "away")
+    registry = promotion.open_registry(live)
+    registry.file(registry.champion).rename(tmp_path / "away")
     make(live, live.makers, Stores.of(live), range(3, 5), fallback=("persistence",))
     make(
         live,
-        [Product(name="new", model=str(shelf.file(shelf.find("new"))))],
+        [Product(name="new", model=str(registry.file(registry.find("new"))))],
         promotion.shadow_stores(live),
         range(3, 5),
     )
@@ -240,10 +246,10 @@ def test_a_file_that_is_nowhere_is_not_registered(tmp_path: Path) -> None:
 
 
 def test_digests_name_files(live: Operations) -> None:
-    shelf = promotion.registry(live)
-    for digest in shelf.standing.names:
-        assert checkpoint.file_digest(shelf.file(digest)) == digest
-    assert np.unique(list(shelf.standing.names)).size == 2
+    registry = promotion.open_registry(live)
+    for digest in registry.standing.names:
+        assert checkpoint.file_digest(registry.file(digest)) == digest
+    assert np.unique(list(registry.standing.names)).size == 2
 
 
 def test_a_session_at_the_command_line(scored: Operations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,5 +282,5 @@ def test_a_session_at_the_command_line(scored: Operations, tmp_path: Path, monke
     assert states["champion"].ok
     assert states["champion"].found.startswith("old, ")
     assert "2010-08-26T00:25Z ok; " in states["challenger"].found
-    promotion.registry(scored).file(promotion.registry(scored).champion).unlink()
+    promotion.open_registry(scored).file(promotion.open_registry(scored).champion).unlink()
     assert not {finding.what: finding for finding in examine(str(file))}["champion"].ok

@@ -22,7 +22,7 @@ NEVER = ("false",)
 """In place of the shadow process, where there must be none."""
 
 
-def says(*lines: str) -> tuple[str, ...]:
+def outcome(*lines: str) -> tuple[str, ...]:
     """A shadow process that does this in place of forecasting."""
     return (sys.executable, "-c", "\n".join(("import os, sys, time, json", "order = json.load(sys.stdin)", *lines)))
 
@@ -45,15 +45,15 @@ def test_challengers_forecast_and_are_scored_apart_from_products(settings: Opera
     synthetic.make_store(tmp_path / "frames", [4])
     list(shadow.work(settings, TIME))
     _, forecasts, scores = (store.read() for store in promotion.shadow_stores(settings))
-    assert set(forecasts["checkpoint"].values) == set(promotion.registry(settings).standing.challengers)
+    assert set(forecasts["checkpoint"].values) == set(promotion.open_registry(settings).standing.challengers)
     assert (scores["n"].isel(lead_time=0) > 0).all()
 
 
 def test_one_that_cannot_forecast_is_noted_and_the_others_go_on(settings: Operations) -> None:
-    shelf = promotion.registry(settings)
-    shelf.file(shelf.find("new")).write_bytes(b"torn")
+    registry = promotion.open_registry(settings)
+    registry.file(registry.find("new")).write_bytes(b"torn")
     lines = sorted(shadow.work(settings, TIME))
-    assert lines[0].startswith(f"new 2010-08-26T00:15Z withheld {shelf.find('new')}.safetensors: is no checkpoint")
+    assert lines[0].startswith(f"new 2010-08-26T00:15Z withheld {registry.find('new')}.safetensors: is no checkpoint")
     assert lines[1] == "newer 2010-08-26T00:15Z ok"
 
 
@@ -62,7 +62,7 @@ def test_who_forecasts_in_the_shadow(settings: Operations) -> None:
         return [product.name for product in shadow.candidates(settings)]
 
     assert names(settings) == ["new", "newer"]
-    promotion.registry(settings).retire(promotion.registry(settings).find("new"))
+    promotion.open_registry(settings).retire(promotion.open_registry(settings).find("new"))
     assert names(settings) == ["newer"]
     plain = {"products": ({"name": "p", "model": "persistence"},)}
     assert names(Operations.model_validate(settings.model_dump() | plain)) == ["old", "newer"]
@@ -78,7 +78,7 @@ def test_each_comes_first_at_times(settings: Operations) -> None:
 def test_one_that_hangs_is_stopped_and_what_was_made_before_counts(
     settings: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadow, "COMMAND", says("print('new ok', flush=True)", "time.sleep(60)", "print('late')"))
+    monkeypatch.setattr(shadow, "COMMAND", outcome("print('new ok', flush=True)", "time.sleep(60)", "print('late')"))
     lines = shadow.run(settings, TIME, seconds=3)
     assert lines == ["new ok", "shadow: stopped after 3 s, the rest is left out"]
 
@@ -93,13 +93,13 @@ def test_one_that_hangs_is_stopped_and_what_was_made_before_counts(
 def test_one_that_takes_its_process_down_is_noted(
     settings: Operations, monkeypatch: pytest.MonkeyPatch, deed: str, line: str
 ) -> None:
-    monkeypatch.setattr(shadow, "COMMAND", says("print('new ok', flush=True)", deed))
+    monkeypatch.setattr(shadow, "COMMAND", outcome("print('new ok', flush=True)", deed))
     assert shadow.run(settings, TIME, seconds=60) == ["new ok", line]
 
 
 def test_trouble_with_the_registry_is_noted(settings: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadow, "COMMAND", NEVER)
-    (promotion.registry(settings).folder / JOURNAL).write_text("{}\n")
+    (promotion.open_registry(settings).folder / JOURNAL).write_text("{}\n")
     (line,) = shadow.run(settings, TIME, seconds=60)
     assert "holds a line that is no event" in line
 
@@ -115,7 +115,7 @@ def test_the_page_is_out_before_the_shadow_begins_and_does_not_show_it(
     settings = chain(tmp_path, shadow={"every_minutes": 10})
     settings.feed.source.mkdir()
     look = "json.load(open(order['settings']['site'] + '/latest.json'))['runs'][0]"
-    monkeypatch.setattr(shadow, "COMMAND", says(f"print({look}['reference_time'], order['time'], order['seconds'])"))
+    monkeypatch.setattr(shadow, "COMMAND", outcome(f"print({look}['reference_time'], order['time'], order['seconds'])"))
     land(settings, 0)
     assert cycle.cycle(settings).shadowed == []  # nobody is registered
     promotion.register(settings, checkpoints.save(tmp_path / "new.safetensors"))
@@ -131,7 +131,7 @@ def test_automatic_promotion_looks_once_a_day(settings: Operations, monkeypatch:
     looks: list[str] = []
 
     class Better:
-        says = "better"
+        outcome = "better"
 
     monkeypatch.setattr(promotion, "compare", lambda _, digest: looks.append(digest) or Better())
     monkeypatch.setattr(promotion, "promote", lambda _, digest: "its scores")
@@ -153,7 +153,7 @@ def test_the_whole_life_of_a_model_on_real_radar(tmp_path: Path) -> None:
         every_minutes=60,
     )
     settings.feed.source.mkdir()
-    shelf = promotion.registry(settings)
+    registry = promotion.open_registry(settings)
     promotion.register(settings, checkpoints.save(tmp_path / "old.safetensors"), name="old")
     promotion.promote(settings, "old")
     promotion.register(settings, "convlstm-small.safetensors", name="small")
@@ -164,17 +164,17 @@ def test_the_whole_life_of_a_model_on_real_radar(tmp_path: Path) -> None:
         time = f"2010-08-26T04:{5 * index + 5:02d}Z"
         assert report.issued == [f"page {time} ok", f"p {time} ok"]
         assert report.shadowed == [f"small {time} ok"]
-    verdict = promotion.compare(settings, "small")
-    assert (verdict.runs, verdict.left_out) == (3, 0)
-    assert verdict.says == "better"
+    comparison = promotion.compare(settings, "small")
+    assert (comparison.runs, comparison.left_out) == (3, 0)
+    assert comparison.outcome == "better"
     promotion.promote(settings, "small")
     for index, makes in ((7, "small"), (8, "old")):
         land(settings, index)
         cycle.cycle(settings)
         runs = open_store(settings.forecasts)
         own = runs["model"].values == "page"
-        assert runs["checkpoint"].values[own][-1] == shelf.find(makes)
+        assert runs["checkpoint"].values[own][-1] == registry.find(makes)
         if makes == "small":
-            shelf.rollback()
+            registry.rollback()
     page = json.loads((settings.site / "latest.json").read_text())
     assert page["products"] == ["page", "p"]

@@ -8,7 +8,7 @@ import pytest
 
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import SOUTH_UP, Grid
-from nowcast.core.units import level_from_vil, quantity, vil_from_level
+from nowcast.core.units import get_quantity, level_from_vil, vil_from_level
 from nowcast.readers import ITEM_BYTES, Item, sevir
 from nowcast.store.packing import Packing
 from tests import fixtures
@@ -80,7 +80,7 @@ def test_all_levels_survive_reading_packing_and_thresholding(tmp_path):
     values, level = unpacked[0].ravel()[:255], np.arange(255)
     assert np.isnan(unpacked[0, 15, 15]) and not np.isnan(values).any()
     np.testing.assert_array_equal(np.rint(level_from_vil(values)), np.where(level <= 5, 0, level))
-    for threshold, limit in zip(quantity("vil").thresholds, (16, 74, 133, 160, 181, 219), strict=True):
+    for threshold, limit in zip(get_quantity("vil").thresholds, (16, 74, 133, 160, 181, 219), strict=True):
         np.testing.assert_array_equal(values >= threshold, level >= limit)
 
 

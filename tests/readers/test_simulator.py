@@ -6,7 +6,7 @@ import pytest
 from nowcast import config
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.models import extrapolation
 from nowcast.readers import Item, simulator, weather
 from nowcast.readers.simulator import Simulator, simulate
@@ -87,7 +87,7 @@ def test_way_of_the_air_fits_its_velocity():
 @pytest.mark.parametrize(("u", "v"), [(12.0, 6.0), (-9.0, 15.0), (0.0, -14.0)])
 def test_optical_flow_finds_the_motion(u, v):
     radar = settings(rows=160, columns=160, motion={"u": u, "v": v})
-    frames = [quantity("rainfall_rate").scaling.encode(simulate(radar, index)) for index in range(4)]
+    frames = [get_quantity("rainfall_rate").scaling.encode(simulate(radar, index)) for index in range(4)]
     found = extrapolation.motion(np.stack(frames))[:, 24:-24, 24:-24].mean(axis=(1, 2)) * 1500 / 300
     np.testing.assert_allclose(found, (u, -v), atol=0.1 * np.hypot(u, v))
 

@@ -82,7 +82,7 @@ def test_shipped_networks_say_where_they_come_from(path: Path) -> None:
     assert card.recipe["trainer"]
     frame = np.random.default_rng(0).gamma(0.5, 2, (1, 70, 90)).astype(np.float32)
     field = frame.repeat(card.in_steps, axis=0)  # nothing moves, so nothing unknown moves in
-    future = checkpoint.predict(checkpoint.load(path), field, quantity_name=card.quantity, leads=card.out_steps)
+    future = checkpoint.predict(checkpoint.load(path), field, quantity=card.quantity, leads=card.out_steps)
     assert np.isfinite(future).all()
     assert future.min() >= 0
 
@@ -97,7 +97,7 @@ def test_no_data_stays_no_data_and_dry_stays_dry() -> None:
     past = np.full((1, 4, 4), 0.0, np.float32)
     past[0, 0, 0] = np.nan
     past[0, 1, 1] = 5.0
-    future = checkpoint.predict(model, past, quantity_name="rainfall_rate", leads=2)
+    future = checkpoint.predict(model, past, quantity="rainfall_rate", leads=2)
     assert np.isnan(future[:, 0, 0]).all()
     assert (future[:, 2:] == 0).all()
     assert future[:, 1, 1] == pytest.approx([5, 5], rel=1e-5)
@@ -201,6 +201,6 @@ def test_colour_networks_are_given_grey_frames_and_their_channels_averaged() -> 
             return past * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
 
     model = checkpoint.Model("doubling", Doubling(), "intensity", None, None, "x")
-    made = checkpoint.predict(model, np.full((1, 4, 4), 0.25, np.float32), quantity_name="intensity", leads=1)
+    made = checkpoint.predict(model, np.full((1, 4, 4), 0.25, np.float32), quantity="intensity", leads=1)
     assert made.shape == (1, 4, 4)
     assert made == pytest.approx(0.5)

@@ -46,7 +46,7 @@ def model(in_steps: int, out_steps: int) -> Model:
 def test_a_network_is_fed_the_newest_frames_of_its_own(in_steps: int, out_steps: int, given: list) -> None:
     known = model(in_steps, out_steps)
     past = np.broadcast_to(np.arange(in_steps, dtype=np.float32)[:, None, None], (in_steps, 4, 4))
-    made = predict(known, past, quantity_name="rainfall_rate", leads=7)
+    made = predict(known, past, quantity="rainfall_rate", leads=7)
     assert made[:, 0, 0] == pytest.approx(np.arange(in_steps, in_steps + 7), abs=1e-3)
     assert known.network.given == given
 
@@ -65,7 +65,7 @@ def test_the_shipped_network_knows_only_what_moves_in_from_where_it_looked() -> 
     speed, leads = 3, 6
     shipped = checkpoint.load(checkpoint.find(SHIPPED))
     past = moving(speed)
-    found = checkpoint.predict_distribution(shipped, past, quantity_name="rainfall_rate", leads=leads)
+    found = checkpoint.predict_distribution(shipped, past, quantity="rainfall_rate", leads=leads)
     unknown = np.isnan(found.values)
     for lead in range(leads):
         came = speed * (lead + 1)

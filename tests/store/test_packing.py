@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast.core.cube import make
-from nowcast.core.encoded import Coded, Table
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.units import vil_from_level
 from nowcast.store import FrameStore, open_store
@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str, value: float) -
 
 
 def from_source(table: np.ndarray, codes: np.ndarray, **packing: object):
-    coded = Coded(np.resize(codes, (2, *GRID.shape)), Table(table.astype(np.float32)))
+    coded = EncodedArray(np.resize(codes, (2, *GRID.shape)), Table(table.astype(np.float32)))
     return make({"rainfall_rate": coded}, [START, START + STEP], GRID, cadence=300, **packing).variables[
         "rainfall_rate"
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nowcast import store
 from nowcast.config import Recipe
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.models import MODELS, Nowcaster
 from nowcast.registry import checkpoint
 from nowcast.training import run as training
@@ -55,7 +55,7 @@ def half_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def test_no_data_is_not_learnt_as_dry(half_covered: Recipe, tmp_path: Path) -> None:
     """The level is that of the rain; with no data learnt as dry it would be half of it."""
     network = checkpoint.load(training.train(half_covered)).network
-    wanted = quantity("rainfall_rate").scaling.encode(np.float32(RAIN))
+    wanted = get_quantity("rainfall_rate").scaling.encode(np.float32(RAIN))
     assert network.level.item() == pytest.approx(float(wanted), abs=0.03)
     assert losses(tmp_path)[-1] < 1e-3
     assert losses(tmp_path, "persistence_loss")[-1] < 1e-6
@@ -67,5 +67,5 @@ def test_an_error_counts_the_more_the_less_is_covered(half_covered: Recipe, tmp_
         update={"trainer": half_covered.trainer.model_copy(update={"epochs": 1, "learning_rate": 1e-9})}
     )
     training.train(still)
-    wanted = quantity("rainfall_rate").scaling.encode(np.float32(RAIN))
+    wanted = get_quantity("rainfall_rate").scaling.encode(np.float32(RAIN))
     assert losses(tmp_path)[0] == pytest.approx((float(wanted) - 0.2) ** 2, rel=1e-3)

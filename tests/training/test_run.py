@@ -22,7 +22,7 @@ import yaml
 
 from nowcast.config import Recipe, Span, TrainerSettings, WindowSettings, load
 from nowcast.core.errors import ConfigError, MissingExtra, TrainingError
-from nowcast.core.units import quantity
+from nowcast.core.units import get_quantity
 from nowcast.data.loader import Windows, loader
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
@@ -119,7 +119,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 def test_a_chosen_loss_is_trained_and_validated_in_physical_limits(tmp_path: Path) -> None:
     """A loss that counts rain from 5 mm/h on alone is 0 where there is none, and is that of the sum of its parts."""
     settings = recipe(tmp_path)
-    scaling = settings.windows.scaling or quantity("rainfall_rate").scaling
+    scaling = settings.windows.scaling or get_quantity("rainfall_rate").scaling
     term = {"name": "balanced", "limits": [5.0], "options": {"weights": [0, 1], "absolute": 0}}
     chosen = Recipe.model_validate(settings.model_dump() | {"loss": [term, {"name": "own", "weight": 2}]})
     network = training.build("convgru:debug", in_steps=2, out_steps=2)
