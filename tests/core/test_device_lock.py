@@ -121,7 +121,7 @@ def test_a_cycle_does_not_wait_for_a_training_that_was_stopped_at_the_lock(monke
 
 
 def test_the_card_of_a_cpu() -> None:
-    assert card(torch.device("cpu")) == "cpu"
+    assert device_id(torch.device("cpu")) == "cpu"
     if not torch.cuda.is_available():
         assert device_id() == "cpu"
 
