@@ -13,6 +13,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdC
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from nowcast.core.errors import StoreError
 from nowcast.store.chunk_io import Compressed, Frames
 
 FILL = {"uint8": 255, "int16": -32768, "float32": float("nan")}
@@ -170,7 +171,7 @@ def test_a_damaged_index_is_noticed(through_zarr: bool) -> None:
     whole = sync(array.store.get("rain/c/0/0/0", default_buffer_prototype())).to_bytes()
     damaged = whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:]
     sync(array.store.set("rain/c/0/0/0", default_buffer_prototype().buffer.from_bytes(damaged)))
-    with pytest.raises(OSError, match="rain/c/0/0/0: its index is damaged"):
+    with pytest.raises(StoreError, match="rain/c/0/0/0: its index is damaged"):
         Frames(array).read([0])
     with pytest.raises(ValueError, match="checksum"):
         array[0]
