@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import nowcast
-from nowcast import store
 from nowcast.cli import app
 from nowcast.cli.failures import explained, extra_of
 from nowcast.core import errors
 from nowcast.core.errors import BadInput, NowcastError, StoreError
 from nowcast.core.log import Stderr
+from nowcast.store import Store
 
 OURS = [found for found in vars(errors).values() if isinstance(found, type)]
 HEAVY = ("numpy", "torch", "xarray", "pandas", "pydantic", "matplotlib", "prefect", "lightning", "cv2", "icechunk")
@@ -42,7 +42,7 @@ def show(monkeypatch: pytest.MonkeyPatch, error: Exception, *options: str) -> Re
     def describe(_: str) -> dict:
         raise error
 
-    monkeypatch.setattr(store, "describe", describe)
+    monkeypatch.setattr(Store, "describe", describe)
     return CliRunner().invoke(app, [*options, "show", "var/frames"])
 
 
@@ -85,7 +85,7 @@ def test_a_programming_error_keeps_its_traceback() -> None:
     code = (
         "import nowcast.store\n"
         "def describe(path): raise ValueError('a bug')\n"
-        "nowcast.store.describe = describe\n"
+        "nowcast.store.Store.describe = describe\n"
         "import sys; sys.argv = ['nowcast', 'show', 'x']\n"
         "from nowcast.cli import main; main()"
     )
