@@ -139,10 +139,10 @@ def of_quality(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def of_another_grid(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    def growing(*_: object, **__: object) -> None:
+    def extend(*_: object, **__: object) -> None:
         raise BadInput("frames", "is on another projection")
 
-    patch.setattr(store, "growing", growing)
+    patch.setattr(store.FrameStore, "extend", extend)
     assert ingestion.ingest("knmi", [next(SAMPLE.glob("*.h5"))], folder / "frames").refused
 
 
@@ -213,12 +213,12 @@ def test_a_file_that_cannot_be_read_is_a_warning(tmp_path: Path, caplog: pytest.
 def test_a_store_that_the_doctor_cannot_read_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def open_store(_: str) -> None:
+    def read(_: store.Store) -> None:
         raise PermissionError(13, "Permission denied")
 
     path = synthetic.make_store(tmp_path / "frames", range(1))
-    monkeypatch.setattr(store, "open_store", open_store)
-    assert "Permission denied" in doctor._store("frames", path).found
+    monkeypatch.setattr(store.Store, "read", read)
+    assert "Permission denied" in doctor._store("frames", store.FrameStore(path)).found
     (record,) = caplog.records
     assert (record.levelname, record.exc_info is not None) == ("WARNING", True)
 
