@@ -89,15 +89,12 @@ class Reader(Protocol):
 
     def recognises(self, path: Path) -> bool:
         """Whether a file whose name fits ``PATTERNS`` is really of this source."""
-        ...
 
     def find(self, source: Path) -> Iterator[Item]:
         """Find the items of a file or folder from names and headers alone, in order."""
-        ...
 
     def read(self, item: Item) -> xr.Dataset:
         """Read one item as a Cube in physical units."""
-        ...
 
 
 def get(name: str) -> Reader:
