@@ -21,7 +21,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "pysteps": "pysteps", "numpy":
 
 @lru_cache(maxsize=64)
 def code_digest(module: str) -> str:
-    """Fingerprint of a module, of all modules of ours that it imports, and of the libraries that compute for them.
+    """Compute the fingerprint of a module, of our modules that it imports, and of the libraries that compute for them.
 
     Comments, docstrings and the layout of the code do not count.
 
@@ -41,7 +41,7 @@ def code_digest(module: str) -> str:
 
 
 def _reached(module: str) -> tuple[dict[str, ast.Module], set[str]]:
-    """Modules of ours that are imported from ``module`` on, parsed; and which of the libraries."""
+    """Parse our modules that ``module`` imports, directly or not; also name which of the libraries."""
     trees: dict[str, ast.Module] = {}
     libraries: set[str] = set()
     waiting = [module]
@@ -60,7 +60,7 @@ def _reached(module: str) -> tuple[dict[str, ast.Module], set[str]]:
 
 
 def _file(name: str) -> Path | None:
-    """The file of a module; None where the last part of a name is something inside of one."""
+    """Find the file of a module; None where the last part of a name is something inside of one."""
     place = PACKAGE.joinpath(*name.split(".")[1:])
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
@@ -76,7 +76,7 @@ def _imports(tree: ast.Module) -> set[str]:
 
 
 def _code(tree: ast.Module) -> str:
-    """The code without its docstrings; comments and layout are not in a tree anyway."""
+    """Give the code without its docstrings; comments and layout are not in a tree anyway."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

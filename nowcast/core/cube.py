@@ -36,7 +36,7 @@ def make(
     levels: np.ndarray | None = None,
     attrs: Mapping[str, object] | None = None,
 ) -> xr.Dataset:
-    """Builds a Cube from arrays.
+    """Build a Cube from arrays.
 
     How the store packs it follows from the source's own quantisation, so that nothing is lost:
     ``quantum`` alone packs to 16 bits, with ``floor`` to 8 bits, ``levels`` to 8 bits by a table, none
@@ -75,7 +75,7 @@ def make(
 
 @lru_cache(maxsize=64)
 def _label(words: str | tuple[str, ...], count: int) -> xr.Variable:
-    """Labels of all frames, kept: xarray takes a long look at arrays of objects."""
+    """Make the labels of all frames, kept: xarray takes long to check arrays of objects."""
     variable = xr.Variable("time", np.broadcast_to(np.asarray(words, object), (count,)))
     variable.values.setflags(write=False)
     return variable
@@ -83,7 +83,7 @@ def _label(words: str | tuple[str, ...], count: int) -> xr.Variable:
 
 @lru_cache(maxsize=8)
 def _place(grid: Grid) -> tuple[dict[str, xr.Variable], dict[str, xr.Index]]:
-    """Coordinates of a grid with their indexes, which take longer to make than a frame to decode."""
+    """Make the coordinates of a grid with their indexes, which take longer than to decode a frame."""
     coords = xr.Dataset(coords=grid.coordinates()).coords
     return {str(name): coord.variable for name, coord in coords.items()}, dict(coords.xindexes)
 
@@ -98,12 +98,12 @@ def _variable(name: str, values: np.ndarray | EncodedArray, encoding: Mapping[st
 
 
 def channels(cube: xr.Dataset) -> list[str]:
-    """Names of the data channels of a Cube (or of a Forecast), in order."""
+    """List the names of the channels of a Cube (or of a Forecast), in order."""
     return [str(name) for name, variable in cube.data_vars.items() if variable.dims[-2:] == ("y", "x")]
 
 
 def check(cube: xr.Dataset, where: object = "cube") -> xr.Dataset:
-    """Returns the Cube unchanged if it keeps the promise.
+    """Return the Cube unchanged if it keeps the promise.
 
     Raises:
         BadInput: One sentence naming the first broken promise.
@@ -146,7 +146,7 @@ def _check_order(cube: xr.Dataset, where: object) -> None:
 
 
 def label_runs(time: np.ndarray, cadence: int, *, tolerated_gap: int = 0) -> np.ndarray:
-    """Labels the unbroken runs of a live feed by the time of their first frame.
+    """Label the unbroken runs of a live feed by the time of their first frame.
 
     Args:
         time: Sorted datetime64 stamps.
@@ -165,20 +165,21 @@ def label_runs(time: np.ndarray, cadence: int, *, tolerated_gap: int = 0) -> np.
 
 
 def event_labels(cube: xr.Dataset) -> np.ndarray:
-    """The sequence of every frame where sequences are events that may share times; "" in a live feed."""
+    """Give the sequence of every frame where sequences are events that may share times; "" in a live feed."""
     labels = cube["sequence"].values
     return np.full(labels.shape, "", object) if "cadence_seconds" in cube.attrs else labels
 
 
 def utc(time: datetime | np.datetime64) -> np.datetime64:
-    """Any time as datetime64[ns] in UTC; without a zone it is UTC already."""
+    """Convert a time to datetime64[ns] in UTC; without a zone it is UTC already."""
     if isinstance(time, datetime) and time.tzinfo is not None:
         time = time.astimezone(UTC).replace(tzinfo=None)
-    return np.datetime64(time).astype("datetime64[ns]")
+    exact: np.datetime64 = np.datetime64(time).astype("datetime64[ns]")
+    return exact
 
 
 def digest(*channels: np.ndarray) -> str:
-    """Fingerprint of one frame's values, of all its channels in turn: equal content, equal digest (XXH3, 64 bits)."""
+    """Compute a fingerprint of one frame's values in all channels: equal content, equal digest (XXH3, 64 bits)."""
     fingerprint = xxh3_64()
     for values in channels:
         plain = np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else values.dtype)

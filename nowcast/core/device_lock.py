@@ -1,8 +1,8 @@
-"""A forecast cycle goes first where it shares a card with a training.
+"""A forecast cycle goes first where it shares a device with a training run.
 
-Both know a file of the card. A cycle holds its lock together with other cycles; a training tries, between two
-steps, to have it alone, and waits while it cannot. Locks go with their process, so nobody waits for the dead, and
-no longer than ``LONGEST_SECONDS`` for one that hangs.
+Both lock one file for the device: cycles share the lock; a training run tries, between two steps, to hold it alone, and
+waits while it cannot. Locks end with their process, so nobody waits for one that died, and no longer than
+``LONGEST_SECONDS`` for one that hangs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from time import monotonic, sleep
 import torch
 
 LONGEST_SECONDS = 300.0
-"""A cycle that holds the card longer than this hangs, and no longer stops a training."""
+"""A cycle that holds the device longer than this hangs, and no longer stops a training."""
 PATIENCE_SECONDS = 1.0
 """A training holds the lock for microseconds; a cycle that does not get it by then goes on without."""
 LOOK_SECONDS = 0.02
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def device_id(device: torch.device | None = None) -> str:
-    """What a device is called by all processes of a machine; None: the one that forecasts run on."""
+    """Name a device as all processes of a machine do; None: the one that forecasts run on."""
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return f"gpu-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
@@ -36,7 +36,7 @@ def device_id(device: torch.device | None = None) -> str:
 
 @contextmanager
 def hold(name: str) -> Iterator[None]:
-    """For a cycle: trainings on this card pause until the block ends. Never waits, never fails."""
+    """Make training runs on this device pause until the block ends; never waits, never fails."""
     descriptor = _open(name)
     deadline = monotonic() + PATIENCE_SECONDS
     try:
@@ -51,17 +51,18 @@ def hold(name: str) -> Iterator[None]:
 
 
 class TrainingLock:
-    """For a training: where it lets cycles pass."""
+    """Where a training run lets forecast cycles go first."""
 
     def __init__(self, name: str) -> None:
         self.name, self._descriptor, self._tired = name, _open(name), False
 
     def close(self) -> None:
+        """Close the lock file; the lock is not used afterwards."""
         os.close(self._descriptor)
 
     @property
     def wanted(self) -> bool:
-        """True while a cycle wants the card; microseconds."""
+        """Whether a cycle wants the device; takes microseconds."""
         free = _try(self._descriptor, fcntl.LOCK_EX)
         if free:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -69,7 +70,7 @@ class TrainingLock:
         return not free and not self._tired
 
     def wait(self, *, before: Callable[[], object] | None = None) -> float:
-        """Returns at once if nobody wants the card, else when it is free again.
+        """Return at once if nobody wants the device, else when it is free again.
 
         Args:
             before: Called once if there is something to wait for.
@@ -92,9 +93,9 @@ class TrainingLock:
 
 
 def _open(name: str) -> int:
-    """The file is the user's own: another user's processes are not known.
+    """Open the lock file, which is the user's own: another user's processes are not known.
 
-    Containers that share a card share the folder ``NOWCAST_LOCKS``.
+    Containers that share a device share the folder ``NOWCAST_LOCKS``.
     """
     folder = Path(os.environ.get("NOWCAST_LOCKS") or Path(tempfile.gettempdir()) / f"nowcast-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class BadInput(NowcastError, ValueError):
         super().__init__(f"{where}: {fault}" + (f"; {remedy}" if remedy else "") + ".")
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, str]]:
-        """Travel between processes with all three parts."""
+        """Pickle with all three parts."""
         return BadInput, (self.where, self.fault, self.remedy)
 
 

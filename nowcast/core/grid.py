@@ -34,7 +34,7 @@ class Grid:
     def regular(
         cls, crs: CRS | str, shape: tuple[int, int], *, upper_left: tuple[float, float], pixel: tuple[float, float]
     ) -> Grid:
-        """Lays out a north-up grid from the outer corner of its upper left pixel.
+        """Lay out a north-up grid from the outer corner of its upper left pixel.
 
         Args:
             crs: Anything pyproj understands.
@@ -49,25 +49,27 @@ class Grid:
 
     @classmethod
     def picture(cls, shape: tuple[int, int]) -> Grid:
-        """The grid of a video, in pixels from its lower left corner; row 0 on top."""
+        """Make the grid of a video, in pixels from its lower left corner; row 0 on top."""
         return cls.regular(PICTURE, shape, upper_left=(0, shape[0]), pixel=(1, 1))
 
     @classmethod
     def of(cls, dataset: xr.Dataset) -> Grid:
-        """Reads the grid of a Cube or Forecast from its CF grid mapping."""
+        """Read the grid of a Cube or Forecast from its CF grid mapping."""
         return cls(CRS.from_wkt(dataset["crs"].attrs["crs_wkt"]), dataset["y"].values, dataset["x"].values)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows, columns."""
         return self.y.size, self.x.size
 
     @property
     def on_earth(self) -> bool:
-        """False for the pictures of a video."""
+        """Whether the pixels lie on Earth; those of a video do not."""
         return not self.crs.is_engineering
 
     @property
     def orientation(self) -> str:
+        """``NORTH_UP`` or ``SOUTH_UP``: where row 0 lies."""
         return NORTH_UP if self.y[0] > self.y[-1] else SOUTH_UP
 
     def __str__(self) -> str:
@@ -89,7 +91,7 @@ class Grid:
         return blake2b(axes.tobytes() + words.encode(), digest_size=8).hexdigest()
 
     def coordinates(self) -> dict[str, xr.DataArray]:
-        """CF coordinates ``y``, ``x`` and the grid mapping ``crs``, to be put on a Dataset."""
+        """Make CF coordinates ``y``, ``x`` and the grid mapping ``crs``, to be put on a Dataset."""
         return {name: axis.copy(deep=False) for name, axis in self._axes.items()}
 
     @cached_property
@@ -113,15 +115,15 @@ class Grid:
         return axes
 
     def lonlat(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Projected coordinates -> longitude, latitude in degrees (WGS84)."""
+        """Convert projected coordinates to longitude, latitude in degrees (WGS84)."""
         return _from_lonlat(self.crs).transform(x, y, direction="INVERSE")
 
     def project(self, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Longitude, latitude in degrees -> projected x, y; inf where the projection has no image."""
+        """Convert longitude, latitude in degrees to projected x, y; inf where the projection has no image."""
         return _from_lonlat(self.crs).transform(lon, lat)
 
     def misfit(self, lon: np.ndarray, lat: np.ndarray) -> float:
-        """How far the outer corners that a file states lie from the grid's, in pixels.
+        """Measure how far the outer corners that a file states lie from the grid's, in pixels.
 
         Args:
             lon: Of the lower left corner, then clockwise; NaN where one is not stated.

@@ -9,7 +9,7 @@ import torch
 
 
 def device_name(device: str | torch.device) -> str:
-    """The GPU, or the processor and how many threads of it torch uses."""
+    """Name the GPU, or the processor and how many threads of it torch uses."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")  # Python itself knows the architecture alone

@@ -1,4 +1,4 @@
-"""Lets torchvision be imported beside torch's CPU build.
+"""Import torchvision beside torch's CPU build.
 
 LPIPS needs torchvision, and Lightning imports it wherever it is installed. Its compiled operators want
 CUDA libraries; without them its own import stops at the name of one. We use none of them: declaring
@@ -8,6 +8,7 @@ the two names is enough.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -19,9 +20,9 @@ _declared: list[torch.library.Library] = []
 
 @cache
 def import_torchvision() -> ModuleType:
-    """Imports torchvision, declaring the operators it names where they cannot be loaded."""
+    """Import torchvision, declaring the operators it names where they cannot be loaded."""
     try:
-        import torchvision
+        return import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -29,5 +30,4 @@ def import_torchvision() -> ModuleType:
         for name in OPERATORS:
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)
-        import torchvision
-    return torchvision
+        return import_module("torchvision")

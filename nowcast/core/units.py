@@ -48,7 +48,7 @@ class Scaling:
             raise OptionError(f"Scaling {self.kind} needs low < high (and low > 0 for decibel).")
 
     def encode(self, values: np.ndarray, *, clip: bool = True) -> np.ndarray:
-        """Physical values -> float32 in [0, 1]; NaN stays NaN.
+        """Scale physical values to float32 in [0, 1]; NaN stays NaN.
 
         Without ``clip`` values beyond the limits lie beyond [0, 1] and can be decoded again.
         """
@@ -58,10 +58,11 @@ class Scaling:
             scaled = np.log(safe / np.float32(self.low)) / np.float32(np.log(self.high / self.low))
         else:
             scaled = (values - np.float32(self.low)) / np.float32(self.high - self.low)
-        return (np.clip(scaled, 0, 1) if clip else scaled).astype(np.float32, copy=False)
+        limited: np.ndarray = np.clip(scaled, 0, 1) if clip else scaled
+        return limited.astype(np.float32, copy=False)
 
     def decode(self, scaled: np.ndarray, *, clip: bool = True) -> np.ndarray:
-        """[0, 1] -> physical values, float32; ``decibel`` returns exactly 0 for 0 (dry)."""
+        """Turn [0, 1] back into physical values, float32; ``decibel`` returns exactly 0 for 0 (dry)."""
         scaled = np.clip(scaled, 0, 1) if clip else np.asarray(scaled)
         scaled = scaled.astype(np.float32, copy=False)
         if self.kind == "linear":
@@ -85,7 +86,7 @@ VIL_LEVELS = np.unique(_VIL_OF_LEVEL[:255])
 
 
 def _vil_of_levels(*levels: int) -> tuple[float, ...]:
-    """Thresholds given as SEVIR levels: exactly the float32 that a pixel of that level holds, so that it counts."""
+    """Give thresholds for SEVIR levels: exactly the float32 that a pixel of that level holds, so that it counts."""
     return tuple(_VIL_OF_LEVEL[list(levels)].tolist())
 
 
@@ -177,7 +178,7 @@ QUANTITIES = {
 
 
 def get_quantity(name: str) -> Quantity:
-    """Looks a quantity up by its Cube variable name.
+    """Look a quantity up by its Cube variable name.
 
     Raises:
         OptionError: If it is unknown; the message lists the known ones.
@@ -192,24 +193,26 @@ MARSHALL_PALMER = (200.0, 1.6)
 
 
 def rate_from_reflectivity(dbz: np.ndarray, *, zr: tuple[float, float] = MARSHALL_PALMER) -> np.ndarray:
-    """dBZ -> mm/h by Z = a R^b."""
+    """Convert dBZ to mm/h by Z = a R^b."""
     a, b = zr
-    return (10 ** ((np.asarray(dbz, np.float32) - 10 * np.log10(a)) / (10 * b))).astype(np.float32)
+    rate: np.ndarray = 10 ** ((np.asarray(dbz, np.float32) - 10 * np.log10(a)) / (10 * b))
+    return rate.astype(np.float32)
 
 
 def reflectivity_from_rate(
     rate: np.ndarray, *, zr: tuple[float, float] = MARSHALL_PALMER, floor: float = -32.0
 ) -> np.ndarray:
-    """mm/h -> dBZ by Z = a R^b; dry (0 mm/h) becomes ``floor``."""
+    """Convert mm/h to dBZ by Z = a R^b; dry (0 mm/h) becomes ``floor``."""
     a, b = zr
     rate = np.asarray(rate, np.float32)
     with np.errstate(divide="ignore"):
         dbz = 10 * np.log10(a) + 10 * b * np.log10(rate)
-    return np.maximum(dbz, np.float32(floor)).astype(np.float32)
+    limited: np.ndarray = np.maximum(dbz, np.float32(floor))
+    return limited.astype(np.float32)
 
 
 def convert(values: np.ndarray, source: str, target: str, *, zr: tuple[float, float] = MARSHALL_PALMER) -> np.ndarray:
-    """Converts a field between quantities; only rain rate and reflectivity have a formula.
+    """Convert a field between quantities; only rain rate and reflectivity have a formula.
 
     Raises:
         OptionError: If no formula links ``source`` and ``target``.
@@ -224,7 +227,7 @@ def convert(values: np.ndarray, source: str, target: str, *, zr: tuple[float, fl
 
 
 def vil_from_level(level: np.ndarray) -> np.ndarray:
-    """SEVIR's 8-bit VIL level -> kg m-2, float32; 255 (missing) -> NaN.
+    """Convert SEVIR's 8-bit VIL level to kg m-2, float32; 255 (missing) becomes NaN.
 
     Source: SEVIR data description (Veillette et al., NeurIPS 2020).
     """
@@ -232,7 +235,7 @@ def vil_from_level(level: np.ndarray) -> np.ndarray:
 
 
 def by_table(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The float32 value of every code; from a table of all codes of 8 or 16 bits in a fifth of numpy's time."""
+    """Look up the float32 value of every code; in a table of all codes of 8 or 16 bits in a fifth of numpy's time."""
     whole = codes.dtype in (np.uint8, np.uint16) and len(table) == 256**codes.dtype.itemsize
     if not whole or not codes.size or not codes.ndim:
         return np.asarray(table[codes])
@@ -241,7 +244,7 @@ def by_table(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def level_from_vil(vil: np.ndarray) -> np.ndarray:
-    """kg m-2 -> SEVIR's VIL level, float32, unrounded and never falling; NaN stays NaN, dry is 0."""
+    """Convert kg m-2 to SEVIR's VIL level, float32, unrounded and never falling; NaN stays NaN, dry is 0."""
     vil = np.asarray(vil, np.float32)
     linear = np.minimum(vil * 90.66 + 2, 18.5)  # the two branches leave a gap between levels 18 and 19
     exponential = 38.9 * np.log(np.maximum(vil, np.finfo(np.float32).tiny)) + 83.9

@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def _version() -> str:
-    """The installed version; in a checkout with its commit as it is now, and ``.dirty`` where files differ from it.
+    """Find the installed version; in a checkout with its present commit, and ``.dirty`` where files differ from it.
 
     Installing a checkout notes the version once, and it goes on changing: forecasts and checkpoints made in it say
     what made them all the same.

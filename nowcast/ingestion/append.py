@@ -58,9 +58,9 @@ class _Contents:
 
     @classmethod
     def of(cls, store: FrameStore, settings: QualitySettings) -> _Contents:
-        book = cls()
+        contents = cls()
         if not store.exists():
-            return book
+            return contents
         kept = store.labels("sequence", "time", "digest", "source", *quality.LABELS)
         keys = ("sequence", "time", "digest", "source")
         if absent := [key for key in keys if key not in kept]:
@@ -68,11 +68,11 @@ class _Contents:
                 f"{store}: holds no {' or '.join(absent)}, so it was not made by `nowcast ingest`; name another store."
             )
         for sequence, time, fingerprint, source in zip(*(kept[key].tolist() for key in keys), strict=True):
-            book.add((sequence, time), fingerprint, source)
+            contents.add((sequence, time), fingerprint, source)
         if set(quality.LABELS) <= set(kept):
             kept["time"] = kept["time"].astype("datetime64[s]")
-            quality.compare(kept, book.before, settings, cadence=None)
-        return book
+            quality.compare(kept, contents.before, settings, cadence=None)
+        return contents
 
     def add(self, key: tuple[str, int], fingerprint: str, source: str) -> None:
         self.frames[key] = len(self.digests)
@@ -81,8 +81,11 @@ class _Contents:
         self.seen.add(source)
 
     def corrects(self, key: tuple[str, int], fingerprint: str, source: str) -> bool:
-        """True for other content from a later file. Of two files with the same frame the later one
-        wins whatever the order they are read in, so that they cannot replace each other for ever."""
+        """Tell whether this is other content from a later file.
+
+        Of two files with the same frame the later one wins whatever the order they are read in, so that they cannot
+        replace each other for ever.
+        """
         place = self.frames[key]
         return fingerprint != self.digests[place] and _age(source) > _age(self.sources[place])
 
@@ -107,12 +110,12 @@ class Appender:
         self.store, self.settings, self.summary = store, settings, Summary()
         self.fitting: set[bytes] = set()
         """Kinds that the store takes."""
-        self.book = _Contents.of(store, settings)
+        self.contents = _Contents.of(store, settings)
 
     def is_new(self, item: Item) -> bool:
-        """False for what was read before; a file that cannot even be looked at is left to the reader."""
+        """Tell whether an item was not read before; a file that cannot even be looked at is left to the reader."""
         try:
-            known = item.signature in self.book.seen
+            known = item.signature in self.contents.seen
         except OSError:
             log.debug("%s cannot be looked at", item, exc_info=True)
             return True
@@ -120,21 +123,21 @@ class Appender:
         return not known
 
     def batch(self, prepared: Sequence[DecodedItem], write: Write) -> list[DecodedItem]:
-        """Writes the new frames of a batch; returns the items that hold others too."""
+        """Write the new frames of a batch; return the items that hold others too."""
         others = []
         self.summary.refused += [one.refused for one in prepared if one.refused]
         for group in _without_repeats([one for one in prepared if one.like is not None]):
             pieces = [
-                (one, [index for index, key in enumerate(one.keys) if key not in self.book.frames]) for one in group
+                (one, [index for index, key in enumerate(one.keys) if key not in self.contents.frames]) for one in group
             ]
             others += [one for one, new in pieces if len(new) < len(one.keys)]
             self._add([piece for piece in pieces if piece[1]], write)
         for one in others:
-            self.book.seen.add(one.signature)
+            self.contents.seen.add(one.signature)
         return others
 
     def _add(self, pieces: Pieces, write: Write) -> None:
-        """Commits items together, or where something does not fit in halves, until only that is refused."""
+        """Commit items together, or in halves where something does not fit, until only that is refused."""
         try:
             self._commit(pieces, write)
         except BadInput as error:
@@ -151,7 +154,7 @@ class Appender:
             return
         first = pieces[0][0]
         assert first.like is not None
-        before = dict(self.book.before)
+        before = dict(self.contents.before)
         labels = {key: np.concatenate([_picked(one, key)[new] for one, new in pieces]) for key in first.labels}
         growth = self.store.extend(first.like, len(labels["time"]), event=first.event)
         # in order of arrival: how items were put together must not show
@@ -162,38 +165,39 @@ class Appender:
                 self.fitting.add(kind)
         items = [one.item for one, _ in pieces]
         growth.commit(labels, forks=write(growth, pieces), message=_message(items))
-        self.book.before = before
-        self._note(labels)
+        self.contents.before = before
+        self._record(labels)
 
-    def _note(self, labels: dict[str, np.ndarray]) -> None:
+    def _record(self, labels: dict[str, np.ndarray]) -> None:
         stamps = labels["time"].astype("datetime64[s]").astype(np.int64).tolist()
         for sequence, stamp, *mark in zip(labels["sequence"], stamps, labels["digest"], labels["source"], strict=True):
-            self.book.add((str(sequence), stamp), *mark)
+            self.contents.add((str(sequence), stamp), *mark)
         self.summary.taken += len(stamps)
         for name, bit in quality.FLAGS.items():
             if count := int((labels["status"] & bit > 0).sum()):
                 self.summary.flagged[name] = self.summary.flagged.get(name, 0) + count
 
     def revise(self, one: DecodedItem, pixels: Callable[[], Pixels]) -> None:
-        """Replaces the frames of an item whose content changed; counts those that did not."""
+        """Replace the frames of an item whose content changed; count those whose did not."""
         held: Pixels = {}
         for index, key in enumerate(one.keys):
-            place, fingerprint = self.book.frames[key], one.labels["digest"][index]
-            if self.book.sources[place] == one.signature:
+            place, fingerprint = self.contents.frames[key], one.labels["digest"][index]
+            if self.contents.sources[place] == one.signature:
                 continue  # taken just now
-            if not self.book.corrects(key, fingerprint, one.signature):
+            if not self.contents.corrects(key, fingerprint, one.signature):
                 self.summary.known += 1
                 continue
             held = held or pixels()
             frames = {name: (np.asarray(values)[index], packing) for name, (values, packing) in held.items()}
             values = {name: packing.unpack(codes) if packing else codes for name, (codes, packing) in frames.items()}
             self.store.replace(_frame(one, index, values), at=place, message=f"Revise {one.item}")
-            self.book.digests[place], self.book.sources[place] = fingerprint, one.signature
+            self.contents.digests[place], self.contents.sources[place] = fingerprint, one.signature
             self.summary.revised += 1
 
     def finished(self) -> Summary:
-        if self.book.frames:
-            self.summary.newest = datetime.fromtimestamp(max(time for _, time in self.book.frames), UTC)
+        """Return the summary, with the newest time in the store."""
+        if self.contents.frames:
+            self.summary.newest = datetime.fromtimestamp(max(time for _, time in self.contents.frames), UTC)
         return self.summary
 
 
@@ -204,7 +208,7 @@ def _picked(one: DecodedItem, key: str) -> np.ndarray:
 
 
 def _frame(one: DecodedItem, index: int, values: dict[str, np.ndarray]) -> xr.Dataset:
-    """One frame as a Cube."""
+    """Make a Cube of one frame."""
     assert one.like is not None
     fixed = one.like.drop_dims("time")
     labels = {key: ("time", column[index : index + 1]) for key, column in one.labels.items()}
@@ -213,7 +217,7 @@ def _frame(one: DecodedItem, index: int, values: dict[str, np.ndarray]) -> xr.Da
 
 
 def _without_repeats(items: list[DecodedItem]) -> Iterator[list[DecodedItem]]:
-    """Cuts a batch where a frame comes a second time."""
+    """Cut a batch where a frame comes a second time."""
     batch: list[DecodedItem] = []
     held: set[tuple[str, int]] = set()
     for one in items:
@@ -231,11 +235,12 @@ def _message(items: Sequence[Item]) -> str:
 
 
 def write_here(batch: Sequence[DecodedItem], appender: Appender) -> None:
-    for one in appender.batch(batch, _write_alone):
+    """Write a batch in this process: new frames, then corrections."""
+    for one in appender.batch(batch, _write_in_process):
         appender.revise(one, lambda one=one: one.pixels)  # type: ignore[misc]
 
 
-def _write_alone(growth: Extension, pieces: Pieces) -> list[Any]:
+def _write_in_process(growth: Extension, pieces: Pieces) -> list[Any]:
     starts = np.cumsum([growth.start, *(len(new) for _, new in pieces)]).tolist()
     growth.fill([(at, one.part(new)) for at, (one, new) in zip(starts, pieces, strict=False)])
     return []

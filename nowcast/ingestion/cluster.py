@@ -1,5 +1,7 @@
-"""Ingest on a Dask cluster: the pixels of an item stay in the worker that read them and go from there to the store, in
-whole objects; only labels travel.
+"""Ingest on a Dask cluster.
+
+The pixels of an item stay in the worker that read them and go from there to the store, in whole objects; only labels
+travel.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import chain
 from typing import Any
 
@@ -31,7 +34,12 @@ Reading = tuple[Any, Any]
 
 @contextmanager
 def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
-    import distributed
+    """Connect to the Dask cluster at ``scheduler``, or start one of ``workers`` processes; gives its client.
+
+    Raises:
+        ClusterError: If no scheduler answers.
+    """
+    distributed: Any = import_module("distributed")  # has no types
 
     if scheduler:
         try:  # a client that cannot connect is left half made, and may lock up the process when it is collected
@@ -57,9 +65,9 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
 def in_parallel(
     found: list[Found], inspect: Inspect, appender: Appender, client: Any, report: Callable[[Item], None]
 ) -> None:
-    """Reads the next batches while one is written."""
+    """Read the next batches while one is written."""
     size = 1
-    while found and not appender.book.frames:  # the first good item makes the store, here
+    while found and not appender.contents.frames:  # the first good item makes the store, here
         first = decode_all(found[:1], inspect)
         write_here(first, appender)
         report(first[0].item)
@@ -83,7 +91,7 @@ def _reading(part: list[Found], inspect: Inspect, client: Any) -> Reading:
 
 
 def _write_there(batch: list[Reading], appender: Appender, client: Any) -> list[DecodedItem]:
-    """Writes a batch whose pixels lie in the workers; returns what is known of it here."""
+    """Write a batch whose pixels lie in the workers; return what is known of it here."""
     submit = partial(client.submit, pure=False, priority=1)  # before what is read ahead
     reading = [whole for whole, _ in batch]
     groups = [pickle.loads(part) for part in client.gather([labels for _, labels in batch])]
@@ -95,11 +103,13 @@ def _write_there(batch: list[Reading], appender: Appender, client: Any) -> list[
             (own, cuts), *others = span.items()
             rest = [submit(_cut, reading[group], foreign) for group, foreign in others]
             jobs.append(submit(_fill, growth.fork(), reading[own], cuts, rest, growth.total))
-        return client.gather(jobs)
+        forks: list[Any] = client.gather(jobs)
+        return forks
 
     def pixels(one: DecodedItem) -> Pixels:
         group, number = where[id(one)]
-        return submit(_pixels, reading[group], number).result()
+        held: Pixels = submit(_pixels, reading[group], number).result()
+        return held
 
     prepared = [one for part in groups for one in part]
     for one in appender.batch(prepared, write):
@@ -112,8 +122,10 @@ Cut = tuple[int, list[int], int]
 
 
 def _spans(pieces: Sequence[tuple[int, int, list[int]]], start: int, steps: int) -> list[dict[int, list[Cut]]]:
-    """Divides frames into what one worker each is to write: those of one group, from the first object that begins
-    with them, and what completes the last object from the next ones.
+    """Divide frames into what one worker each is to write.
+
+    That is the frames of one group, from the first object that begins with them, and from the next groups what
+    completes its last object.
 
     Args:
         pieces: Group, number of an item in it, and frames of that.
@@ -140,7 +152,7 @@ def _spans(pieces: Sequence[tuple[int, int, list[int]]], start: int, steps: int)
 
 
 def _without_pixels(group: Sequence[DecodedItem]) -> bytes:
-    """Pickled as one, so that what items have in common travels once."""
+    """Pickle items without their pixels as one, so that what they have in common travels once."""
     return pickle.dumps([replace(one, pixels={}) for one in group])
 
 

@@ -64,7 +64,7 @@ class DecodedItem:
         return list(zip(map(str, self.labels["sequence"]), stamps, strict=True))
 
     def part(self, frames: Sequence[int]) -> Pixels:
-        """The pixels of some frames."""
+        """Take the pixels of some frames."""
         whole = len(frames) == len(self.labels["time"])
         return {
             name: (values if whole else values[list(frames)], packing)
@@ -73,7 +73,7 @@ class DecodedItem:
 
 
 def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
-    """An item, and its signature and Cube; or what is wrong with it in one sentence, and None."""
+    """Read an item: itself, its signature and Cube; or what is wrong with it in one sentence, and None."""
     name, item = found
     try:
         return item, item.signature, get(name).read(item)
@@ -88,7 +88,7 @@ def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
 def inspect(
     item: Item, signature: str, cube: xr.Dataset | None, *, now: datetime | None, settings: QualitySettings
 ) -> DecodedItem:
-    """Looks at what was read and packs it."""
+    """Check what was read, and pack it."""
     if cube is None:
         return DecodedItem(item, refused=signature)
     labels = {str(key): variable.values for key, variable in cube.variables.items() if variable.dims == ("time",)}
@@ -113,10 +113,12 @@ def inspect(
 
 
 def prepare(found: Found, inspect: Inspect) -> DecodedItem:
+    """Read, check and pack an item."""
     return inspect(*_read(found))
 
 
 def decode_all(found: Sequence[Found], inspect: Inspect) -> list[DecodedItem]:
+    """Prepare several items, one after the other."""
     with one_core_each():
         return [prepare(one, inspect) for one in found]
 
@@ -126,7 +128,7 @@ _BLANKS: dict[bytes, xr.Dataset] = {}
 
 
 def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> tuple[xr.Dataset, bytes]:
-    """A Cube of no frames, with all labels, and what tells its kind from others."""
+    """Make a Cube of no frames, with all labels, and what tells its kind from others."""
     attrs = {key: value for key, value in cube.attrs.items() if key != "source"}  # the store's hold for every frame
     names, variables = channels(cube), cube.variables
     packing = [
@@ -147,8 +149,10 @@ def _blank(cube: xr.Dataset, labels: dict[str, np.ndarray]) -> tuple[xr.Dataset,
 
 @contextmanager
 def one_core_each() -> Iterator[None]:
-    """Keeps OpenCV from dividing single frames between cores: its threads wait for work by spinning, which costs more
-    than the work. What a frame took is kept for the next."""
+    """Keep OpenCV from dividing single frames between cores until the block ends.
+
+    Its threads wait for work by spinning, which costs more than the work. Memory of a frame is kept for the next.
+    """
     _keep_memory()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -160,15 +164,20 @@ def one_core_each() -> Iterator[None]:
 
 @cache
 def _keep_memory() -> None:
-    """To get the same pages from the system again for every frame costs as much as to fill them, and threads wait for
-    each other meanwhile."""
+    """Keep freed memory in the process.
+
+    To get the same pages from the system again for every frame costs as much as to fill them, and threads wait for
+    each other meanwhile.
+    """
     with suppress(AttributeError, OSError, TypeError):  # another C library, which has its own ways
         for option, size in KEPT.items():
             ctypes.CDLL(None).mallopt(option, size)
 
 
 def together(prepared: Sequence[DecodedItem], size: int, *, limit: int | None = None) -> int:
-    """How many items like these to prepare together, ``limit`` or ``TASK_ITEMS`` at most; ``size`` where nothing is
-    known of them."""
+    """Choose how many items like these to prepare together.
+
+    ``limit`` or ``TASK_ITEMS`` at most; ``size`` where nothing is known of them.
+    """
     largest = max(one.size for one in prepared)
     return max(1, min(limit or TASK_ITEMS, TASK_BYTES // largest)) if largest else size

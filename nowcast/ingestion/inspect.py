@@ -40,7 +40,7 @@ class Inspection:
 
 
 def inspect(source: Path, *, reader: str | None = None, settings: QualitySettings | None = None) -> Inspection:
-    """Looks at a file or folder as ``ingest`` would, and stores nothing.
+    """Look at a file or folder as ``ingest`` would, and store nothing.
 
     Args:
         source: File or folder.
@@ -66,7 +66,7 @@ def inspect(source: Path, *, reader: str | None = None, settings: QualitySetting
 
 
 def quick_look(inspection: Inspection) -> bytes:
-    """PNG of the wettest frame as a map; of what lies nowhere on Earth, the first frames of a sequence."""
+    """Draw the wettest frame as a map, PNG; of what lies nowhere on Earth, the first frames of a sequence."""
     cube = inspection.cube
     grid, name = Grid.of(cube), channels(cube)[0]
     if not grid.on_earth:
@@ -95,7 +95,7 @@ def _facts(name: str, items: list[Item], cube: xr.Dataset, labels: dict[str, np.
 
 
 def _sequences(cube: xr.Dataset) -> str:
-    """The first few, in the order of the source."""
+    """List the first few, in the order of the source."""
     if "cadence_seconds" in cube.attrs:
         return f"live feed, a frame every {cube.attrs['cadence_seconds']} s"
     labels = list(dict.fromkeys(map(str, cube["sequence"].values)))
@@ -103,7 +103,7 @@ def _sequences(cube: xr.Dataset) -> str:
 
 
 def _corners(grid: Grid) -> str:
-    """Centres of the upper left and the lower right pixel in degrees."""
+    """Find the centres of the upper left and the lower right pixel in degrees."""
     if not grid.on_earth:
         return ""
     rows = (0, -1) if grid.orientation == NORTH_UP else (-1, 0)
@@ -116,7 +116,7 @@ def _corners(grid: Grid) -> str:
 
 
 def _channel(variable: xr.DataArray) -> str:
-    """Range, missing share and cost of a channel."""
+    """Describe range, missing share and cost of a channel."""
     values, packing = variable.values, Packing.wanted(variable)
     kept = values[:1] if packing is None else packing.pack(values[:1])
     size = len(Zstd(3).encode(np.ascontiguousarray(kept))) / 1024
@@ -137,7 +137,7 @@ def _form(packing: Packing | None) -> str:
 
 
 def _contact_sheet(cube: xr.Dataset) -> bytes:
-    """The first frames of the first sequence, row by row, in their own colours or in grey; white is no data."""
+    """Draw the first frames of the first sequence, row by row, in their own colours or in grey; white is no data."""
     names, labels = channels(cube), cube["sequence"].values
     colour = list(COLOURS) if set(COLOURS) <= set(names) else names[:1]
     first = np.flatnonzero(labels == labels[0])[:TILES]
@@ -156,7 +156,7 @@ def _contact_sheet(cube: xr.Dataset) -> bytes:
 
 
 def _tile(frame: np.ndarray) -> np.ndarray:
-    """A frame near the size of a tile: small ones are enlarged a whole number of times, so that pixels stay sharp."""
+    """Resize a frame to about a tile: small ones are enlarged a whole number of times, so that pixels stay sharp."""
     longer = max(frame.shape[:2])
     if longer > SIDE:
         size = [max(1, round(side * SIDE / longer)) for side in frame.shape[1::-1]]

@@ -1,4 +1,4 @@
-"""Quality control at the door: what is wrong with a frame, noted beside it.
+"""Quality control on arrival: what is wrong with a frame, noted beside it.
 
 ``measure`` looks at frames by themselves, ``compare`` at what came before them. Values are altered in
 one case only: where the settings name a limit to clip to, and then the frame says so.
@@ -52,7 +52,7 @@ NEIGHBOURS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
 """Of a pixel, without itself."""
 SPECKS = 20
 """Lone wet pixels below this number are no speckle."""
-OFF_BEAT = 0.25
+TIME_TOLERANCE = 0.25
 """Share of a step by which a frame may miss its time."""
 
 
@@ -73,7 +73,7 @@ class Before:
 
 
 def clip(cube: xr.Dataset, settings: QualitySettings) -> np.ndarray:
-    """Sets values above the limits that the settings name to them, in place; int16 status of every frame."""
+    """Set values above the limits that the settings name to them, in place; int16 status of every frame."""
     status = np.zeros(cube.sizes["time"], np.int16)
     for name in set(settings.clip) & set(channels(cube)):
         values = cube.variables[name].values
@@ -91,7 +91,7 @@ def measure(
     now: datetime | None = None,
     where: object = "cube",
 ) -> dict[str, np.ndarray]:
-    """Looks at every frame of a Cube by itself.
+    """Measure every frame of a Cube by itself.
 
     Args:
         cube: Frames of one item.
@@ -111,7 +111,9 @@ def measure(
     """
     _refuse_future(cube, now or datetime.now(UTC), settings, where)
     pixels = pixels or {name: (cube.variables[name].values, None) for name in channels(cube)}
-    views = [[_view(name, frame, packing, settings) for frame in values] for name, (values, packing) in pixels.items()]
+    views = [
+        [_statistics(name, frame, packing, settings) for frame in values] for name, (values, packing) in pixels.items()
+    ]
     shares = np.array([[view.missing for view in row] for row in views])
     missing = shares.max(axis=0)
     if (shares == 1).all():
@@ -120,7 +122,7 @@ def measure(
     bits = {
         "mostly_missing": missing > settings.most_missing,
         "dry": dry & (missing < 1),
-        "out_of_range": np.any([[view.wild for view in row] for row in views], axis=0),
+        "out_of_range": np.any([[view.out_of_range for view in row] for row in views], axis=0),
         "speckle": np.any([[view.speckled for view in row] for row in views], axis=0),
     }
     return {
@@ -132,7 +134,7 @@ def measure(
 
 
 def labelled(cube: xr.Dataset, labels: Mapping[str, np.ndarray]) -> xr.Dataset:
-    """The Cube with ``LABELS`` as coordinates, described by CF's attributes."""
+    """Add ``LABELS`` to a Cube as coordinates, described by CF's attributes."""
     words = {
         "missing_share": "share of the pixels without data",
         "wet_share": "share of the measured pixels at or above the lowest event threshold",
@@ -155,7 +157,7 @@ def labelled(cube: xr.Dataset, labels: Mapping[str, np.ndarray]) -> xr.Dataset:
 def compare(
     labels: Mapping[str, np.ndarray], before: dict[str, Before], settings: QualitySettings, *, cadence: float | None
 ) -> np.ndarray:
-    """Status of frames, completed by what only their predecessors show.
+    """Complete the status of frames by what only their predecessors show.
 
     Args:
         labels: ``time``, ``sequence`` and ``LABELS`` of frames in order of time.
@@ -174,61 +176,63 @@ def compare(
             continue
         step = 0.0 if last is None else float((time - last.time) / np.timedelta64(1, "s"))
         if last is not None:
-            status[index] |= _against(last, step, wet, missing, settings, cadence)
+            status[index] |= _changes(last, step, wet, missing, settings, cadence)
         lowest = missing if last is None else min(missing, last.missing)
         before[sequence] = Before(time, step, wet, lowest)
     return status
 
 
-def _against(
+def _changes(
     last: Before, step: float, wet: float, missing: float, settings: QualitySettings, cadence: float | None
 ) -> int:
-    beat = cadence or last.step or step
-    missed = abs(step - round(step / beat) * beat) if cadence else abs(step - beat)
+    interval = cadence or last.step or step
+    missed = abs(step - round(step / interval) * interval) if cadence else abs(step - interval)
     bits = {
         "partial_coverage": missing > last.missing + settings.coverage_loss,
-        "jump": abs(wet - last.wet) > settings.jump and step < 1.5 * beat,
-        "off_cadence": missed > OFF_BEAT * beat,
+        "jump": abs(wet - last.wet) > settings.jump and step < 1.5 * interval,
+        "off_cadence": missed > TIME_TOLERANCE * interval,
     }
     return sum(FLAGS[name] for name, bit in bits.items() if bit)
 
 
 def describe(status: int) -> str:
-    """The names of the flags in a status, or ``good``."""
+    """Name the flags in a status, or say ``good``."""
     return ", ".join(name.replace("_", " ") for name, bit in FLAGS.items() if status & bit) or "good"
 
 
 @dataclass(frozen=True)
-class _View:
+class _Statistics:
     missing: float
     wet: float
     """NaN where the quantity knows no dry."""
     mean: float
-    wild: bool
+    out_of_range: bool
     speckled: bool
 
 
-def _view(name: str, frame: np.ndarray, packing: Packing | None, settings: QualitySettings) -> _View:
+def _statistics(name: str, frame: np.ndarray, packing: Packing | None, settings: QualitySettings) -> _Statistics:
     known = packing.known(frame) if packing else cv2.compare(frame, frame, cv2.CMP_EQ)  # NaN differs from itself
     count = cv2.countNonZero(known)
     thresholds = get_quantity(name).thresholds
     if not count:
-        return _View(1.0, 0.0 if thresholds else np.nan, np.nan, False, False)
-    missing, wild = 1 - count / frame.size, _wild(name, frame, known, packing, settings)
+        return _Statistics(1.0, 0.0 if thresholds else np.nan, np.nan, False, False)
+    missing, out_of_range = 1 - count / frame.size, _out_of_range(name, frame, known, packing, settings)
     # a mean under a mask takes ten times as long
     mean = packing.mean(frame, count) if packing else cv2.sumElems(cv2.copyTo(frame, known))[0] / count
     if not thresholds:
-        return _View(missing, np.nan, mean, wild, False)
+        return _Statistics(missing, np.nan, mean, out_of_range, False)
     first = packing.first(thresholds[0]) if packing else thresholds[0]
     wet = cv2.compare(frame, float(first), cv2.CMP_GE)
     if packing and packing.missing is not None and packing.missing >= first:
         wet = cv2.bitwise_and(wet, known)
     number = cv2.countNonZero(wet)
-    return _View(missing, number / count, mean, wild, _speckled(wet, number, settings.speckle))
+    return _Statistics(missing, number / count, mean, out_of_range, _speckled(wet, number, settings.speckle))
 
 
-def _wild(name: str, frame: np.ndarray, known: np.ndarray, packing: Packing | None, settings: QualitySettings) -> bool:
-    """True if a value lies beyond what can be weather."""
+def _out_of_range(
+    name: str, frame: np.ndarray, known: np.ndarray, packing: Packing | None, settings: QualitySettings
+) -> bool:
+    """Tell whether a value lies beyond what can be weather."""
     lowest, highest, *_ = cv2.minMaxLoc(frame, mask=known)
     if packing:
         lowest, highest = packing.unpack(np.array([[lowest, highest]], packing.dtype))[0]
@@ -237,11 +241,11 @@ def _wild(name: str, frame: np.ndarray, known: np.ndarray, packing: Packing | No
 
 
 def _speckled(wet: np.ndarray, count: int, most: float) -> bool:
-    """True if too many wet pixels have no wet neighbour."""
+    """Tell whether too many wet pixels have no wet neighbour."""
     if count < SPECKS:
         return False
     lone = cv2.countNonZero(cv2.subtract(wet, cv2.dilate(wet, NEIGHBOURS)))
-    return lone >= SPECKS and lone > most * count
+    return bool(lone >= SPECKS and lone > most * count)
 
 
 def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, where: object) -> None:

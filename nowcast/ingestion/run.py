@@ -46,7 +46,7 @@ def ingest(
     scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Brings files into a store.
+    """Bring files into a store.
 
     Args:
         reader_name: See ``readers.READERS``; ``auto`` asks which reader recognises each source.
@@ -77,7 +77,7 @@ def ingest(
             with cluster(workers, scheduler) as client:
                 in_parallel(fresh, looking, appender, client, report)
         else:
-            _alone(fresh, looking, appender, report)
+            _in_process(fresh, looking, appender, report)
     return appender.finished()
 
 
@@ -116,18 +116,18 @@ def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Ite
 # --- in this process ------------------------------------------------------------------------------
 
 
-def _alone(found: Sequence[Found], looking: Inspect, appender: Appender, report: Callable[[Item], None]) -> None:
-    """Prepares the next items in other threads while a batch is written."""
+def _in_process(found: Sequence[Found], looking: Inspect, appender: Appender, report: Callable[[Item], None]) -> None:
+    """Prepare the next items in other threads while a batch is written."""
     with one_core_each(), ThreadPoolExecutor(PREPARING, "preparing") as pool:
         prepared = (pool.submit(prepare, one, looking) for one in found)
-        for batch in _batches(_ahead(prepared)):
+        for batch in _batches(_prefetched(prepared)):
             write_here(batch, appender)
             for one in batch:
                 report(one.item)
 
 
-def _ahead(prepared: Iterable[Future[DecodedItem]]) -> Iterator[DecodedItem]:
-    """Items in order; meanwhile as many more are made as memory allows."""
+def _prefetched(prepared: Iterable[Future[DecodedItem]]) -> Iterator[DecodedItem]:
+    """Give items in order; meanwhile as many more are made as memory allows."""
     waiting: deque[Future[DecodedItem]] = deque()
     most = 1
     for future in prepared:

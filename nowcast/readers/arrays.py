@@ -25,7 +25,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import decoding
+from nowcast.readers.decoding import decoding
 
 ODD = (tokenize.TokenError, SyntaxError, TypeError)
 """What NumPy raises beside ``ValueError`` on a header that is no Python literal."""

@@ -27,7 +27,9 @@ import xarray as xr
 from PIL import Image
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import Item, decoding, files, natural, part, parts, pixels
+from nowcast.readers import pixels
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, files, natural, part, parts
 
 TITLE = "BAIR robot pushing"
 LICENCE = "see arXiv:1710.05268, Berkeley AI Research"
@@ -47,13 +49,14 @@ VARINT, EIGHT_BYTES, RUN, FOUR_BYTES = 0, 1, 2, 5
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a TFRecord of such a name, or a picture in a folder of trajectories."""
     if path.suffix == ".png":
         return path.stem.isdecimal() and path.parent.name.isdecimal() and bool(_named(path.parents[1]))
     return bool(_named(path)) and next(_records(path), None) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The trajectories of a file or folder, some dozen in an item."""
+    """Find the trajectories of a file or folder, some dozen in an item."""
     if source.suffix == ".png" and source.is_file():
         source = source.parent
     recorded = not source.is_dir() or any(source.rglob(PATTERNS[0]))
@@ -70,7 +73,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some trajectories: ``red``, ``green`` and ``blue`` from 0 to 1.
+    """Read some trajectories: ``red``, ``green`` and ``blue`` from 0 to 1.
 
     Raises:
         BadInput: If a file is not of this data set.
@@ -88,7 +91,7 @@ def read(item: Item) -> xr.Dataset:
     return pixels.video(item, zip(labels, repeat(0), clips), split=split, attrs=attrs)
 
 
-def _named(path: Path) -> re.Match | None:
+def _named(path: Path) -> re.Match[str] | None:
     return re.fullmatch(NAME, path.name.removesuffix(".tfrecords"))
 
 
@@ -136,7 +139,7 @@ def _record(path: Path, stream: BinaryIO, place: int, length: int) -> memoryview
 
 def _checksum(content: bytes) -> bytes:
     """CRC-32C, turned by 15 bits and shifted as TensorFlow does."""
-    crc = google_crc32c.value(content)
+    crc: int = google_crc32c.value(content)
     return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32).to_bytes(4, "little")
 
 
@@ -156,7 +159,7 @@ def _frames(path: Path, example: memoryview) -> np.ndarray:
 
 
 def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The runs of bytes under one number in a protocol buffer.
+    """Find the runs of bytes under one number in a protocol buffer.
 
     Raises:
         ValueError: If it is none.
@@ -179,7 +182,7 @@ def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number in groups of 7 bits, the lowest first, and the place after it."""
+    """Decode a number in groups of 7 bits, the lowest first; also the place after it."""
     value = 0
     for shift in range(0, 64, 7):
         byte = message[place]
@@ -193,7 +196,7 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
 
 
 def _converted(source: Path) -> Iterator[Item]:
-    """The trajectories under a folder, or that one trajectory."""
+    """Find the trajectories under a folder, or that one trajectory."""
     if source.name.isdecimal() and _named(source.parent):
         place = _pictures(source.parent).index(source)
         yield Item(source.parent, f"{place}:{place + 1}")

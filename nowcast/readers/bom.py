@@ -19,7 +19,9 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, attribute, cf, files, member, open_hdf5, rasters
+from nowcast.readers import cf, rasters
+from nowcast.readers.hdf5 import attribute, member, open_hdf5
+from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import MOST_PIXELS, RAIN, Codes
 
 TITLE = "Bureau of Meteorology Rainfields, rainfall around a radar of Australia"
@@ -37,17 +39,18 @@ LONGEST = 86400
 
 
 def recognises(path: Path) -> bool:
+    """Whether an HDF5 file holds the variables of an accumulation."""
     with h5py.File(path, "r") as file:
         return set(file) >= NAMES
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The accumulations of a file or folder, in time order."""
+    """Find the accumulations of a file or folder, in time order."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One accumulation as ``rainfall_rate`` at its end.
+    """Read one accumulation as ``rainfall_rate`` at its end.
 
     Raises:
         BadInput: If the file is no such accumulation.

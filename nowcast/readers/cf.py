@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -35,8 +36,9 @@ from pyproj.exceptions import ProjError
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import ITEM_BYTES, metric_crs, parts, rasters
-from nowcast.readers.rasters import MOST_PIXELS, NAMES, Codes
+from nowcast.readers import rasters
+from nowcast.readers.items import ITEM_BYTES, parts
+from nowcast.readers.rasters import MOST_PIXELS, NAMES, Codes, metric_crs
 
 MOST_TIMES = 2**24
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
@@ -72,12 +74,12 @@ class Array:
     shape: tuple[int, ...]
     dtype: np.dtype
     attrs: Mapping[str, object]
-    read: Callable[[tuple], np.ndarray]
+    read: Callable[[tuple[Any, ...]], np.ndarray]
     chunks: tuple[int, ...] | None = None
     """None where it lies in one piece, any part of which can be read."""
 
     def text(self, name: str) -> str:
-        """An attribute in small letters; empty where there is none."""
+        """Return an attribute in small letters; empty where there is none."""
         return str(self.attrs.get(name, "")).strip().lower()
 
 
@@ -107,7 +109,7 @@ class Field:
         return 4 * self.time.size * math.prod(self.grid.shape)
 
     def cube(self, frames: slice, *, title: str, licence: str) -> xr.Dataset:
-        """The Cube of some frames.
+        """Read some frames as a Cube.
 
         Raises:
             BadInput: If there are no such frames.
@@ -171,7 +173,7 @@ def knows(arrays: Arrays) -> bool:
 
 
 def times(path: Path, arrays: Arrays) -> np.ndarray:
-    """Times of the frames as they are stated, datetime64[s].
+    """Read the times of the frames as they are stated, datetime64[s].
 
     Raises:
         BadInput: If there are none.
@@ -188,7 +190,7 @@ def field(
     source: str,
     when: Callable[[Path], np.datetime64] | None = None,
 ) -> Field:
-    """Finds out what a file holds.
+    """Find out what a file holds.
 
     Args:
         path: The file, for sentences, its stamp and its neighbours.
@@ -242,7 +244,7 @@ def _named(arrays: Arrays) -> Iterator[str]:
 
 
 def _choose(path: Path, arrays: Arrays) -> tuple[str, Array, tuple[int | None, int, int]]:
-    """The variable to read: its name, itself, and the places of time, y and x among its dims."""
+    """Choose the variable to read: its name, itself, and the places of time, y and x among its dims."""
     label = next(_named(arrays), None)
     if label is None:
         raise BadInput(
@@ -295,7 +297,7 @@ def _refuse_curved(path: Path, arrays: Arrays, array: Array) -> None:
 
 
 def _bounded(path: Path, label: str, array: Array, places: tuple[int | None, int, int]) -> None:
-    """Refuses what a damaged file may state, before anything of that size is made."""
+    """Refuse what a damaged file may state, before anything of that size is made."""
     time, y, x = places
     rows, columns, frames = array.shape[y], array.shape[x], 1 if time is None else array.shape[time]
     if min(rows, columns) < 2 or rows * columns > MOST_PIXELS or not 0 < frames <= MOST_TIMES:
@@ -308,7 +310,7 @@ def _bounded(path: Path, label: str, array: Array, places: tuple[int | None, int
 
 
 def _times(path: Path, arrays: Arrays, array: Array, place: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Times of the frames, and the two bounds of each where stated: datetime64[s]."""
+    """Read the times of the frames, and the two bounds of each where stated: datetime64[s]."""
     dims = () if place is None else (array.dims[place],)
     named = [name for name, other in arrays.items() if _is_time(other) and math.prod(other.shape) == 1]
     if place is not None:
@@ -349,7 +351,7 @@ def _dates(path: Path, label: str, raw: np.ndarray, attrs: Mapping[str, object],
 def _periods(
     path: Path, label: str, array: Array, time: np.ndarray, bounds: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds that each amount fell in, and the ends of them."""
+    """Find the seconds that each amount fell in, and when they end."""
     if bounds is not None:
         seconds, time = (bounds[:, 1] - bounds[:, 0]) / np.timedelta64(1, "s"), bounds[:, 1]
     elif stated := rasters.duration(array.attrs.get("accumulation_period")):
@@ -411,7 +413,7 @@ def _grid(path: Path, arrays: Arrays, array: Array, places: tuple[int | None, in
 
 
 def _numbers(line: Array) -> np.ndarray:
-    """The numbers of a coordinate, in single precision where they are written so."""
+    """Read the numbers of a coordinate, in single precision where they are written so."""
     raw = line.read((slice(None),))
     if not {"scale_factor", "add_offset"} & set(line.attrs):
         return raw if raw.dtype == np.float32 else raw.astype(np.float64)
@@ -422,7 +424,7 @@ def _numbers(line: Array) -> np.ndarray:
 
 
 def _projection(path: Path, arrays: Arrays, array: Array, names: list[str]) -> CRS:
-    """That of the grid mapping; longitude and latitude need none."""
+    """Read the projection of the grid mapping; longitude and latitude need none."""
     label = str(array.attrs.get("grid_mapping", "")).partition(":")[0].strip()
     others = (name for name, other in arrays.items() if "grid_mapping_name" in other.attrs or name == "spatial_ref")
     label = label if label in arrays else next(others, label)
@@ -442,14 +444,14 @@ def _is_angle(name: str, line: Array) -> bool:
     return units in (*LATITUDES, *LONGITUDES) or (units in DEGREES and word in ("latitude", "longitude", "lat", "lon"))
 
 
-def _plain(value: object) -> str | float | tuple:
+def _plain(value: object) -> str | float | tuple[Any, ...]:
     values = np.ravel(np.asarray(value)).tolist()
     return values[0] if len(values) == 1 else tuple(values)
 
 
 @lru_cache(maxsize=16)
-def projection(mapping: tuple[tuple[str, str | float | tuple], ...]) -> CRS | None:
-    """The projection that the attributes of a grid mapping describe; None if PROJ takes none of them."""
+def projection(mapping: tuple[tuple[str, str | float | tuple[Any, ...]], ...]) -> CRS | None:
+    """Parse the projection that the attributes of a grid mapping describe; None if PROJ takes none of them."""
     attrs = {key: list(value) if isinstance(value, tuple) else value for key, value in mapping}
     parameters = {key: value for key, value in attrs.items() if key not in ("crs_wkt", "spatial_ref")}
     ways: list[Callable[[], CRS]] = [

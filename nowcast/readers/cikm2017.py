@@ -30,7 +30,9 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files, member, open_hdf5, part
+from nowcast.readers.decoding import decoding
+from nowcast.readers.hdf5 import member, open_hdf5
+from nowcast.readers.items import Item, files, part
 
 TITLE = "CIKM AnalytiCup 2017 radar reflectivity of Shenzhen"
 LICENCE = "competition and research use, Shenzhen Meteorological Bureau and Alibaba Group"
@@ -55,6 +57,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def recognises(path: Path) -> bool:
+    """Whether a text begins with a line of a sample, or an HDF5 file holds samples of a split."""
     if path.suffix != ".h5":
         with path.open("rb") as stream:
             return LINE.match(stream.read(256)) is not None
@@ -63,7 +66,7 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The samples of the files in a folder, or of one file, in the order of the files."""
+    """Find the samples of the files in a folder, or of one file, in the order of the files."""
     paths = files(source, *PATTERNS)
     if source.is_dir():
         paths = [path for path in paths if _recognised(path)]
@@ -77,7 +80,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some samples, each a sequence: ``reflectivity`` in dBZ from -10 on, NaN where there is none.
+    """Read some samples, each a sequence: ``reflectivity`` in dBZ from -10 on, NaN where there is none.
 
     Raises:
         BadInput: If a line or a clip is not a sample.
@@ -125,7 +128,7 @@ def _grid() -> Grid:
 
 
 def _blocks(size: int) -> Iterator[str]:
-    """Cuts a file into blocks in each of which a line begins."""
+    """Cut a file into blocks in each of which a line begins."""
     starts = [start for start in range(0, max(size, 1), BLOCK) if start == 0 or size - start > LONGEST]
     for start, stop in zip(starts, [*starts[1:], size], strict=True):
         yield f"{start}:{stop}"
@@ -204,7 +207,7 @@ def _clips(item: Item) -> Iterator[tuple[str, np.ndarray]]:
 def _levels(clip: h5py.Dataset, path: Path) -> np.ndarray:
     if clip.shape != (FRAMES, *SHAPE):
         raise BadInput(path, f"holds {clip.name} of {clip.shape}", "choose the reader for this file")
-    values = clip[()]
+    values: np.ndarray = clip[()]
     with np.errstate(invalid="ignore"):
         levels = values.astype(np.int16)
     if (levels != values).any() or levels.min() < -1 or levels.max() > 255:

@@ -19,7 +19,8 @@ import numpy as np
 import xarray as xr
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import Item, files, geotiff, rasters
+from nowcast.readers import geotiff, rasters
+from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import ECHO, RAIN, Codes
 
 TITLE = "FMI radar composite of Finland"
@@ -38,17 +39,18 @@ SERVED = {
 
 
 def recognises(path: Path) -> bool:
+    """Whether a GeoTIFF has FMI's tags, or a name of FMI's service."""
     with geotiff.opened(path) as dataset:
         return set(geotiff.tags(dataset)) >= TAGS or bool(SERVICE.search(path.name))
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The composites of a file or folder, in time order."""
+    """Find the composites of a file or folder, in time order."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One composite: ``reflectivity`` in dBZ, -32 where nothing echoed, or ``rainfall_rate``.
+    """Read one composite: ``reflectivity`` in dBZ, -32 where nothing echoed, or ``rainfall_rate``.
 
     Raises:
         BadInput: If the file is no such composite.
@@ -68,7 +70,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _codes(path: Path, about: Mapping[str, str], dtype: np.dtype) -> Codes:
-    """What the pixels mean: from the tags, or from what FMI's manual says of the product in the name."""
+    """Find what the pixels mean: from the tags, or from what FMI's manual says of the product in the name."""
     if set(about) >= TAGS:
         what, unit = about.get("quantity", "something"), about.get("unit", "")
         # GDAL keeps no units of tags, but for those that it could not take apart

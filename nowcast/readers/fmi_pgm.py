@@ -20,7 +20,8 @@ from nowcast.core.cube import check, make
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, files
 
 TITLE = "FMI radar composite of Finland, lowest reflectivity"
 LICENCE = "CC BY 4.0, Finnish Meteorological Institute (FMI)"
@@ -48,17 +49,18 @@ TABLE = Table(np.append(np.arange(MISSING) * STEP + FLOOR, np.nan).astype(np.flo
 
 
 def recognises(path: Path) -> bool:
+    """Whether the comments of a PGM state FMI's time and projection."""
     notes, _ = _split(path)
     return {"obstime", "projection_name"} <= set(notes)
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The composites of a file or folder, in time order."""
+    """Find the composites of a file or folder, in time order."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One composite: ``reflectivity`` in dBZ, -32 where nothing echoed.
+    """Read one composite: ``reflectivity`` in dBZ, -32 where nothing echoed.
 
     Raises:
         BadInput: If the file is not such a picture.
@@ -88,7 +90,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _split(path: Path) -> tuple[dict[str, str], np.ndarray]:
-    """The comments as key -> rest of line, and the (row, column) uint8 levels, row 0 north."""
+    """Read the comments as key -> rest of line, and the (row, column) uint8 levels, row 0 north."""
     data = path.read_bytes()
     stream = io.BytesIO(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
     if stream.readline().strip() != b"P5":
@@ -109,7 +111,7 @@ def _split(path: Path) -> tuple[dict[str, str], np.ndarray]:
 
 
 def _grid(path: Path, notes: Mapping[str, str], shape: tuple[int, ...]) -> Grid:
-    """From the outer corners in degrees; the stated pixel size must agree to a pixel over the whole picture."""
+    """Lay out the grid from the outer corners in degrees; the stated pixel size must lead to them, to a pixel."""
     if lacking := [name for name in NOTES if name not in notes]:
         raise BadInput(path, f"does not state {', '.join(lacking)}", "fetch it again or choose another reader")
     if notes["type"] != "stereographic":

@@ -31,7 +31,9 @@ from pyproj.exceptions import CRSError
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files, optional, rasters
+from nowcast.readers import rasters
+from nowcast.readers.decoding import decoding, optional
+from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import ECHO, MOST_PIXELS, NAMES, Codes
 
 if TYPE_CHECKING:
@@ -53,18 +55,19 @@ NODATA_TAGS, LAST_TIME_TAG = ("nodata", "missing_value", "_fillvalue"), "tifftag
 
 
 def recognises(path: Path) -> bool:
+    """Whether a GeoTIFF has one band, a projection and a known quantity."""
     with opened(path) as dataset:
         about = tags(dataset)
         return dataset.count == 1 and dataset.crs is not None and _named(path, about) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The rasters of a file or folder, in the order of their names."""
+    """Find the rasters of a file or folder, in the order of their names."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One raster: ``rainfall_rate`` or ``reflectivity``.
+    """Read one raster: ``rainfall_rate`` or ``reflectivity``.
 
     Raises:
         BadInput: If the file does not say clearly what it holds, where and when.
@@ -97,7 +100,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _named(path: Path, about: Mapping[str, str]) -> tuple[str, str] | None:
-    """The word that tells what a raster is, and the quantity it stands for."""
+    """Find the word that tells what a raster is, and the quantity it stands for."""
     if any(about.get(key, "").lower() == "dbz" for key in UNIT_TAGS):
         return "dBZ", ECHO
     for key in QUANTITY_TAGS:
@@ -129,7 +132,7 @@ def _when(path: Path) -> np.datetime64:
 
 @contextmanager
 def opened(path: Path) -> Iterator[DatasetReader]:
-    """Opens a GeoTIFF and nothing else that GDAL could read.
+    """Open a GeoTIFF and nothing else that GDAL could read.
 
     Raises:
         BadInput: If it is none, or anything inside the block fails.
@@ -194,7 +197,7 @@ def grid(path: Path, dataset: DatasetReader) -> Grid:
 
 @lru_cache(maxsize=16)
 def _projection(wkt: str, epsg: int | None) -> tuple[CRS, float]:
-    """By its number where it has one: its words differ with the version of GDAL."""
+    """Read the projection by its EPSG code where it has one: its WKT differs with the version of GDAL."""
     if epsg:
         with suppress(CRSError):
             return rasters.in_metres(CRS.from_epsg(epsg))
@@ -211,7 +214,7 @@ def cube(
     cadence: int,
     attrs: Mapping[str, object],
 ) -> xr.Dataset:
-    """Reads the band as a Cube of one frame.
+    """Read the band as a Cube of one frame.
 
     Raises:
         BadInput: If its numbers are complex.

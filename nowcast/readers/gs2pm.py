@@ -36,7 +36,8 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import COLOURS, VIL_LEVELS, by_table, vil_from_level
-from nowcast.readers import Item, pixels, stills
+from nowcast.readers import pixels, stills
+from nowcast.readers.items import Item
 
 TITLE = "GS2PM collection"
 LICENCE = "none stated; the terms of each original data set hold"
@@ -80,11 +81,12 @@ DOMAINS = {
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a frame in a folder of a sample."""
     return path.name in FRAMES and _place(path.parent) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The samples of one domain by their numbers, those to train on first."""
+    """Find the samples of one domain by their numbers, those to train on first."""
     if not source.exists():
         raise BadInput(source, "does not exist", "check the path")
     folder = source.absolute().parent if source.is_file() else source.absolute()
@@ -108,7 +110,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One sample: ``reflectivity`` in dBZ, ``vil`` in kg m-2, ``intensity``, or ``red``, ``green``, ``blue``.
+    """Read one sample: ``reflectivity`` in dBZ, ``vil`` in kg m-2, ``intensity``, or ``red``, ``green``, ``blue``.
 
     Raises:
         BadInput: If a picture is missing or is not what it should be.
@@ -146,7 +148,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _name(domain: Path) -> str:
-    """Of a domain, in the spelling of the code."""
+    """Name a domain in the spelling of the code."""
     return SPELLINGS.get(domain.name, domain.name)
 
 
@@ -168,7 +170,7 @@ def _domains(folder: Path) -> Iterator[Path]:
 
 
 def _samples(domain: Path) -> list[Path]:
-    """Sorted by number; what kind of entry each is comes with the list, and none is opened."""
+    """List the folders of samples by number; what kind of entry each is comes with the list, and none is opened."""
     with os.scandir(domain) as entries:
         names = [entry.name for entry in entries if SAMPLE.fullmatch(entry.name) and entry.is_dir()]
     return [domain / name for name in sorted(names, key=lambda name: int(name.removeprefix("sample")))]

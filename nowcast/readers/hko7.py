@@ -29,7 +29,8 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files, grey_png
+from nowcast.readers.decoding import decoding, grey_png
+from nowcast.readers.items import Item, files
 
 TITLE = "HKO-7 radar reflectivity around Hong Kong"
 LICENCE = "research use under an undertaking to the Hong Kong Observatory"
@@ -53,11 +54,12 @@ TOLERATED_GAP = 2
 
 
 def recognises(path: Path) -> bool:
+    """Whether the name is that of a radar picture."""
     return re.fullmatch(r"RAD\d{12}\.png", path.name) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The pictures of a folder, file or day list, in time order."""
+    """Find the pictures of a folder, file or day list, in time order."""
     if source.suffix == ".txt" and source.is_file():
         yield from map(Item, _listed(source))
     else:
@@ -65,7 +67,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One picture: ``reflectivity`` in dBZ, -10 where nothing echoed, NaN where the mask bars it.
+    """Read one picture: ``reflectivity`` in dBZ, -10 where nothing echoed, NaN where the mask bars it.
 
     Raises:
         BadInput: If it is not a picture of this data set.
@@ -131,7 +133,7 @@ def _days(path: Path, modified: int) -> frozenset[str]:
 
 
 def _split(path: Path, day: str) -> str | None:
-    """The split whose list names the day, "" if none does; None where there are no lists."""
+    """Find the split whose list names the day, "" if none does; None where there are no lists."""
     for parent in path.absolute().parents:
         for folder in (parent, parent / "hko_data"):
             lists = {split: folder / f"hko7_rainy_{split}_days.txt" for split in SPLITS}
@@ -161,7 +163,7 @@ def _usable(path: Path, levels: np.ndarray) -> tuple[np.ndarray, str]:
 def _unpacked(path: Path) -> np.ndarray:
     with decoding(path, "an HKO-7 mask"):
         flags = zlib.decompressobj().decompress(path.read_bytes(), SHAPE[0] * SHAPE[1] + 1)
-        return np.frombuffer(flags, np.uint8).reshape(SHAPE) != 0
+        return np.frombuffer(flags, np.uint8).reshape(SHAPE).astype(bool)
 
 
 @lru_cache(maxsize=4)
@@ -169,4 +171,4 @@ def _excluded(path: Path, modified: int) -> np.ndarray:
     with decoding(path, "HKO-7's mask_dat.npz"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "created on Python 2"
         with np.load(path) as masks:
-            return masks["exclude_mask"].reshape(SHAPE) != 0
+            return np.asarray(masks["exclude_mask"].reshape(SHAPE) != 0)

@@ -24,7 +24,9 @@ from PIL import Image
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.units import COLOURS
-from nowcast.readers import ITEM_BYTES, Item, decoding, natural, pixels, stills
+from nowcast.readers import pixels, stills
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import ITEM_BYTES, Item, natural
 
 TITLE = "Human3.6M pictures"
 LICENCE = "academic use under the licence of Human3.6M (vision.imar.ro/human3.6m)"
@@ -48,6 +50,7 @@ Frames = dict[tuple[str, str], np.ndarray]
 
 
 def recognises(path: Path) -> bool:
+    """Whether the name is that of a picture, or a list begins with one."""
     if path.suffix == ".jpg":
         return PICTURE.fullmatch(path.name) is not None
     with path.open() as stream:
@@ -55,7 +58,7 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The sequences of both lists, of one list, or the one picture that is named."""
+    """Find the sequences of both lists, of one list, or the one picture that is named."""
     if not source.exists():
         raise BadInput(source, "does not exist", "check the path")
     root = _root(source)
@@ -100,7 +103,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _root(source: Path) -> Path:
-    """The folder of the lists."""
+    """Find the folder of the lists."""
     folder = source.absolute()
     nearby = (folder, folder / "human", folder.parent, folder.parent.parent)
     for root in nearby[:3] if source.is_dir() else nearby[2:]:
@@ -135,7 +138,7 @@ def _check_apart(root: Path, train: Frames, test: Frames) -> None:
             )
 
 
-def _items(root: Path, split: str, videos: Frames, picture: re.Match | None) -> Iterator[Item]:
+def _items(root: Path, split: str, videos: Frames, picture: re.Match[str] | None) -> Iterator[Item]:
     """Parts of the sequences of a list; with ``picture`` only that one."""
     most = 0
     for folder, video in sorted(videos, key=lambda place: natural(place[1])):

@@ -27,9 +27,10 @@ import math
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib import import_module
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -37,7 +38,10 @@ import xarray as xr
 from PIL import Image
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, natural, open_hdf5, part, pixels
+from nowcast.readers import arrays, pixels
+from nowcast.readers.decoding import decoding
+from nowcast.readers.hdf5 import open_hdf5
+from nowcast.readers.items import ITEM_BYTES, Item, files, natural, part
 
 TITLE = "KITTI to Caltech driving films"
 LICENCE = "KITTI: CC BY-NC-SA 3.0; Caltech Pedestrian: see data.caltech.edu/records/f6rph-90m20"
@@ -79,17 +83,18 @@ class Span(NamedTuple):
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a film, an array of frames beside the file that names them, or an HDF5 dump of frames."""
     if path.suffix == ".seq":
         with path.open("rb") as stream:
             return _is_film(stream.read(HEADER))
     if path.suffix == ".npy":
         return arrays.npy(path).shape[1:] == SHAPE and _companion(path).is_file()
     with open_hdf5(path, FORM) as file:
-        return _frames_of(file).shape[0] > 0
+        return len(_frames_of(file)) > 0
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The films of a file or folder, in items of some hundred frames."""
+    """Find the films of a file or folder, in items of some hundred frames."""
     paths = files(source, *PATTERNS)
     for path in _chosen(source, paths) if source.is_dir() else paths:
         try:
@@ -101,7 +106,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some frames: ``red``, ``green`` and ``blue`` from 0 to 1.
+    """Read some frames: ``red``, ``green`` and ``blue`` from 0 to 1.
 
     Raises:
         BadInput: If the file is not of this data set.
@@ -119,7 +124,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _chosen(source: Path, paths: list[Path]) -> list[Path]:
-    """Of every form in which the same frames may come, the first."""
+    """Choose the first of every form in which the same frames may come."""
     films = [path for path in paths if path.suffix == ".seq" and path.absolute().parent.name in TEST_SETS]
     films.sort(key=lambda path: (natural(path.parent.name), natural(path.name)))
     named = {name: [path for path in paths if path.name == name] for name in {path.name for path in paths}}
@@ -136,7 +141,7 @@ def _split(path: Path) -> str:
 
 
 def _companion(path: Path) -> Path:
-    """The file that tells the clips of ``path`` apart; a film does so itself."""
+    """Find the file that tells the clips of ``path`` apart; a film does so itself."""
     if path.suffix == ".hkl":
         return path.with_name(path.name.replace("X_", "sources_", 1))
     return path.with_name(COMPANIONS.get(path.name, path.name))
@@ -146,7 +151,7 @@ def _companion(path: Path) -> Path:
 
 
 def _spans(path: Path) -> list[Span]:
-    """The sequences of a file, cut to the length of an item."""
+    """List the sequences of a file, cut to the length of an item."""
     versions = []
     for file in (path, _companion(path)):
         with decoding(file, FORM):
@@ -157,7 +162,7 @@ def _spans(path: Path) -> list[Span]:
 
 @lru_cache(maxsize=8)
 def _listed(path: Path, versions: tuple[int, ...]) -> list[Span]:
-    """Of one version of a file and its companion."""
+    """List the spans of one version of a file and its companion."""
     with decoding(path, FORM):
         whole = {".hkl": _recordings, ".npy": _clips, ".seq": _film}[path.suffix](path)
         return [
@@ -201,7 +206,7 @@ def _recordings(path: Path) -> Iterator[Span]:
 
 
 def _root(file: h5py.File) -> h5py.Group | h5py.Dataset:
-    """What was dumped: ``data_0`` in hickle 2 and 3, ``data`` in 1, 4 and 5."""
+    """Find what was dumped: ``data_0`` in hickle 2 and 3, ``data`` in 1, 4 and 5."""
     for name in ("data_0", "data"):
         if name in file:
             return file[name]
@@ -218,7 +223,7 @@ def _frames_of(file: h5py.File) -> h5py.Dataset:
 
 
 def _texts(file: h5py.File, node: h5py.Group | h5py.Dataset) -> list[str]:
-    """A list of texts in the layout of any hickle.
+    """Read a list of texts in the layout of any hickle.
 
     One array of texts (1 to 3), or a group with a member for each: an array of one text (2), of its
     characters (4, 5), or a reference to a member with the same text (5).
@@ -251,7 +256,7 @@ def _refers(node: h5py.Dataset) -> bool:
 
 
 def _values(node: h5py.Dataset, most: int) -> np.ndarray:
-    """All of a dataset of texts, characters or references, of up to ``most`` bytes."""
+    """Read all of a dataset of texts, characters or references, of up to ``most`` bytes."""
     texts = h5py.check_string_dtype(node.dtype)
     if not (texts or _refers(node) or node.dtype.kind == "u"):  # HDF5 may crash on others in a damaged file
         raise BadInput(node.file.filename, f"holds {node.dtype} where a text should be", "fetch it again")
@@ -283,7 +288,7 @@ def _hickled(path: Path, start: int, stop: int) -> np.ndarray:
         frames = _frames_of(file)
         if math.prod(frames.chunks or ()) > ITEM_BYTES:
             raise BadInput(path, f"is stored in chunks of {frames.chunks}", "write it in smaller ones")
-        return frames[start:stop]
+        return np.asarray(frames[start:stop])
 
 
 # --- cached arrays --------------------------------------------------------------------------------
@@ -391,7 +396,8 @@ def _scaled(picture: np.ndarray) -> np.ndarray:
     down, across = _weights(*picture.shape[:2])
     rows = (down @ picture.reshape(len(picture), -1).astype(np.float32)).reshape(ROWS, -1, 3)
     planes = rows.transpose(0, 2, 1).reshape(ROWS * 3, -1) @ across.T
-    return np.rint(planes.reshape(ROWS, 3, COLUMNS).transpose(0, 2, 1)).clip(0, 255).astype(np.uint8)
+    levels: np.ndarray = np.rint(planes.reshape(ROWS, 3, COLUMNS).transpose(0, 2, 1)).clip(0, 255)
+    return levels.astype(np.uint8)
 
 
 @lru_cache(maxsize=4)
@@ -401,12 +407,12 @@ def _weights(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: If the scaled picture is too narrow, or far too wide.
     """
-    from skimage.transform import resize  # takes a second to import
+    transform: Any = import_module("skimage.transform")  # has no types; takes a second to import
 
     wide = int(np.round(ROWS / rows * columns))
     if not COLUMNS <= wide <= LARGEST_SIDE:
         raise ValueError(f"{rows}x{columns} pixels cannot be cut to {ROWS}x{COLUMNS}")
-    down = resize(np.eye(rows), (ROWS, rows), preserve_range=True)
-    across = resize(np.eye(columns), (wide, columns), preserve_range=True)
+    down = transform.resize(np.eye(rows), (ROWS, rows), preserve_range=True)
+    across = transform.resize(np.eye(columns), (wide, columns), preserve_range=True)
     margin = (wide - COLUMNS) // 2
     return down.astype(np.float32), across[margin : margin + COLUMNS].astype(np.float32)

@@ -25,7 +25,9 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
-from nowcast.readers import Item, attribute, files, member, metric_crs, numbers, open_hdf5
+from nowcast.readers.hdf5 import attribute, member, numbers, open_hdf5
+from nowcast.readers.items import Item, files
+from nowcast.readers.rasters import metric_crs
 
 TITLE = "KNMI radar composite of the Netherlands"
 LICENCE = "CC BY 4.0, Royal Netherlands Meteorological Institute (KNMI)"
@@ -43,17 +45,18 @@ METRES = {"KM": 1000.0, "M": 1.0}
 
 
 def recognises(path: Path) -> bool:
+    """Whether an HDF5 file has KNMI's groups."""
     with h5py.File(path, "r") as file:
         return "overview" in file and "image1/image_data" in file and "geographic" in file
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The composites of a file or folder, in time order."""
+    """Find the composites of a file or folder, in time order."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One composite: ``rainfall_rate`` at the end of its accumulation, or ``reflectivity`` at its nominal time.
+    """Read one composite: ``rainfall_rate`` at the end of its accumulation, or ``reflectivity`` at its nominal time.
 
     Raises:
         BadInput: If the file is not a KNMI composite of one observed image.
@@ -144,8 +147,11 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
 def _placed(
     own: str, shape: tuple[int, int], numbers: tuple[float, ...], unit: float, corners: tuple[float, ...]
 ) -> tuple[float, Grid]:
-    """The grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in
-    place, and how far it lies from them, in pixels."""
+    """Lay out the grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in place.
+
+    Returns:
+        How far the grid lies from the stated corners, in pixels, and the grid.
+    """
     row, column, width, height = numbers[0], numbers[1], numbers[2] * unit, numbers[3] * unit
     grids: list[tuple[float, Grid]] = []
     for definition in (own, PROJECTION):

@@ -30,7 +30,9 @@ import xarray as xr
 
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, decoding, natural, optional, pixels, stills
+from nowcast.readers import pixels, stills
+from nowcast.readers.decoding import decoding, optional
+from nowcast.readers.items import ITEM_BYTES, Item, natural
 
 TITLE = "KTH human actions"
 LICENCE = "non-commercial use, KTH Royal Institute of Technology (csc.kth.se/cvap/actions)"
@@ -71,6 +73,7 @@ class Piece:
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a video of such a name, or a picture in a folder of a clip."""
     if path.suffix == ".avi":
         with path.open("rb") as stream:
             return CLIP.fullmatch(path.stem) is not None and stream.read(12)[8:] == b"AVI "
@@ -78,7 +81,7 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The clips of a folder, video or picture, by the names of folders and files."""
+    """Find the clips of a folder, video or picture, by the names of folders and files."""
     if not source.exists():
         raise BadInput(source, "does not exist", "check the path")
     videos: list[Item] = []
@@ -101,7 +104,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some sequences of one clip, or a part of one: ``intensity``.
+    """Read some sequences of one clip, or a part of one: ``intensity``.
 
     Raises:
         BadInput: If a picture or frame is missing or is not what it should be.
@@ -178,7 +181,7 @@ def _most(shape: tuple[int, int]) -> int:
 
 
 def _cut(runs: Iterable[tuple[int, int]], most: int) -> Iterator[list[Piece]]:
-    """Runs (first, last) in groups of ``most`` frames together."""
+    """Cut runs (first, last) into groups of ``most`` frames together; the last may have fewer."""
     pieces: list[Piece] = []
     room = most
     for run, last in runs:

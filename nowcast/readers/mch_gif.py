@@ -25,7 +25,8 @@ from PIL import Image
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, files
 
 TITLE = "MeteoSwiss radar precipitation of Switzerland, palette pictures"
 LICENCE = "MeteoSwiss; ask for the terms of the old pictures"
@@ -61,6 +62,7 @@ LEVELS = np.unique(RATES[:MISSING])
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a GIF of such a name and of the size of a composite."""
     with path.open("rb") as stream:
         head = stream.read(10)
     size = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
@@ -68,12 +70,12 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The five-minute pictures of a file or folder, in time order."""
+    """Find the five-minute pictures of a file or folder, in time order."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One picture: ``rainfall_rate`` at the end of its five minutes; 0 is measured and dry.
+    """Read one picture: ``rainfall_rate`` at the end of its five minutes; 0 is measured and dry.
 
     Raises:
         BadInput: If the file is another product, or its palette is not the one that goes with the scale.

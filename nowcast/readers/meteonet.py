@@ -36,7 +36,10 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
-from nowcast.readers import Item, arrays, decoding, files, member, natural, open_hdf5, part, parts
+from nowcast.readers import arrays
+from nowcast.readers.decoding import decoding
+from nowcast.readers.hdf5 import member, open_hdf5
+from nowcast.readers.items import Item, files, natural, part, parts
 
 TITLE = "MeteoNet radar data of Meteo-France"
 LICENCE = "Etalab Open Licence 2.0, Meteo-France"
@@ -103,6 +106,7 @@ CLIP_FRAMES = 64
 
 
 def recognises(path: Path) -> bool:
+    """Whether an archive holds data and dates, or an HDF5 file holds clips of a split."""
     if path.suffix == ".npz":
         return NAME.fullmatch(path.name) is not None and {"data", "dates"} <= arrays.names(path)
     with h5py.File(path, "r") as file:
@@ -110,7 +114,7 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The frames of a file, or of a folder of one zone and product, in time order.
+    """Find the frames of a file, or of a folder of one zone and product, in time order.
 
     Raises:
         BadInput: Besides the usual, if a folder holds several of them.
@@ -138,7 +142,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some frames of a file or one clip: ``rainfall_rate``, or ``reflectivity`` in dBZ.
+    """Read some frames of a file or one clip: ``rainfall_rate``, or ``reflectivity`` in dBZ.
 
     Echoes too weak to be seen are 0 dBZ in the old product and -10 dBZ in the new one.
 
@@ -228,12 +232,12 @@ def _dated(item: Item) -> tuple[np.ndarray, np.ndarray]:
 def _order(dates: np.ndarray) -> np.ndarray:
     """Positions of the frames by time; of frames with one date, which occur, the last."""
     order = np.argsort(dates, kind="stable")
-    return order[np.append(np.diff(dates[order]) > np.timedelta64(0), True)]
+    return np.asarray(order[np.append(np.diff(dates[order]) > np.timedelta64(0), True)])
 
 
 @lru_cache(maxsize=16)
 def _dates(path: Path, size: int, modified: int) -> np.ndarray:
-    """Times of all frames, of one version of a file."""
+    """Read the times of all frames, of one version of a file."""
     if "dates" not in arrays.names(path):
         raise BadInput(path, "has no array dates", "choose the reader for this file")
     with zipfile.ZipFile(path) as archive, archive.open("dates.npy") as stream:
@@ -249,20 +253,20 @@ def _dates(path: Path, size: int, modified: int) -> np.ndarray:
     return np.array(dates, "datetime64[s]")
 
 
-class _Box:
-    """In place of the parts of a pickled array: does nothing and keeps its state."""
+class _Placeholder:
+    """A placeholder for the parts of a pickled array: does nothing and keeps its state."""
 
-    state: tuple = ()
+    state: tuple[Any, ...] = ()
 
     def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
 
-def _unpickled(path: Path, pickled: bytes) -> list:
-    """The elements of a pickled array of objects.
+def _unpickled(path: Path, pickled: bytes) -> list[Any]:
+    """Read the elements of a pickled array of objects.
 
     Raises:
         BadInput: If it holds anything but dates; nothing of it is run.
@@ -277,11 +281,11 @@ def _unpickled(path: Path, pickled: bytes) -> list:
             if (module, name) == ("datetime", "datetime"):
                 return datetime
             if (module, name) in ARRAY_PARTS:
-                return _Box
+                return _Placeholder
             raise BadInput(path, f"names {module}.{name} among its dates", "do not open it; fetch it again")
 
     with decoding(path, FORM, pickle.UnpicklingError, AttributeError, IndexError, KeyError, TypeError):
-        return Unpickler(io.BytesIO(pickled)).load().state[4]
+        return list(Unpickler(io.BytesIO(pickled)).load().state[4])
 
 
 # --- clips ----------------------------------------------------------------------------------------
@@ -320,14 +324,14 @@ def _clip(item: Item) -> np.ndarray:
                 f"has frames of {clip.shape[1]}x{clip.shape[2]} pixels, which is no zone",
                 "give the clips in full size",
             )
-        return clip[()]
+        return np.asarray(clip[()])
 
 
 # --- grid -----------------------------------------------------------------------------------------
 
 
 def _grid(path: Path, zone: str, shape: tuple[int, ...]) -> Grid:
-    """From the file of coordinates beside or above, else as documented."""
+    """Lay out the grid by the file of coordinates beside or above, else as documented."""
     zone = zone or next(name for name, corner in CORNERS.items() if corner[2] == shape)
     for folder in path.absolute().parents:
         coordinates = folder / f"radar_coords_{zone}.npz"

@@ -23,7 +23,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import arrays, decoding, files
+from nowcast.readers import arrays
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import files
 
 IDX_IMAGES = 0x803
 """Magic number of an idx file of bytes in three dimensions."""
@@ -78,7 +80,8 @@ class MovingImages:
 
     def clip(self, index: int) -> np.ndarray:
         """(frame, row, column) uint8 of one clip."""
-        return self.clips([index])[0]
+        clip: np.ndarray = self.clips([index])[0]
+        return clip
 
     def clips(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(clip, frame, row, column) uint8; the clips of ``indices`` in their order."""

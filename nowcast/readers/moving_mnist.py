@@ -28,7 +28,9 @@ import numpy as np
 import xarray as xr
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, moving_images, part, parts, pixels
+from nowcast.readers import arrays, moving_images, pixels
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import ITEM_BYTES, Item, files, part, parts
 
 TITLE = "Moving MNIST"
 LICENCE = "MNIST digits: CC BY-SA 3.0, Y. LeCun and C. Cortes; clips: see arXiv:1502.04681"
@@ -44,6 +46,7 @@ MOST_CLIPS = 1_000_000
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is an archive, a test set or a file of digits, by keys and shapes."""
     if path.suffix == ".npz":
         return set(KEYS) <= arrays.names(path)
     if path.suffix == ".npy":
@@ -52,7 +55,7 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The clips of a file or folder, some hundred in an item."""
+    """Find the clips of a file or folder, some hundred in an item."""
     paths = files(source, *PATTERNS)
     grey = [path for path in paths if "cifar" not in path.name]
     for path in grey or paths:
@@ -65,7 +68,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some clips: ``intensity``, or ``red``, ``green`` and ``blue``, from 0 to 1.
+    """Read some clips: ``intensity``, or ``red``, ``green`` and ``blue``, from 0 to 1.
 
     Raises:
         BadInput: If the file is not such a set.
@@ -95,7 +98,7 @@ def _extent(path: Path) -> tuple[int, tuple[int, ...]]:
 
 
 def _name(path: Path) -> str:
-    """What the clips of a file are called, different for all files of the family."""
+    """Name the clips of a file, differently for all files of the family."""
     stem = re.split(r"\.npy|\.npz|.idx3", path.name)[0]
     if path.suffix in (".npy", ".npz"):
         return "test" if stem == "mnist_test_seq" else stem.removesuffix("_seq")
@@ -165,7 +168,7 @@ def _listed(path: Path, taken: slice) -> list[np.ndarray]:
 
 
 def _cut(run: arrays.Array, pieces: list[list[int]]) -> list[np.ndarray]:
-    """The frames of each (first, length), read in one go where little lies between them."""
+    """Read the frames of each (first, length), in one go where little lies between them."""
     frame, count = run.shape[2:], sum(length for _, length in pieces)
     low, high = min(first for first, _ in pieces), max(first + length for first, length in pieces)
     if high - low > 2 * count:

@@ -32,7 +32,8 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
-from nowcast.readers import Item, decoding, files
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, files
 
 TITLE = "NOAA MRMS radar mosaic"
 LICENCE = "public domain, NOAA National Severe Storms Laboratory (NSSL)"
@@ -125,6 +126,7 @@ class Packing:
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is GRIB2 of MRMS's discipline, compressed or not."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path, "rb") if packed else path.open("rb") as stream:
@@ -133,12 +135,12 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The fields of a file or folder, in the order of their names."""
+    """Find the fields of a file or folder, in the order of their names."""
     yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:
-    """One field: ``rainfall_rate``, ``reflectivity`` (-32 dBZ without echo) or ``vil`` at its time.
+    """Read one field: ``rainfall_rate``, ``reflectivity`` (-32 dBZ without echo) or ``vil`` at its time.
 
     Raises:
         BadInput: If the file is no MRMS field of a product that is known here.
@@ -163,7 +165,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _message(path: Path) -> bytes:
-    """All of the file, of which no more is unpacked than its head states."""
+    """Read all of a file; no more of it is unpacked than its head states."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -183,7 +185,7 @@ def _message(path: Path) -> bytes:
 
 
 def _sections(data: bytes, path: Path) -> dict[int, memoryview]:
-    """The sections by number; MRMS has each once."""
+    """Find the sections by number; MRMS has each once."""
     view, sections, place = memoryview(data), dict[int, memoryview](), HEAD_BYTES
     while place < len(data) - 4:
         length, number = struct.unpack_from(">IB", data, place)
@@ -219,7 +221,7 @@ def _time(section: memoryview, path: Path) -> np.datetime64:
 
 
 def _grid(section: memoryview, path: Path) -> Grid:
-    """From the first pixel and the steps; the last pixel must lie where they lead, to half a step."""
+    """Lay out the grid from the first pixel and the steps; the last pixel must lie where they lead, to half a step."""
     (template,) = struct.unpack_from(">H", section, 12)
     columns, rows = struct.unpack_from(">II", section, 30)
     if template != 0 or section[71] != 0:
@@ -245,7 +247,7 @@ def _degrees(section: memoryview, place: int) -> tuple[float, float]:
 
 @lru_cache(maxsize=4)
 def _regular(shape: tuple[int, int], upper_left: tuple[float, float], pixel: tuple[float, float]) -> Grid:
-    """Without the noise of microdegrees in binary."""
+    """Lay out a grid without the rounding errors of microdegrees."""
     left, top = (round(edge, 6) for edge in upper_left)
     grid = Grid.regular("EPSG:4326", shape, upper_left=(left, top), pixel=(round(pixel[0], 6), round(pixel[1], 6)))
     return Grid(grid.crs, np.round(grid.y, 7), np.round(grid.x, 7))
@@ -284,7 +286,7 @@ def _values(
 
 
 def _table(packing: Packing, product: Product) -> np.ndarray:
-    """The value of every code."""
+    """Compute the value of every code."""
     stated = (packing.reference + np.arange(1 << packing.bits) * 2.0**packing.binary) / 10.0**packing.decimal
     if product.quantity == "reflectivity":
         values = np.where(stated < NO_COVERAGE_DBZ, np.nan, np.maximum(stated, FLOOR_DBZ))
@@ -296,7 +298,7 @@ def _table(packing: Packing, product: Product) -> np.ndarray:
 def _codes(png: memoryview, bits: int, shape: tuple[int, int]) -> np.ndarray:
     """Pixels of a grey PNG, whose size is looked at before it is unpacked."""
     kind = {8: "L", 16: "I;16"}[bits]
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or struct.unpack_from(">II", png, 16) != shape[::-1]:
+    if bytes(png[:8]) != b"\x89PNG\r\n\x1a\n" or struct.unpack_from(">II", png, 16) != shape[::-1]:
         raise ValueError("not the picture of its grid")
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         if image.mode != kind:

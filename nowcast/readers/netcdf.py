@@ -12,13 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import netCDF4
 import numpy as np
 import xarray as xr
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, cf, decoding, files, netcdf3, part
+from nowcast.readers import cf, netcdf3
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import ITEM_BYTES, Item, files, part
 
 TITLE = "Gridded rain or reflectivity in CF NetCDF"
 LICENCE = "as stated by the producer; see the attribute institution"
@@ -35,12 +38,13 @@ LARGEST = 4 * ITEM_BYTES
 
 
 def recognises(path: Path) -> bool:
+    """Whether a variable of a NetCDF file is of a known quantity."""
     with _opened(path) as (arrays, _):
         return cf.knows(arrays)
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The frames of a file or folder, in time order if the names are."""
+    """Find the frames of a file or folder, in time order if the names are."""
     single: set[Path] = set()
     for path in files(source, *PATTERNS):
         keys = [""] if path.parent in single else _keys(path)
@@ -50,7 +54,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some frames, or the only one, of ``rainfall_rate`` or ``reflectivity``.
+    """Read some frames, or the only one, of ``rainfall_rate`` or ``reflectivity``.
 
     Raises:
         BadInput: If the file does not say clearly what it holds, where and when.
@@ -66,7 +70,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _keys(path: Path) -> list[str]:
-    """Of the items of a file; none of a bad one, which ``read`` is to refuse."""
+    """List the keys of the items of a file; none of a bad one, which ``read`` is to refuse."""
     with suppress(BadInput), _opened(path) as (arrays, _):
         return list(cf.items(path, arrays))
     return []
@@ -74,7 +78,8 @@ def _keys(path: Path) -> list[str]:
 
 def _when(path: Path) -> np.datetime64:
     with _opened(path) as (arrays, _):
-        return cf.times(path, arrays)[0]
+        first: np.datetime64 = cf.times(path, arrays)[0]
+        return first
 
 
 @contextmanager
@@ -95,7 +100,7 @@ def _opened(path: Path) -> Iterator[tuple[cf.Arrays, Mapping[str, object]]]:
             yield {name: _filled(_array(variable)) for name, variable in file.variables.items()}, file.__dict__
 
 
-def _array(variable: netCDF4.Variable) -> cf.Array:
+def _array(variable: netCDF4.Variable[Any]) -> cf.Array:
     pieces = variable.chunking()
     dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)  # text, or a type of its own
     return cf.Array(
@@ -109,7 +114,7 @@ def _array(variable: netCDF4.Variable) -> cf.Array:
 
 
 def _filled(array: cf.Array) -> cf.Array:
-    """With the missing value that NetCDF writes where nothing was, unless another one is stated; bytes have none."""
+    """Add the missing value that NetCDF fills with, unless another one is stated; bytes have none."""
     usual = netCDF4.default_fillvals.get(f"{array.dtype.kind}{array.dtype.itemsize}")
     if array.dtype.itemsize == 1 or array.dtype.kind not in "iuf" or "_FillValue" in array.attrs:
         return array

@@ -49,7 +49,7 @@ class _Header:
         return int.from_bytes(self.take(8 if wide else 4), "big", signed=True)
 
     def size(self) -> int:
-        """A count, a length or a dim."""
+        """Read a count, a length or a dim."""
         return self.number(wide=self.version == 5)
 
     def count(self, tag: int) -> int:
@@ -140,7 +140,7 @@ def opened(path: Path) -> tuple[dict[str, Array], dict[str, object]]:
 
 
 def _view(header: _Header, variable: _Variable, records: int, record: int) -> np.ndarray:
-    """The data of a variable where they lie in the file."""
+    """Map the data of a variable where they lie in the file."""
     shape = (records, *variable.shape[1:]) if variable.grows else variable.shape
     strides = [math.prod(shape[place + 1 :]) * variable.dtype.itemsize for place in range(len(shape))]
     if variable.grows:

@@ -25,7 +25,9 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
-from nowcast.readers import Item, attribute, files, metric_crs, natural, numbers, open_hdf5
+from nowcast.readers.hdf5 import attribute, numbers, open_hdf5
+from nowcast.readers.items import Item, files, natural
+from nowcast.readers.rasters import metric_crs
 
 TITLE = "Radar composite in ODIM_H5"
 LICENCE = "as stated by the producer; see the attribute institution"
@@ -51,12 +53,13 @@ Lookup = Callable[[str, str], object]
 
 
 def recognises(path: Path) -> bool:
+    """Whether an HDF5 file is laid out as ODIM demands."""
     with h5py.File(path, "r") as file:
-        return "dataset1" in file and (b"ODIM" in np.bytes_(file.attrs.get("Conventions", "")) or "what" in file)
+        return "dataset1" in file and (b"ODIM" in bytes(np.bytes_(file.attrs.get("Conventions", ""))) or "what" in file)
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The composites of a file or folder, in time order; DWD's extrapolations (``_005-hd5`` and later) are left out."""
+    """Find the composites of a file or folder, in time order; not DWD's extrapolations (``_005-hd5`` and later)."""
     for path in files(source, *PATTERNS):
         lead = re.search(r"_(\d{3})-hd5$", path.name)
         if path == source or not lead or lead[1] == "000":
@@ -64,7 +67,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One composite: ``rainfall_rate`` or ``reflectivity``.
+    """Read one composite: ``rainfall_rate`` or ``reflectivity``.
 
     Undetect is 0 mm/h or -32 dBZ, nodata is NaN. ``time`` is the nominal time, or the end of an
     accumulation that does not hold it.
@@ -103,7 +106,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _main(file: h5py.File, path: Path) -> h5py.Group:
-    """The first data group of a known quantity."""
+    """Find the first data group of a known quantity."""
     lookup, seen = _lookup(file), []
     model = str(lookup("what", "object") or "COMP")
     if model not in ("COMP", "IMAGE"):
@@ -121,7 +124,7 @@ def _numbered(group: h5py.Group, word: str) -> list[h5py.Group]:
 
 
 def _lookup(group: h5py.Group) -> Lookup:
-    """Reads an attribute from the nearest level that has it: data group, dataset, root."""
+    """Read an attribute from the nearest level that has it: data group, dataset, root."""
     levels = [group]
     while levels[-1].name != "/":
         levels.append(levels[-1].parent)
@@ -167,8 +170,12 @@ class _Coding:
 
 
 def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, float, float | None]:
-    """Decoded (row, column) float32 in the file's unit; the step of its quantisation, 0 where it is float; and the
-    lowest of its values where they fit 8 bits."""
+    """Decode a data group.
+
+    Returns:
+        (row, column) float32 in the file's unit; the step of its quantisation, 0 where it is float; and the lowest of
+        its values where they fit 8 bits, else None.
+    """
     if data.ndim != 2 or data.size > MOST_PIXELS:
         raise BadInput(data.file.filename, f"holds {name} of {data.shape}", "give a composite")
     floor = FLOOR_DBZ if name == "reflectivity" else 0.0
@@ -291,7 +298,7 @@ def _measure(
 def _agreeing(
     stated: tuple[float, float], measured: tuple[float, float], shape: tuple[int, int]
 ) -> tuple[float, float]:
-    """The stated pixel size if, in metres or in MeteoSwiss's kilometres, the corners bear it out; else the measured."""
+    """Choose the stated pixel size, in metres or MeteoSwiss's km, if the corners confirm it; else the measured."""
     for unit in (1, 1000):
         candidate = stated[0] * unit, stated[1] * unit
         if np.allclose(candidate, measured, rtol=1 / max(shape), atol=0):

@@ -23,7 +23,7 @@ TOGETHER = 16
 def video(
     where: object, clips: Iterable[tuple[str, int, np.ndarray]], *, split: str | None, attrs: Mapping[str, object]
 ) -> xr.Dataset:
-    """A Cube of ``intensity``, or of ``red``, ``green`` and ``blue``.
+    """Make a Cube of ``intensity``, or of ``red``, ``green`` and ``blue``.
 
     Args:
         where: They are from, for the sentence that refuses them.
@@ -59,7 +59,7 @@ def video(
 
 @lru_cache(maxsize=16)
 def picture(shape: tuple[int, int]) -> Grid:
-    """The grid of a video."""
+    """Make the grid of a video."""
     return Grid.picture(shape)
 
 

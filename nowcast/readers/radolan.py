@@ -40,7 +40,8 @@ from nowcast.core.cube import check, make
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, files
 
 TITLE = "DWD radar composite of Germany (RADOLAN)"
 LICENCE = "DWD open data (CC BY 4.0), Deutscher Wetterdienst"
@@ -120,13 +121,14 @@ class Header:
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a composite, or an archive that holds one, by its header."""
     with _opened(path) as stream:
         head = stream.read(HEADER_BYTES)
     return bool(HEADER.match(head)) or (_archive(path) and next(_analyses(path), None) is not None)
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The composites of a file, folder or archive, in the order of their names; forecasts are left out."""
+    """Find the composites of a file, folder or archive, in the order of their names; forecasts are left out."""
     found = False
     for path in files(source, *PATTERNS):
         match = MEMBER.fullmatch(path.name)
@@ -140,7 +142,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One composite: ``rainfall_rate`` at the end of its interval, or ``reflectivity``, -32.5 dBZ without echo.
+    """Read one composite: ``rainfall_rate`` at the end of its interval, or ``reflectivity``, -32.5 dBZ without echo.
 
     Raises:
         BadInput: If the file is no such composite, or a forecast.
@@ -188,7 +190,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _unpacked(stream: BinaryIO) -> BinaryIO:
-    """The bytes of a stream, decompressed as they are read."""
+    """Decompress the bytes of a stream as they are read."""
     magic = stream.read(3)
     stream.seek(0)
     if magic[:2] == b"\x1f\x8b":
@@ -216,7 +218,7 @@ class _Limited(io.RawIOBase):
 
 @contextmanager
 def _members(path: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]]:
-    """The composites of an archive, one after the other."""
+    """Open an archive; gives its composites one after the other."""
     with (
         decoding(path, "an archive of RADOLAN composites"),
         _opened(path) as stream,
@@ -226,7 +228,7 @@ def _members(path: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, tarfile.Tar
 
 
 def _archived(path: Path) -> Iterator[Item]:
-    """The analyses of an archive; a damaged one is itself an item, whose reading says what is wrong."""
+    """Find the analyses of an archive; a damaged one is itself an item, whose reading says what is wrong."""
     try:
         yield from [Item(path, name) for name in _analyses(path)]
     except BadInput:
@@ -306,7 +308,7 @@ def _values(pixels: bytes, header: Header, path: Path) -> EncodedArray:
 
 @lru_cache(maxsize=8)
 def _table(width: int, step: float, floor: float) -> Table:
-    """The value of everything that ``width`` bytes can hold."""
+    """Compute the value of everything that ``width`` bytes can hold."""
     levels = np.arange(1 << 8 * width)
     values = ((levels & VALUE) * step + floor).astype(np.float32)
     if width == 1:

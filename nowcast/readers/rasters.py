@@ -19,7 +19,7 @@ import numpy as np
 from pyproj import CRS
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import natural
+from nowcast.readers.items import natural
 
 RAIN, ECHO = "rainfall_rate", "reflectivity"
 FLOOR = {RAIN: 0.0, ECHO: -32.0}
@@ -110,7 +110,7 @@ TOKEN = re.compile(r"([a-z]+)(?:\^|\*\*)?([-+]?\d+)?")
 
 
 def unit(text: str) -> tuple[str, float] | None:
-    """What a unit measures, ``rate``, ``amount`` or ``dBZ``, and its factor to mm/h, mm or dBZ; None if unknown.
+    """Parse a unit: ``rate``, ``amount`` or ``dBZ``, and its factor to mm/h, mm or dBZ; None if unknown.
 
     Takes the spellings of UDUNITS: ``kg m-2 s-1``, ``kg/m^2/s``, ``mm.hr**-1``, ``0.1 mm``.
     """
@@ -138,7 +138,7 @@ def unit(text: str) -> tuple[str, float] | None:
 
 
 def _depth(powers: dict[str, int]) -> float | None:
-    """Takes the depth of water out of a product of powers; mm of it."""
+    """Take the depth of water out of a product of powers; mm of it."""
     if powers.get("kg") == 1 and powers.get("m") == -2:
         del powers["kg"], powers["m"]
         return 1.0
@@ -150,7 +150,7 @@ def _depth(powers: dict[str, int]) -> float | None:
 
 
 def measured(where: object, label: str, name: str, units: object) -> tuple[str, float]:
-    """``rate``, ``amount`` or ``dBZ``, and the factor of a unit that must suit what ``name`` is.
+    """Parse a unit that must suit what ``name`` is: ``rate``, ``amount`` or ``dBZ``, and its factor.
 
     Raises:
         BadInput: If the unit is not known, or belongs to something else.
@@ -176,7 +176,7 @@ LONGEST = 86400
 
 
 def stamp(text: str) -> np.datetime64 | None:
-    """The first time written as yyyymmddHHMM[SS] in a text, with or without separators; None if there is none."""
+    """Find the first time written as yyyymmddHHMM[SS] in a text, with or without separators; None if there is none."""
     for match in STAMP.finditer(text):
         year, _, month, day, hour, _, minute, second = match.groups(default="00")
         try:
@@ -187,7 +187,7 @@ def stamp(text: str) -> np.datetime64 | None:
 
 
 def duration(text: object) -> int:
-    """Seconds of an ISO 8601 duration such as ``PT5M``; 0 for anything else."""
+    """Parse an ISO 8601 duration such as ``PT5M``, in seconds; 0 for anything else."""
     match = PERIOD.fullmatch(str(text).strip())
     if not match:
         return 0
@@ -196,7 +196,7 @@ def duration(text: object) -> int:
 
 
 def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
-    """Seconds between the files of the source that one file of a single frame belongs to.
+    """Find the seconds between the files of the source that one file of a single frame belongs to.
 
     The shortest time between the first files of its folder, so that it is one for all of them and a
     missing file does not make it longer. Looked up once for a folder.
@@ -238,8 +238,22 @@ def _step(folder: Path, suffix: str, when: Callable[[Path], np.datetime64]) -> i
 # --- where ----------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16)
+def metric_crs(definition: str) -> CRS:
+    """Parse a projection in metres from a PROJ string, which some services write with radii and offsets in km.
+
+    Raises:
+        pyproj.exceptions.CRSError: If PROJ does not know it.
+    """
+    terms = dict(re.findall(r"(\w+)=(\S+)", definition))
+    if float(terms.get("a") or terms.get("R") or 1e7) > 1e4:
+        return CRS.from_user_input(definition)
+    lengths = {name: float(terms[name]) * 1000 for name in ("a", "b", "R", "x_0", "y_0") if name in terms}
+    return CRS.from_dict(terms | lengths | {"units": "m"})
+
+
 def in_metres(crs: CRS) -> tuple[CRS, float]:
-    """A projection in metres, and the factor that makes its former coordinates metres; degrees stay degrees."""
+    """Convert a projection to metres; also the factor that makes its coordinates metres. Degrees stay degrees."""
     if crs.is_geographic:
         return crs, 1.0
     factor = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
@@ -260,7 +274,7 @@ def _in_km(crs: CRS) -> bool:
 
 
 def axis(values: np.ndarray, factor: float, where: object, label: str) -> np.ndarray:
-    """Pixel centres, free of the noise of single precision, checked to be evenly spaced.
+    """Compute pixel centres, free of the noise of single precision, checked to be evenly spaced.
 
     Raises:
         BadInput: If they are not.
@@ -275,7 +289,7 @@ def axis(values: np.ndarray, factor: float, where: object, label: str) -> np.nda
 
 
 def longitudes(where: object, x: np.ndarray) -> np.ndarray:
-    """In -180..180.
+    """Convert longitudes to -180..180.
 
     Raises:
         BadInput: If they lie on both sides of 180.
@@ -291,7 +305,7 @@ def longitudes(where: object, x: np.ndarray) -> np.ndarray:
 
 
 def number(value: object) -> float:
-    """A stated number, as it was meant: single precision is read to its own digits."""
+    """Read a stated number as it was meant: single precision to its own digits."""
     exact = float(np.ravel(np.asarray(value))[0])
     with np.errstate(over="ignore"):
         single = np.float32(exact)
@@ -323,7 +337,7 @@ class Codes:
     """Code of a pixel without echo."""
 
     def decode(self, raw: np.ndarray) -> np.ndarray:
-        """float32 values of (time, y, x) codes, NaN = no data."""
+        """Decode (time, y, x) codes to float32 values, NaN = no data."""
         if raw.dtype == np.float32 and self._plain:
             return self._echoing(raw)
         values = np.empty(raw.shape, np.float32)
@@ -347,8 +361,8 @@ class Codes:
         return self.values(raw.astype(np.float32 if exact else np.float64))
 
     def values(self, codes: np.ndarray) -> np.ndarray:
-        """Values of codes, both as floats."""
-        values = codes * codes.dtype.type(self.scale * self.factor)
+        """Compute the values of codes, both as floats."""
+        values: np.ndarray = codes * codes.dtype.type(self.scale * self.factor)
         if self.offset:
             values += codes.dtype.type(self.offset * self.factor)
         if self.undetect is not None:
@@ -362,7 +376,7 @@ class Codes:
         return values
 
     def _echoing(self, values: np.ndarray) -> np.ndarray:
-        """Some producers write the decibels of nothing, -inf, where nothing echoed."""
+        """Replace the decibels of nothing, -inf, which some producers write where nothing echoed."""
         if self.name == ECHO and self.dtype.kind == "f" and np.fmin.reduce(values, axis=None) == -np.inf:
             return np.where(np.isneginf(values), np.float32(FLOOR[ECHO]), values)
         return values
@@ -412,7 +426,7 @@ def _on_raster(steps: np.ndarray, most: float) -> bool:
 
 
 def codes(attrs: Mapping[str, object], dtype: np.dtype, name: str, factor: float) -> Codes:
-    """From the attributes of CF: scale, offset, missing values and valid range."""
+    """Read what codes mean from the attributes of CF: scale, offset, missing values and valid range."""
     if str(attrs.get("_Unsigned", "")).lower() == "true" and dtype.kind == "i":
         dtype = np.dtype(f"u{dtype.itemsize}")
     scale, offset = number(attrs.get("scale_factor", 1.0)), number(attrs.get("add_offset", 0.0))
@@ -430,7 +444,7 @@ def codes(attrs: Mapping[str, object], dtype: np.dtype, name: str, factor: float
 
 
 def _listed(stated: object, dtype: np.dtype) -> list[float]:
-    """The numbers of an attribute as the data hold them: a negative one of an unsigned type is its bits."""
+    """Read the numbers of an attribute as the data hold them: a negative one of an unsigned type is its bits."""
     if stated is None or isinstance(stated, str):
         return []
     values = [float(value) for value in np.ravel(np.asarray(stated)) if not np.isnan(value)]

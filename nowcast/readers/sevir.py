@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from sys import intern
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,7 +41,10 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, vil_from_level
-from nowcast.readers import Item, decoding, member, metric_crs, natural, numbers, open_hdf5, part, parts
+from nowcast.readers.decoding import decoding
+from nowcast.readers.hdf5 import member, numbers, open_hdf5
+from nowcast.readers.items import Item, natural, part, parts
+from nowcast.readers.rasters import metric_crs
 
 TITLE = "SEVIR storm events"
 LICENCE = "open data, MIT Lincoln Laboratory (registry.opendata.aws/sevir)"
@@ -93,20 +97,22 @@ class Event:
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a file of clips, or lies beside a catalog that names events."""
     if CLIPS.fullmatch(path.name):
         with h5py.File(path, "r") as file:
             return _clip_kind(file) is not None
-    return bool(_books(_catalog_of(path), _catalog_of(path).stat().st_mtime_ns))
+    return bool(_events_of(_catalog_of(path), _catalog_of(path).stat().st_mtime_ns))
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The events whose files are there, in order of time; those of a file of large chunks in its order."""
+    """Find the events whose files are there, in order of time; those of a file of large chunks in its order."""
     source = source.absolute()
     if clips := _clip_files(source):
         yield from (item for path in clips for item in _clip_items(path, alone=path == source))
         return
     catalog = _catalog_of(source)
-    events = [event for book in _books(catalog, catalog.stat().st_mtime_ns).values() for event in book.values()]
+    listed = _events_of(catalog, catalog.stat().st_mtime_ns).values()
+    events = [event for by_id in listed for event in by_id.values()]
     if source.is_file() and source != catalog:
         places = {event.file_name: source for event in events if _base(event.file_name) == source.name}
     else:
@@ -120,7 +126,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One event: ``vil`` (kg m-2), a reflectance, a brightness temperature (degC) or lightning counts.
+    """Read one event: ``vil`` (kg m-2), a reflectance, a brightness temperature (degC) or lightning counts.
 
     A lightning frame counts the flashes of the five minutes that end at its time.
 
@@ -184,7 +190,7 @@ def _catalog_of(source: Path) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _books(catalog: Path, modified: int) -> dict[str, dict[str, Event]]:
+def _events_of(catalog: Path, modified: int) -> dict[str, dict[str, Event]]:
     """Events by name of file and id; read once for every version of the catalogue."""
     fields = Event.__slots__
     with decoding(catalog, "SEVIR's catalogue", csv.Error), catalog.open(newline="") as stream:
@@ -193,25 +199,25 @@ def _books(catalog: Path, modified: int) -> dict[str, dict[str, Event]]:
             raise BadInput(catalog, f"has no column {', '.join(sorted(absent))}", f"download s3://sevir/{CATALOG}")
         events = [Event(*(intern(row[field] or "") for field in fields)) for row in rows]
     count = Counter((event.id, event.img_type) for event in events)
-    books: dict[str, dict[str, Event]] = {}
+    listed: dict[str, dict[str, Event]] = {}
     for event in events:
         if count[event.id, event.img_type] == 1 and event.img_type in KINDS:
-            books.setdefault(_base(event.file_name), {})[event.id] = event
-    return books
+            listed.setdefault(_base(event.file_name), {})[event.id] = event
+    return listed
 
 
 def _event(item: Item) -> Event:
     catalog = _catalog_of(item.path)
-    book = _books(catalog, catalog.stat().st_mtime_ns).get(item.path.name, {})
-    if item.key not in book:
+    events = _events_of(catalog, catalog.stat().st_mtime_ns).get(item.path.name, {})
+    if item.key not in events:
         raise BadInput(
             item.path, f"holds no event {item.key or '(none named)'} that {CATALOG} lists once", "take items from find"
         )
-    return book[item.key]
+    return events[item.key]
 
 
 def _present(names: set[str], folder: Path, catalog: Path) -> dict[str, Path]:
-    """Where those of the named files are that lie in ``folder``."""
+    """Find those of the named files that lie in ``folder``."""
     places = {}
     for name in names:
         for path in (catalog.parent / "data" / name, catalog.parent / name):
@@ -225,14 +231,14 @@ def _base(file_name: str) -> str:
 
 
 def _in_order(events: list[Event], places: dict[str, Path]) -> list[Event]:
-    """By time; but the events of a file whose chunks hold many of them in its order, from the first one's time."""
+    """Sort events by time; those of a file whose chunks hold many stay in its order, from the first one's time."""
     banded = {name for name, path in places.items() if _is_banded(path)}
     first: dict[str, str] = {}
     for event in events:
         if event.file_name in banded:
             first[event.file_name] = min(event.time_utc, first.get(event.file_name, event.time_utc))
 
-    def order(event: Event) -> tuple:
+    def order(event: Event) -> tuple[Any, ...]:
         if event.file_name in banded:
             return first[event.file_name], event.file_name, natural(event.file_index), event.id
         return event.time_utc, "", [], event.id
@@ -272,7 +278,7 @@ def _check_stack(stack: h5py.Dataset, row: int) -> None:
 
 
 def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray | EncodedArray:
-    """Stored numbers -> float32 in physical units, NaN = missing."""
+    """Convert stored numbers to float32 in physical units, NaN = missing."""
     if kind == "vil":
         if raw.dtype != np.uint8:  # clips are often kept as floats
             with np.errstate(invalid="ignore"):
@@ -281,12 +287,12 @@ def _decoded(raw: np.ndarray, kind: str, where: object) -> np.ndarray | EncodedA
                 raise BadInput(where, "holds vil that is no level from 0 to 255", "give unscaled data")
             raw = levels
         return EncodedArray(raw, VIL)
-    values = np.multiply(raw, np.float32(KINDS[kind][1] or 1), dtype=np.float32)
+    values: np.ndarray = np.multiply(raw, np.float32(KINDS[kind][1] or 1), dtype=np.float32)
     values[raw == MISSING] = np.nan  # colder than absolute zero: can only stand for no data
     return values
 
 
-_kept: dict[tuple, np.ndarray] = {}
+_kept: dict[tuple[object, ...], np.ndarray] = {}
 """Blocks of events of banded files; see ``_row``."""
 
 
@@ -318,11 +324,11 @@ def _row(stack: h5py.Dataset, row: int, *, shared: int = 1) -> np.ndarray:
         for old in list(_kept)[: max(0, len(_kept) + 1 - shared)]:
             _kept.pop(old, None)
         block = _kept[key] = stack[first:last]
-    return block[row - first]
+    return np.asarray(block[row - first])
 
 
 def _flashes(file: h5py.File, event: Event, minutes: np.ndarray) -> np.ndarray:
-    """Counts (time, y, x) of a table of flashes: seconds from the event's time, lat, lon, x and y in cells of 8 km."""
+    """Count flashes (time, y, x) from a table: seconds from the event's time, lat, lon, x and y in cells of 8 km."""
     table = np.reshape(member(file, event.id)[()], (-1, 5))
     frame = np.searchsorted(minutes * 60, table[:, 0], side="left")
     column, row = np.floor(table[:, 3]), np.floor(table[:, 4])
@@ -363,7 +369,7 @@ def _local(projection: str, shape: tuple[int, ...], extent: tuple[float, float])
 
 
 def _clip_files(source: Path) -> list[Path]:
-    """Those of a source that is not the root of SEVIR itself."""
+    """Find the files of clips of a source that is not the root of SEVIR itself."""
     if source.is_file():
         return [source] if CLIPS.fullmatch(source.name) else []
     if not source.is_dir() or (source / CATALOG).is_file():

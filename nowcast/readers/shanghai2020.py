@@ -25,7 +25,8 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files, grey_png, natural
+from nowcast.readers.decoding import decoding, grey_png
+from nowcast.readers.items import Item, files, natural
 
 TITLE = "Shanghai-2020 radar reflectivity"
 LICENCE = "see doi:10.5281/zenodo.7251972"
@@ -42,11 +43,12 @@ SPLITS = ("train", "valid", "test")
 
 
 def recognises(path: Path) -> bool:
+    """Whether the name is that of a picture of the radar Z9210."""
     return re.search(r"_Z9210_\d{14}_", path.name) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The examples of a folder or list by their names, else the pictures in time order."""
+    """Find the examples of a folder or list by their names, else the pictures in time order."""
     if source.suffix == ".txt" and source.is_file():
         split = next((split for split in SPLITS if f"_{split}_" in source.name), "")
         yield from (Item(folder, split) for folder in _listed(source))
@@ -57,7 +59,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One example as a sequence of its own, or one picture: ``reflectivity`` in dBZ, 0 where nothing echoed.
+    """Read one example as a sequence of its own, or one picture: ``reflectivity`` in dBZ, 0 where nothing echoed.
 
     Raises:
         BadInput: If a list or a picture is missing or is not what it should be.

@@ -27,7 +27,9 @@ from PIL import Image
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import Item, decoding, files, grey_png, member, natural, open_hdf5, part
+from nowcast.readers.decoding import decoding, grey_png
+from nowcast.readers.hdf5 import member, open_hdf5
+from nowcast.readers.items import Item, files, natural, part
 
 TITLE = "Shanghai radar composite reflectivity"
 LICENCE = "see doi:10.7910/DVN/2GKMQJ"
@@ -49,6 +51,7 @@ MOST_PIXELS, MOST_FRAMES = 2**20, 64
 
 
 def recognises(path: Path) -> bool:
+    """Whether this is a picture in the archive's folder, or an HDF5 file of clips."""
     if path.suffix == ".png":
         return ARCHIVE in path.parts
     with h5py.File(path, "r") as file:
@@ -56,7 +59,7 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The events of a folder in the order of their names, cut into items; else clips; or one picture."""
+    """Find the events of a folder in the order of their names, cut into items; else clips; or one picture."""
     paths = files(source, *PATTERNS)
     pictures = [path for path in paths if path.suffix == ".png"]
     clips = [path for path in paths if path.suffix == ".h5" and (path == source or _recognised(path))]
@@ -74,7 +77,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some frames of an event or one clip: ``reflectivity`` in dBZ, 0 where nothing echoed.
+    """Read some frames of an event or one clip: ``reflectivity`` in dBZ, 0 where nothing echoed.
 
     Raises:
         BadInput: If a picture or a clip is not what it should be.
@@ -103,7 +106,7 @@ def _grid(shape: tuple[int, int]) -> Grid:
 
 
 def _siblings(folder: Path) -> list[Path]:
-    """The frames of an event, in order."""
+    """Find the frames of an event, in order."""
     return sorted(
         (path for path in folder.glob("*.png") if not path.name.startswith(".")), key=lambda path: natural(path.name)
     )
@@ -130,7 +133,7 @@ def _event(item: Item) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def _times(frames: list[Path]) -> np.ndarray:
-    """Of all frames of an event, by their names if all of them hold one, in order."""
+    """Read the times of all frames of an event from their names, if all hold one and they ascend; else count steps."""
     with suppress(AttributeError, ValueError):
         stamps = [STAMP.search(frame.stem).groups() for frame in frames]  # type: ignore[union-attr]
         time = np.array(
@@ -146,7 +149,7 @@ def _times(frames: list[Path]) -> np.ndarray:
 
 
 def _labels(frames: list[Path], time: np.ndarray) -> list[str]:
-    """The event of each frame, and after a gap the frame behind it."""
+    """Name the event of each frame, and after a gap the frame behind it."""
     folder = frames[0].parent
     below = folder.parts[folder.parts.index(ARCHIVE) + 1 :] if ARCHIVE in folder.parts else ()
     event = "/".join(below) or folder.name
@@ -199,4 +202,4 @@ def _clip(item: Item) -> np.ndarray:
             or clip.shape[1] * clip.shape[2] > MOST_PIXELS
         ):
             raise BadInput(item.path, f"holds {item.key} as {clip.dtype} of {clip.shape}", "choose another reader")
-        return clip[()]
+        return np.asarray(clip[()])

@@ -20,7 +20,8 @@ from nowcast.core.cube import check, make, utc
 from nowcast.core.errors import BadInput, ConfigError
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
-from nowcast.readers import Item, decoding, files
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, files
 from nowcast.readers.weather import QUANTUM, Simulator, simulate
 
 TITLE = "simulated rain"
@@ -32,11 +33,12 @@ LARGEST_FILE = 2**16
 
 
 def recognises(path: Path) -> bool:
+    """Whether the name is that of a file of settings."""
     return path.name.endswith(".simulator.yaml")  # a mistake in it is best told by find
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The frames of a file of settings, or of the only one in a folder."""
+    """Find the frames of a file of settings, or of the only one in a folder."""
     found = files(source, *PATTERNS)
     if len(found) > 1:
         raise BadInput(source, f"holds {len(found)} simulated radars, {found[0].name} first", "name one of the files")
@@ -46,7 +48,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """One frame: ``rainfall_rate`` in mm/h.
+    """Read one frame: ``rainfall_rate`` in mm/h.
 
     Raises:
         BadInput: If a setting is refused or there is no such frame.

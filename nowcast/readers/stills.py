@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, decoding
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import ITEM_BYTES
 
 COLOUR, GREY, RED = "colour", "grey", "red"
 """All three channels; the level that they share; the first of them, whatever the others are."""
@@ -17,7 +18,7 @@ MODES = {COLOUR: ("RGB",), GREY: ("L", "P", "RGB"), RED: ("L", "RGB")}
 
 
 def stack(paths: Sequence[Path], form: str, *, take: str) -> np.ndarray:
-    """The pictures of one item.
+    """Read the pictures of one item.
 
     Args:
         paths: In order.
@@ -60,7 +61,7 @@ def stack(paths: Sequence[Path], form: str, *, take: str) -> np.ndarray:
 
 
 def _check_size(path: Path, shape: tuple[int, int], count: int) -> None:
-    """Before anything is decoded: what the header of a damaged picture states may fill any memory."""
+    """Check the size before anything is decoded: what the header of a damaged picture states may fill any memory."""
     if min(shape) < 2 or 4 * count * shape[0] * shape[1] > ITEM_BYTES:
         raise BadInput(
             path, f"has {shape[0]}x{shape[1]} pixels, more than its data set allows", "make the pictures smaller"

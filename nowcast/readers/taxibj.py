@@ -19,7 +19,9 @@ import xarray as xr
 
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, arrays, decoding, files, part, parts, pixels
+from nowcast.readers import arrays, pixels
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import ITEM_BYTES, Item, files, part, parts
 
 TITLE = "TaxiBJ crowd flows of Beijing"
 LICENCE = "research use, Microsoft Research (arXiv:1610.00081)"
@@ -33,11 +35,12 @@ STEP = np.timedelta64(30, "m")
 
 
 def recognises(path: Path) -> bool:
+    """Whether an archive holds inputs and outputs of all splits."""
     return {f"{half}_{split}" for half in "XY" for split in SPLITS} <= arrays.names(path)
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The sequences of a file or folder, training first, some hundred in an item."""
+    """Find the sequences of a file or folder, training first, some hundred in an item."""
     for path in files(source, *PATTERNS):
         try:
             with decoding(path, FORM):
@@ -50,7 +53,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some sequences: ``inflow`` and ``outflow``.
+    """Read some sequences: ``inflow`` and ``outflow``.
 
     Raises:
         BadInput: If the file is not this data set.
@@ -81,7 +84,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _halves(path: Path, split: str) -> list[arrays.Array]:
-    """Inputs and outputs of a split, whose shapes agree."""
+    """Read the inputs and outputs of a split, whose shapes agree."""
     halves = x, y = arrays.npz(path, [f"X_{split}", f"Y_{split}"])
     if len(x.shape) != 5 or x.shape[0] != y.shape[0] or x.shape[2:] != y.shape[2:] or x.shape[2] != len(CHANNELS):
         raise BadInput(path, f"holds {x.shape} and {y.shape}", "give (sequence, frame, 2, row, column) twice")

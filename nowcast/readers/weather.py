@@ -19,7 +19,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from nowcast.config import Frozen
-from nowcast.readers import ITEM_BYTES
+from nowcast.readers.items import ITEM_BYTES
 
 QUANTUM = 0.01
 """mm/h."""
@@ -203,12 +203,12 @@ class Simulator(Settings):
 
     @property
     def x(self) -> np.ndarray:
-        """Of the pixel centres, metres east of the radar."""
+        """Of the pixel centres: metres east of the radar."""
         return (np.arange(self.columns) - (self.columns - 1) / 2) * self.pixel_m
 
     @property
     def y(self) -> np.ndarray:
-        """Metres north of the radar, row 0 first."""
+        """Of the pixel centres: metres north of the radar, row 0 first."""
         return ((self.rows - 1) / 2 - np.arange(self.rows)) * self.pixel_m
 
 
@@ -315,7 +315,7 @@ def _waves(seed: int, generation: int, shortest: float, longest: float) -> tuple
 
 
 def _add_cells(rain: np.ndarray, settings: Simulator, cells: Cells, seconds: float) -> None:
-    """Draws the cells that live; where two meet, the stronger counts."""
+    """Draw the cells that live; where two meet, the stronger counts."""
     if cells.lifetime_minutes is None:
         generations = [(0, 0.0)]
     else:  # those born in this longest lifetime and in the one before
@@ -341,7 +341,8 @@ def _alive(settings: Simulator, cells: Cells, generation: int, begin: float, sec
         peak = peak * np.where((age > 0) & (age < life), np.sin(math.pi * age / life) ** 2, 0)
     there = (present < OCCUPIED) & (peak >= QUANTUM / 2)
     there &= (np.abs(x) < settings.x[-1] + cells.reach) & (np.abs(y) < settings.y[0] + cells.reach)
-    return np.stack([x, y, peak, size / HALF_WIDTHS], axis=-1)[there]
+    alive: np.ndarray = np.stack([x, y, peak, size / HALF_WIDTHS], axis=-1)[there]
+    return alive
 
 
 def _overlap(cells: Cells) -> float:
@@ -369,7 +370,7 @@ def _between(limits: tuple[float, float], draw: np.ndarray, *, logarithmic: bool
 
 
 def _draw(rain: np.ndarray, settings: Simulator, x: float, y: float, peak: float, deviation: float) -> None:
-    """A Gaussian, which is a product of one along the row and one along the column."""
+    """Draw a Gaussian, a product of one along the row and one along the column; where rain is stronger, it stays."""
     row = (settings.rows - 1) / 2 - y / settings.pixel_m
     column = (settings.columns - 1) / 2 + x / settings.pixel_m
     deviation /= settings.pixel_m
@@ -380,7 +381,7 @@ def _draw(rain: np.ndarray, settings: Simulator, x: float, y: float, peak: float
 
 
 def _profile(place: float, deviation: float, size: int) -> tuple[slice, np.ndarray]:
-    """The pixels of an axis that a Gaussian of height 1 reaches, and its values there."""
+    """Compute which pixels of an axis a Gaussian of height 1 reaches, and its values there."""
     first = max(0, math.ceil(place - REACH * deviation))
     last = min(size, math.floor(place + REACH * deviation) + 1)
     steps = (np.arange(first, max(first, last)) - place) / deviation
@@ -405,4 +406,5 @@ def _random(count: int, *keys: int | np.ndarray) -> np.ndarray:
 def _mixed(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    state ^= state >> np.uint64(31)
+    return state

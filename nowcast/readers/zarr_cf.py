@@ -36,7 +36,9 @@ import xarray as xr
 import zarr
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import Item, cf, decoding, part, rasters
+from nowcast.readers import cf, rasters
+from nowcast.readers.decoding import decoding
+from nowcast.readers.items import Item, part
 from nowcast.readers.rasters import MOST_PIXELS
 
 TITLE = "Gridded rain or reflectivity in CF Zarr"
@@ -52,12 +54,13 @@ WHOLE = "0:1"
 
 
 def recognises(path: Path) -> bool:
+    """Whether a variable of a Zarr store is of a known quantity."""
     with _opened(_store(path)) as (arrays, _):
         return cf.knows(arrays)
 
 
 def find(source: Path) -> Iterator[Item]:
-    """The items of a store, or of the stores in a folder in the order of their names."""
+    """Find the items of a store, or of the stores in a folder in the order of their names."""
     if not source.exists():
         raise BadInput(source, "does not exist", "check the path")
     stores = list(_stores(source))
@@ -69,7 +72,7 @@ def find(source: Path) -> Iterator[Item]:
 
 
 def read(item: Item) -> xr.Dataset:
-    """Some frames of ``rainfall_rate`` or ``reflectivity``.
+    """Read some frames of ``rainfall_rate`` or ``reflectivity``.
 
     Raises:
         BadInput: If the store does not say clearly what it holds, where and when.
@@ -85,7 +88,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _store(path: Path) -> Path:
-    """The store that a marker belongs to: arrays of version 3 have one of their own."""
+    """Find the store that a marker belongs to: arrays of version 3 have one of their own."""
     store = path.parent
     return store.parent if _marker(store.parent) and path.name == "zarr.json" else store
 
@@ -106,7 +109,7 @@ def _marker(store: Path) -> Path | None:
 
 
 def _keys(store: Path) -> list[str]:
-    """Of the items of a store; of a bad one a single one, for ``read`` to refuse."""
+    """List the keys of the items of a store; of a bad one a single one, for ``read`` to refuse."""
     with suppress(BadInput), _opened(store) as (arrays, attrs):
         last = rasters.stamp(str(attrs.get("last_valid_timestep", ""))) or np.datetime64("now", "s")
         count = int((cf.times(store, arrays) <= last).sum())
@@ -129,7 +132,7 @@ def _opened(store: Path) -> Iterator[tuple[cf.Arrays, Mapping[str, object]]]:
         yield {name: _array(marker, array) for name, array in members}, attrs
 
 
-def _array(where: Path, array: zarr.Array) -> cf.Array:
+def _array(where: Path, array: zarr.Array[Any]) -> cf.Array:
     attrs: dict[str, Any] = dict(array.attrs)
     dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS") or ()
     if "_FillValue" in attrs:
@@ -138,14 +141,14 @@ def _array(where: Path, array: zarr.Array) -> cf.Array:
         attrs["_FillValue"] = array.fill_value
     attrs = {key: value for key, value in attrs.items() if value is not None}
 
-    def read(key: tuple) -> np.ndarray:
+    def read(key: tuple[Any, ...]) -> np.ndarray:
         return _read(where, array, attrs, key)
 
     return cf.Array(tuple(map(str, dims)), array.shape, array.dtype, attrs, read, array.chunks)
 
 
 def _number(stated: object, dtype: np.dtype) -> object:
-    """A missing value as xarray writes it in version 3: floats as the bytes of a double in base 64."""
+    """Decode a missing value as xarray writes it in version 3: floats as the bytes of a double in base 64."""
     if not isinstance(stated, str) or dtype.kind not in "iuf":
         return stated
     with suppress(ValueError):
@@ -153,7 +156,7 @@ def _number(stated: object, dtype: np.dtype) -> object:
     return struct.unpack("<d", base64.b64decode(stated, validate=True))[0]
 
 
-def _read(where: Path, array: zarr.Array, attrs: Mapping[str, object], key: tuple) -> np.ndarray:
+def _read(where: Path, array: zarr.Array[Any], attrs: Mapping[str, object], key: tuple[Any, ...]) -> np.ndarray:
     """Part of an array; what was never written is missing."""
     about = array.metadata.to_dict()
     if math.prod(array.chunks) > MOST_PIXELS:
@@ -171,6 +174,6 @@ def _read(where: Path, array: zarr.Array, attrs: Mapping[str, object], key: tupl
     return first
 
 
-def _filled(array: zarr.Array, about: Mapping, code: object) -> zarr.Array:
-    """The array with another value in place of chunks that were never written."""
+def _filled(array: zarr.Array[Any], about: Mapping[str, Any], code: object) -> zarr.Array[Any]:
+    """Open the array with another value in place of chunks that were never written."""
     return zarr.Array.from_dict(array.store_path, dict(about) | {"fill_value": code})

@@ -54,7 +54,7 @@ class Compressed:
 
     @classmethod
     def of(cls, codes: np.ndarray, *, height: int, fill: float, level: int) -> Compressed:
-        """Compresses (frame, row, column) codes in bands of ``height`` rows, the last filled up with ``fill``."""
+        """Compress (frame, row, column) codes in bands of ``height`` rows, the last filled up with ``fill``."""
         chunk = (height, codes.shape[2])
         # copies: the codec's own hold a tail as long as the frame, which no other frame fits into again
         frames = [
@@ -75,10 +75,11 @@ class Compressed:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all compressed chunks."""
         return sum(map(len, itertools.chain.from_iterable(self.frames)))
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        """(frame, row, column) codes as they were."""
+        """Decompress to the (frame, row, column) codes."""
         flat = b"".join(Zstd().decode(band) for frame in self.frames for band in frame)
         bands = np.frombuffer(flat, self.dtype).reshape(len(self.frames), -1, self.chunk[1])
         return bands[:, : self.shape[0]].astype(dtype or self.dtype, copy=False)
@@ -87,7 +88,7 @@ class Compressed:
 class Frames:
     """One variable of (time, y, x), read and written as packed frames."""
 
-    def __init__(self, array: zarr.Array) -> None:
+    def __init__(self, array: zarr.Array[Any]) -> None:
         self.array, self.store = array, array.store
         codecs: Sequence[Any] = cast(ArrayV3Metadata, array.metadata).codecs
         self.sharded = isinstance(codecs[0], ShardingCodec)
@@ -112,7 +113,7 @@ class Frames:
     def read(
         self, frames: Sequence[int] | np.ndarray, *, rows: slice = slice(None), out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Packed frames.
+        """Read packed frames.
 
         Args:
             frames: Positions, ascending, each once.
@@ -154,7 +155,7 @@ class Frames:
             target[...] = chunk[inside, rows]
 
     async def _fetch(self, wanted: list[tuple[int, int]]) -> list[memoryview | None]:
-        """Compressed inner chunks (step, band), all asked for at once."""
+        """Fetch compressed inner chunks (step, band), all at once."""
         if not self.sharded:
             names = [self._name((*chunk, 0)) for chunk in wanted]
             return list(await asyncio.gather(*(self._get(name) for name in names)))
@@ -168,7 +169,7 @@ class Frames:
         return list(itertools.chain.from_iterable(await asyncio.gather(*jobs)))
 
     async def _from_shard(self, key: tuple[int, ...], inside: list[tuple[int, int]]) -> list[memoryview | None]:
-        """Inner chunks of one shard: the bytes between the first and the last of them in one request."""
+        """Fetch inner chunks of one shard: the bytes between the first and the last of them in one request."""
         name = self._name(key)
         if name not in self._indices:
             self._remember(name, await self._get(name, SuffixByteRequest(self._index_size + CHECKSUM)))
@@ -217,7 +218,7 @@ class Frames:
     # --- writing
 
     def write(self, parts: Iterable[tuple[int, np.ndarray | Compressed]]) -> None:
-        """Puts packed frames to their places: whole objects directly and all at once, a part of one through zarr.
+        """Put packed frames to their places: whole objects directly and all at once, a part of one through zarr.
 
         Args:
             parts: Position of the first frame, and (frame, row, column) codes of the array's type, in
@@ -242,7 +243,7 @@ class Frames:
             sync(self._put(objects))
 
     def _takes(self, codes: np.ndarray | Compressed) -> TypeGuard[Compressed]:
-        """True for what is compressed as the objects are."""
+        """Tell whether frames are compressed as the objects are."""
         return (
             isinstance(codes, Compressed)
             and self.plain
@@ -253,7 +254,7 @@ class Frames:
         )
 
     def _pieces(self, parts: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        """Cuts parts where objects begin."""
+        """Cut parts where objects begin."""
         steps = self.steps
         for start, codes in parts:
             first = start
@@ -274,7 +275,7 @@ class Frames:
             yield self._name((number, top // height, 0)), self._shard(band) if self.sharded else self._encode(band)
 
     def _shard(self, codes: np.ndarray) -> bytes:
-        """Inner chunks in order, then the index of where they are, then its checksum."""
+        """Build a shard: inner chunks in order, then the index of where they are, then its checksum."""
         index, parts, offset = np.full((*self._per_shard, 2), ABSENT, "<u8"), [], 0
         steps, height, _ = self.inner
         for step, band in itertools.product(range(0, len(codes), steps), range(0, codes.shape[1], height)):
@@ -290,14 +291,15 @@ class Frames:
 
 
 def _encode(codes: np.ndarray, shape: tuple[int, ...], fill: Any, level: int) -> bytes:
-    """One chunk; at an edge it is filled up to its full shape."""
+    """Compress one chunk; at an edge it is filled up to its full shape."""
     if codes.shape != shape:
         whole = np.full(shape, fill, codes.dtype)
         whole[tuple(map(slice, codes.shape))] = codes
         codes = whole
-    return Zstd(level).encode(np.ascontiguousarray(codes))
+    data: bytes = Zstd(level).encode(np.ascontiguousarray(codes))
+    return data
 
 
 def _is_plain(codecs: Sequence[object]) -> bool:
-    """True where chunks are zstd frames of little-endian numbers."""
+    """Tell whether chunks are zstd frames of little-endian numbers."""
     return len(codecs) == 2 and isinstance(codecs[0], BytesCodec) and isinstance(codecs[1], ZstdCodec)

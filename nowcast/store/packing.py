@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,14 +36,14 @@ class Packing:
 
     @classmethod
     def wanted(cls, variable: xr.Variable | xr.DataArray) -> Packing | None:
-        """What ``cube.make`` noted of the source's quantisation; None: keep the floats."""
+        """Give the packing that ``cube.make`` noted of the source's quantisation; None: keep the floats."""
         quantum, floor, levels = (variable.encoding.get(key) for key in ("quantum", "floor", "levels"))
         if levels is None and quantum is None:
             return None
         return _wanted(quantum, floor, None if levels is None else np.asarray(levels, np.float32).tobytes())
 
     @classmethod
-    def of(cls, dtype: np.dtype, attrs: Mapping) -> Packing | None:
+    def of(cls, dtype: np.dtype, attrs: Mapping[str, Any]) -> Packing | None:
         """Read back from an array on disk."""
         missing = attrs.get("_FillValue")
         if "levels" in attrs:
@@ -76,17 +77,17 @@ class Packing:
         return values
 
     def first(self, value: float) -> int:
-        """The lowest code that stands for ``value`` or more; one beyond all codes if there is none."""
+        """Find the lowest code that stands for ``value`` or more; one beyond all codes if there is none."""
         return _first(self, value)
 
     def known(self, codes: np.ndarray) -> np.ndarray:
-        """uint8 mask of the pixels with data."""
+        """Mask the pixels with data, uint8: 255 where there are some, else 0."""
         if self.missing is None:
             return np.full(codes.shape, 255, np.uint8)
         return np.asarray(cv2.compare(codes, float(self.missing), cv2.CMP_NE))  # type: ignore[call-overload]
 
     def mean(self, codes: np.ndarray, count: int) -> float:
-        """Mean value of the ``count`` pixels of (row, column) codes that have data."""
+        """Compute the mean value of the ``count`` pixels of (row, column) codes that have data."""
         if self.levels is not None:
             seen = cv2.calcHist([codes], [0], None, [256], [0, 256]).ravel()
             return float(np.dot(seen, np.nan_to_num(self.table))) / count
@@ -94,8 +95,10 @@ class Packing:
         return (cv2.sumElems(codes)[0] - absent) / count * self.scale + self.offset
 
     def recode(self, coded: EncodedArray) -> np.ndarray | None:
-        """What ``pack`` would make of the values of a source, by one look into a table per pixel; None where that must
-        look at the values themselves."""
+        """Turn the codes of a source into those of ``pack``, by one look into a table per pixel.
+
+        None where ``pack`` must look at the values themselves.
+        """
         table, beyond = _recoding(coded.table, self)
         if table is None:
             return None
@@ -106,7 +109,7 @@ class Packing:
         return codes
 
     def unpack(self, codes: np.ndarray) -> np.ndarray:
-        """float32 values, NaN = no data."""
+        """Turn codes into float32 values, NaN = no data."""
         if codes.dtype == np.uint8:
             return by_table(codes, self.table)
         values = codes.astype(np.float32)
@@ -116,7 +119,7 @@ class Packing:
         return values
 
     def pack(self, values: np.ndarray, name: str = "values", *, out: np.ndarray | None = None) -> np.ndarray:
-        """The nearest codes, put into ``out`` where it is given.
+        """Turn values into the nearest codes, put into ``out`` where it is given.
 
         Raises:
             BadInput: If a value lies beyond them by more than half a step.
@@ -155,11 +158,12 @@ class Packing:
         return float(self.levels[code]) if self.levels is not None else code * self.scale + self.offset
 
     def _steps(self, values: np.ndarray) -> np.ndarray:
-        """Float codes, NaN = no data."""
+        """Compute codes as floats, NaN = no data."""
         if self.levels is None:
             steps = values - np.float32(self.offset) if self.offset else values
             steps = steps / np.float32(self.scale)
-            return np.rint(steps, out=steps)
+            np.rint(steps, out=steps)
+            return steps
         steps = values * 0  # NaN stays
         steps += _nearest(values, np.asarray(self.levels, np.float32).tobytes())
         slack = (self.levels[-1] - self.levels[0]) / self.levels.size
@@ -169,7 +173,7 @@ class Packing:
 
 
 def packed(variable: xr.Variable, name: str) -> tuple[np.ndarray, Packing | None]:
-    """A variable of a Cube as a store keeps it: codes and what they mean, or floats and None.
+    """Pack a variable of a Cube as a store keeps it: codes and what they mean, or floats and None.
 
     Raises:
         BadInput: If a value lies beyond the codes.
@@ -188,7 +192,7 @@ def packed(variable: xr.Variable, name: str) -> tuple[np.ndarray, Packing | None
 
 @lru_cache(maxsize=32)
 def _wanted(quantum: float | None, floor: float | None, levels: bytes | None) -> Packing:
-    """One object for many frames, so that its tables are made once."""
+    """Make one object for many frames, so that its tables are made once."""
     if levels is not None:
         values = np.frombuffer(levels, np.float32)
         return Packing(np.dtype(np.uint8), levels=values, missing=MISSING_8 if values.size < 256 else None)
@@ -207,8 +211,10 @@ def _first(packing: Packing, value: float) -> int:
 
 @lru_cache(maxsize=32)
 def _recoding(table: Table, packing: Packing) -> tuple[np.ndarray | None, int | None]:
-    """Packed code of every code of a source, and the one that stands for all that cannot be packed; None: there are no
-    such. No table: there are such, and no code is left to stand for them."""
+    """Compute the packed code of every code of a source, and the one that stands for all that cannot be packed.
+
+    No such code: all can be packed. No table: some cannot, and no code is left to stand for them.
+    """
     steps, (low, high) = packing._steps(table.values), packing._range
     absent = np.isnan(steps)
     wrong = (steps < low) | (steps > high) | (absent & (packing.missing is None))
@@ -229,7 +235,7 @@ BITS = 12
 
 
 def _nearest(values: np.ndarray, levels: bytes) -> np.ndarray:
-    """Index of the level next to each value; the lower one half-way. Anything where a value is NaN."""
+    """Find the index of the level next to each value; the lower one half-way, anything where a value is NaN."""
     first, middles, narrow = _buckets(levels)
     if not narrow:
         return np.searchsorted(middles[:-1], values)
@@ -240,9 +246,15 @@ def _nearest(values: np.ndarray, levels: bytes) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _buckets(levels: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
-    """To search 255 levels for every pixel takes longer than to decode it. A value's first bits say which of them it
-    is next to, but for one: the index of the lower one by those bits, the middles between levels, and whether no
-    bucket holds more than one middle."""
+    """Sort levels into buckets by the first bits of a value.
+
+    To search 255 levels for every pixel takes longer than to decode it. A value's first bits leave at most two of
+    them to choose from.
+
+    Returns:
+        Index of the lower one by those bits; the middles between levels; whether no bucket holds more than one
+        middle.
+    """
     values = np.frombuffer(levels, np.float32)
     middles = np.append((values[1:] + values[:-1]) / 2, np.float32(np.inf))
     bits = np.arange(2 ** (32 - BITS), dtype=np.uint32) << BITS

@@ -10,8 +10,6 @@ and fill values are those of ``schema``.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,29 +17,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import icechunk
 import numpy as np
 import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
-from xarray.backends import BackendArray
-from xarray.core import indexing
-from zarr.core.sync import sync
 
-from nowcast.core.cube import label_runs
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
-from nowcast.core.units import QUANTITIES
 from nowcast.store import schema
-from nowcast.store.chunk_io import Compressed, Frames
+from nowcast.store.chunk_io import Frames
+from nowcast.store.decode import decode, in_order
+from nowcast.store.extension import Extension, commit, write
 from nowcast.store.packing import Packing
 
 BRANCH = "main"
 LOCK_SECONDS = 120
 STEPS_PER_MANIFEST = 256
-log = logging.getLogger(__name__)
 
 icechunk.set_logs_filter("error")  # its warning about local disks is what `Store.writing` locks against
 
@@ -79,7 +73,7 @@ class Store:
 
     @classmethod
     def of(cls, place: Place) -> Self:
-        """The store itself, or the one at a path."""
+        """Return the store itself, or the one at a path."""
         if isinstance(place, cls):
             return place
         return cls(place.path if isinstance(place, Store) else place)
@@ -96,11 +90,11 @@ class Store:
     # --- reading
 
     def exists(self) -> bool:
-        """True if something was ever committed here; a writer killed before that leaves nothing."""
+        """Tell whether something was ever committed here; a writer killed before that leaves nothing."""
         return self._look() is not None
 
     def snapshot(self) -> str:
-        """Identifier of the newest version.
+        """Return the identifier of the newest version.
 
         Raises:
             StoreError: If there is no store.
@@ -122,17 +116,17 @@ class Store:
         """
         session = self._session(version)
         raw = xr.open_zarr(session.store, consolidated=False, chunks=None, zarr_format=3, decode_cf=False)
-        dataset = _decode(raw, zarr.open_group(session.store, mode="r"))
+        dataset = decode(raw, zarr.open_group(session.store, mode="r"))
         dataset.attrs["snapshot"] = session.snapshot_id
-        return _in_order(dataset) if "time" in dataset.dims else dataset
+        return in_order(dataset) if "time" in dataset.dims else dataset
 
     def labels(self, *names: str) -> dict[str, np.ndarray]:
-        """One-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
+        """Read one-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
         arrays = dict(zarr.open_group(self._session().store, mode="r").arrays())
         return {name: np.asarray(arrays[name][:]) for name in names if name in arrays}
 
     def history(self, *, limit: int | None = None) -> Iterator[Commit]:
-        """Commits, newest first."""
+        """List the commits, newest first."""
         repository, _ = self._found()
         for count, info in enumerate(repository.ancestry(branch=BRANCH)):
             if count == limit:
@@ -140,11 +134,11 @@ class Store:
             yield Commit(info.id, info.written_at, info.message, dict(info.metadata))
 
     def size(self) -> int:
-        """Bytes of all chunks in the repository, all versions together."""
+        """Count the bytes of all chunks in the repository, all versions together."""
         return int(self._found()[0].chunk_storage_stats().native_bytes)
 
     def describe(self, *, commits: int = 5) -> dict[str, object]:
-        """What it holds, as plain values: for ``nowcast show``."""
+        """Describe what it holds, as plain values: for ``nowcast show``."""
         recent = [
             f"{commit.time:%Y-%m-%d %H:%M:%S}Z {commit.snapshot} {commit.message}"
             for commit in self.history(limit=commits)
@@ -202,8 +196,8 @@ class Store:
             schema.check_same(arrays, dataset, along, self.path, whole=True)
             names = schema.growing_names(dataset, along)
             length = arrays[names[0]].shape[0]
-            _write(arrays, {name: dataset[name].values for name in names}, slice(length, length + dataset.sizes[along]))
-            return _commit(session, message, metadata)
+            write(arrays, {name: dataset[name].values for name in names}, slice(length, length + dataset.sizes[along]))
+            return commit(session, message, metadata)
 
     def replace(
         self, dataset: xr.Dataset, *, at: int | slice, message: str, metadata: Mapping[str, object] | None = None
@@ -225,8 +219,8 @@ class Store:
             session = self._writable()
             arrays = dict(zarr.open_group(session.store, mode="a").arrays())
             schema.check_same(arrays, dataset, along, self.path)
-            _write(arrays, {name: dataset[name].values for name in schema.growing_names(dataset, along)}, where)
-            return _commit(session, message, metadata)
+            write(arrays, {name: dataset[name].values for name in schema.growing_names(dataset, along)}, where)
+            return commit(session, message, metadata)
 
     def expire(self, *, older_than: timedelta) -> int:
         """Forget versions older than a limit and delete what only they used.
@@ -242,7 +236,7 @@ class Store:
             return int(repository.garbage_collect(limit).bytes_deleted)
 
     def _dimension(self, dataset: xr.Dataset) -> str:
-        """Along which it grows by a Dataset."""
+        """Choose the dimension along which a Dataset makes it grow."""
         along = self.along or _along(dataset)
         if along not in dataset.dims:
             raise BadInput(
@@ -257,7 +251,7 @@ class Store:
         return _storage(self.place)
 
     def _look(self) -> tuple[icechunk.Repository, str] | None:
-        """The repository and its newest version; None if nothing was ever committed."""
+        """Find the repository and its newest version; None if nothing was ever committed."""
         try:
             if (found := self._look_again() or self._look_first()) is None:
                 return None
@@ -268,7 +262,7 @@ class Store:
         return None if empty else found
 
     def _look_again(self) -> tuple[icechunk.Repository, str] | None:
-        """What was kept; None if nothing was, or if it was removed since."""
+        """Return the repository that was kept; None if none was, or if it was removed since."""
         if (kept := self._kept) is not None:
             with suppress(icechunk.IcechunkError):
                 return kept, kept.lookup_branch(BRANCH)
@@ -283,13 +277,13 @@ class Store:
         return kept, kept.lookup_branch(BRANCH)
 
     def _found(self) -> tuple[icechunk.Repository, str]:
-        """As ``_look``, and an error where there is nothing."""
+        """Find them as ``_look`` does; an error where there is nothing."""
         if (found := self._look()) is None:
             raise StoreError(f"{self.path}: there is no store here; make one with `nowcast ingest`.")
         return found
 
     def _session(self, version: str | None = None) -> icechunk.Session:
-        """What reads one version; None: the newest."""
+        """Open a session that reads one version; None: the newest."""
         repository, newest = self._found()
         try:
             return repository.readonly_session(snapshot_id=version or newest)
@@ -297,7 +291,7 @@ class Store:
             raise StoreError(f"{self.path}: cannot read version {version}: {_first_line(error)}.") from error
 
     def _writable(self) -> icechunk.Session:
-        """What writes; makes the repository if there is none."""
+        """Open a session that writes; makes the repository if there is none."""
         self._look()
         try:
             repository = self._kept or icechunk.Repository.open_or_create(self._storage, config=_config())
@@ -317,7 +311,7 @@ class FrameStore(Store):
     along = "time"
 
     def timeline(self, version: str | None = None) -> xr.Dataset:
-        """The labels of all frames without their pixels, in the order of ``read``.
+        """Read the labels of all frames without their pixels, in the order of ``read``.
 
         ``position(time)`` says where a frame lies on disk; attribute ``channels`` lists the variables.
         """
@@ -327,13 +321,13 @@ class FrameStore(Store):
         return kept.assign_attrs(channels=names)
 
     def times(self) -> np.ndarray:
-        """datetime64[s] of every frame, ascending."""
+        """Read the times of all frames, datetime64[s], ascending."""
         return np.sort(self.labels("time")["time"]).astype("datetime64[s]")
 
     def packed(self, names: Sequence[str], *, version: str | None = None) -> dict[str, tuple[Frames, Packing | None]]:
-        """Variables as they lie on disk, for those who read many frames: see ``chunk_io.Frames``."""
+        """Open variables as they lie on disk, for those who read many frames: see ``chunk_io.Frames``."""
         group = zarr.open_group(self._session(version).store, mode="r")
-        arrays = {name: cast(zarr.Array, group[name]) for name in names}
+        arrays = {name: cast(zarr.Array[Any], group[name]) for name in names}
         return {name: (Frames(array), Packing.of(array.dtype, array.attrs)) for name, array in arrays.items()}
 
     def extend(self, like: xr.Dataset, count: int, *, event: int = 1) -> Extension:
@@ -353,7 +347,7 @@ class ForecastStore(Store):
     along = "run"
 
     def issued(self, reference: np.datetime64, sequence: str) -> set[str]:
-        """Products that have a forecast from this time (of this event); none if nothing is there yet."""
+        """List the products that have a forecast from this time (of this event); none if nothing is there yet."""
         if not self.exists():
             return set()
         labels = self.labels("model", "forecast_reference_time", "sequence")
@@ -383,128 +377,16 @@ def open_store(path: Place, *, version: str | None = None) -> xr.Dataset:
     return Store.of(path).read(version)
 
 
-# --- growing --------------------------------------------------------------------------------------
-
-Pixels = Mapping[str, tuple[np.ndarray | Compressed, Packing | None]]
-"""Channel -> (frame, row, column) values, and how they are packed already."""
-
-
-class Extension:
-    """Frames that are being added to a store in one commit, by one process or several, see ``FrameStore.extend``."""
-
-    def __init__(self, path: str | Path, session: icechunk.Session, like: xr.Dataset, count: int, event: int) -> None:
-        self.path, self.session = path, session
-        group = zarr.open_group(session.store, mode="a")
-        self.arrays = dict(group.arrays()) or schema.create(group, like, "time", event)
-        self.cadence = cast(float | None, group.attrs.get("cadence_seconds"))
-        """Seconds between the frames of a live feed."""
-        self.start = self.arrays["time"].shape[0]
-        self.total = self.start + count
-
-    @property
-    def steps(self) -> int:
-        """Frames per object: an object is to be written by one process."""
-        return max(Frames(array).steps for array in self.arrays.values() if array.ndim == 3)
-
-    def check(self, like: xr.Dataset) -> None:
-        """Refuse frames that do not fit.
-
-        Raises:
-            BadInput: See ``append``.
-        """
-        schema.check_same(self.arrays, like, "time", self.path, whole=True)
-
-    def fill(self, parts: Sequence[tuple[int, Pixels]]) -> None:
-        """Write pixels to their positions, in this process; see ``fill`` for others."""
-        _fill(self.arrays, parts, self.total)
-
-    def fork(self) -> icechunk.ForkSession:
-        """What another process needs for ``fill``: goes there and comes back, both by pickle."""
-        return self.session.fork()
-
-    def commit(
-        self,
-        labels: Mapping[str, np.ndarray],
-        *,
-        message: str,
-        forks: Sequence[icechunk.ForkSession] = (),
-        metadata: Mapping[str, object] | None = None,
-    ) -> str:
-        """Bring together what the processes wrote, add the labels of all new frames, commit all at once."""
-        if forks:
-            self.session.merge(*forks)
-        _write(self.arrays, labels, slice(self.start, self.total))
-        return _commit(self.session, message, metadata)
-
-
-def fill(fork: icechunk.ForkSession, parts: Sequence[tuple[int, Pixels]], *, total: int) -> icechunk.ForkSession:
-    """Write pixels to their positions in a store that grows to ``total`` frames.
-
-    Args:
-        fork: Of a ``Extension``.
-        parts: Position of the first frame, and frames, in ascending order.
-        total: Frames in the store afterwards.
-
-    Raises:
-        BadInput: If they are packed in another way and do not fit into the store's.
-    """
-    group = zarr.open_group(fork.store, mode="a")
-    _fill({name: cast(zarr.Array, group[name]) for name in parts[0][1]}, parts, total)
-    return fork
-
-
-def _fill(arrays: Mapping[str, zarr.Array], parts: Sequence[tuple[int, Pixels]], total: int) -> None:
-    for name in parts[0][1]:
-        array = arrays[name]
-        if array.shape[0] < total:
-            array.resize((total, *array.shape[1:]))
-        own = Packing.of(array.dtype, array.attrs)
-        Frames(array).write((at, _repacked(*pixels[name], own, array, name)) for at, pixels in parts)
-
-
-def _repacked(
-    values: np.ndarray | Compressed, packing: Packing | None, own: Packing | None, array: zarr.Array, name: str
-) -> np.ndarray | Compressed:
-    if packing is not None and own is not None and own.attrs == packing.attrs:
-        return values
-    values = np.asarray(values)
-    return schema.pack(packing.unpack(values) if packing is not None else values, array, name)
-
-
-def _write(arrays: Mapping[str, zarr.Array], values: Mapping[str, np.ndarray], where: slice) -> None:
-    """Put values to their place along the first dimension, of all arrays at once; those that are too short grow."""
-    packed = {name: schema.pack(part, arrays[name], name) for name, part in values.items()}
-
-    async def put(name: str) -> None:
-        array = arrays[name].async_array
-        if array.shape[0] < where.stop:
-            await array.resize((where.stop, *array.shape[1:]))
-        await array.setitem(where, packed[name])
-
-    async def put_all() -> None:
-        await asyncio.gather(*map(put, packed))
-
-    sync(put_all())
-
-
-def _commit(session: icechunk.Session, message: str, metadata: Mapping[str, object] | None) -> str:
-    log.debug("commit: %s", message)
-    try:
-        return session.commit(message, metadata=schema.plain(metadata or {}))
-    except icechunk.ConflictError:
-        raise StoreError("Another writer committed first; nothing was written, try again.") from None
-
-
-# --- decoding -----------------------------------------------------------------------------------
+# --- what it holds --------------------------------------------------------------------------------
 
 
 def _along(dataset: xr.Dataset) -> str:
-    """Dimension that grows."""
+    """Find the dimension that grows."""
     return "time" if "time" in dataset.dims else "run"
 
 
 def _facts(dataset: xr.Dataset) -> dict[str, object]:
-    """What a Cube, forecasts or scores hold, as plain values."""
+    """Describe what a Cube, forecasts or scores hold, as plain values."""
     along = _along(dataset)
     stamps = dataset["time" if along == "time" else "forecast_reference_time"].values
     facts: dict[str, object] = {
@@ -526,7 +408,7 @@ def _facts(dataset: xr.Dataset) -> dict[str, object]:
 
 
 def _gaps(cube: xr.Dataset) -> list[str]:
-    """Breaks between the runs of a live feed."""
+    """List the breaks between the runs of a live feed."""
     if "cadence_seconds" not in cube.attrs or cube.sizes["time"] < 2:
         return []
     stamps = cube["time"].values.astype("datetime64[s]")
@@ -535,66 +417,6 @@ def _gaps(cube: xr.Dataset) -> list[str]:
         f"{stamps[index]}Z to {stamps[index + 1]}Z ({step[index] - 1:.0f} frames)"
         for index in np.flatnonzero(step > 1.5)
     ]
-
-
-class _ByTable(BackendArray):
-    """Values of an array that is packed by a table of levels, which CF cannot express; read when asked for."""
-
-    def __init__(self, array: zarr.Array) -> None:
-        self.array, self.packing = array, cast(Packing, Packing.of(array.dtype, array.attrs))
-        self.shape, self.dtype = array.shape, np.dtype(np.float32)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
-        support = indexing.IndexingSupport.OUTER
-        return indexing.explicit_indexing_adapter(key, self.shape, support, self._values)
-
-    def _values(self, key: tuple) -> np.ndarray:
-        return self.packing.unpack(np.asarray(self.array.oindex[key]))
-
-
-def _by_table(variable: xr.Variable, array: zarr.Array) -> xr.Variable:
-    lazy = _ByTable(array)
-    attrs = {key: value for key, value in variable.attrs.items() if key not in lazy.packing.attrs}
-    mapping = {key: attrs.pop(key) for key in ["grid_mapping"] if key in attrs}  # where decode_cf puts it
-    return xr.Variable(variable.dims, indexing.LazilyIndexedArray(lazy), attrs, mapping)
-
-
-def _decode(raw: xr.Dataset, group: zarr.Group) -> xr.Dataset:
-    tables = {str(name): variable for name, variable in raw.variables.items() if "levels" in variable.attrs}
-    for variable in raw.variables.values():
-        for key in {"scale_factor", "add_offset"} & set(variable.attrs):  # float64 would decode to float64
-            variable.attrs[key] = np.float32(variable.attrs[key])
-    dataset = xr.decode_cf(raw.drop_vars(tables), decode_timedelta=True, decode_coords="all")
-    for name, variable in tables.items():
-        dataset[name] = _by_table(variable, cast(zarr.Array, group[name]))
-    for label, variable in dataset.variables.items():
-        if variable.dtype.kind == "T":  # numpy's variable-width strings: few libraries take them yet
-            dataset[label] = variable.astype(object)
-    labels = [name for name in dataset.variables if dataset[name].dims in (("time",), ("run",)) or name == "crs"]
-    return dataset.set_coords(labels)
-
-
-def _in_order(cube: xr.Dataset) -> xr.Dataset:
-    stamps, labels = cube["time"].values, cube["sequence"].values
-    live = not any(labels)
-    order = np.argsort(stamps, kind="stable") if live else _group(labels, stamps)
-    if (order[1:] < order[:-1]).any():
-        cube = cube.isel(time=order)
-    known = list(QUANTITIES)  # a listing of a store has no order of its own
-    cube = cube[sorted(map(str, cube.data_vars), key=lambda name: (known.index(name) if name in known else -1, name))]
-    cube = cube.assign_coords(position=("time", order, {"long_name": "order of arrival"}))
-    if live and "cadence_seconds" in cube.attrs:
-        gap = int(cube.attrs.get("tolerated_gap", 0))
-        runs = label_runs(cube["time"].values, cube.attrs["cadence_seconds"], tolerated_gap=gap)
-        cube = cube.assign_coords(sequence=("time", runs))
-    return cube
-
-
-def _group(labels: np.ndarray, stamps: np.ndarray) -> np.ndarray:
-    """Order that keeps sequences together, in the order of their first appearance."""
-    first: dict[str, int] = {}
-    rank = np.asarray([first.setdefault(label, len(first)) for label in labels], np.int64)
-    return np.lexsort((stamps, rank))
 
 
 # --- where ---------------------------------------------------------------------------------------
@@ -623,13 +445,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _config() -> icechunk.RepositoryConfig:
-    """A commit rewrites the lists of chunks it touches: short lists, or a year of frames slows every append."""
+    """Keep the lists of chunks short: a commit rewrites those that it touches, and a year of frames would slow it."""
     every, first = icechunk.ManifestSplitCondition.AnyArray(), icechunk.ManifestSplitDimCondition.Axis(0)
     splitting = icechunk.ManifestSplittingConfig.from_dict({every: {first: STEPS_PER_MANIFEST}})
     return icechunk.RepositoryConfig(manifest=icechunk.ManifestConfig(splitting=splitting), storage=_requests())
 
 
 def _requests() -> icechunk.StorageSettings:
-    """Reads from a disk are cut in two: a request for a whole object is streamed by 8 KiB, one for a range is not."""
+    """Cut reads from a disk in two: a request for a whole object is streamed by 8 KiB, one for a range is not."""
     pair = icechunk.StorageConcurrencySettings(max_concurrent_requests_for_object=2, ideal_concurrent_request_size=1000)
     return icechunk.StorageSettings(concurrency=pair)

@@ -31,14 +31,14 @@ COMPRESSOR = ZstdCodec(level=3)
 
 
 def event_length(cube: xr.Dataset) -> int:
-    """Frames of the first event of a Cube; 1 for a live feed, which grows frame by frame."""
+    """Count the frames of the first event of a Cube; 1 for a live feed, which grows frame by frame."""
     if "sequence" not in cube.coords or "cadence_seconds" in cube.attrs:
         return 1
     return int((cube["sequence"].values == cube["sequence"].values[0]).sum())
 
 
 def create(group: zarr.Group, dataset: xr.Dataset, along: str, event: int) -> dict[str, Any]:
-    """Makes the arrays of a new store for Datasets like this one, of no length ``along`` yet; the others are filled.
+    """Make the arrays of a new store for Datasets like this one, of no length ``along`` yet; the others are filled.
 
     Args:
         group: Empty.
@@ -71,7 +71,7 @@ def create(group: zarr.Group, dataset: xr.Dataset, along: str, event: int) -> di
 
 
 def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
-    """On-disk type, fill value and CF attributes of a variable."""
+    """Choose the on-disk type, fill value and CF attributes of a variable."""
     kind = variable.dtype.kind
     if kind == "M":
         return "int64", np.iinfo(np.int64).min, dict(EPOCH)
@@ -89,7 +89,7 @@ def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:
 def _chunks(
     variable: xr.Variable, along: str, itemsize: int, event: int
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Chunks, and the shards (objects) that hold several of them or None.
+    """Choose the chunks, and the shards (objects) that hold several of them, or None.
 
     One frame per chunk, cut into bands of rows where it is very large; labels by thousands.
     """
@@ -111,19 +111,22 @@ def _chunks(
 
 
 def _height(rows: int, columns: int) -> int:
-    """Of the bands that a very large frame is cut into."""
+    """Choose the rows of the bands that a very large frame is cut into."""
     return math.ceil(rows / math.ceil(rows * columns / PIXELS_PER_CHUNK))
 
 
 def compressed(codes: np.ndarray, packing: Packing | None) -> Compressed:
-    """(frame, row, column) values of a live feed as they lie in a new store: cheapest while they are at hand."""
+    """Compress (frame, row, column) values of a live feed as a new store keeps them, while they are in memory."""
     fill = math.nan if packing is None else packing.missing or 0
     return Compressed.of(codes, height=_height(*codes.shape[1:]), fill=fill, level=COMPRESSOR.level)
 
 
 def _steps(length: int, size: int) -> tuple[int, int]:
-    """Frames of ``size`` bytes per chunk and per shard, where events of ``length`` come whole: a window reads few
-    bytes and starts with a chunk, an event lies in one object, and a small one in an object with others."""
+    """Choose how many frames of ``size`` bytes share a chunk and a shard, where events of ``length`` come whole.
+
+    A window reads few bytes and starts with a chunk, an event lies in one object, and a small one in an object with
+    others.
+    """
     most = length if length * size <= WHOLE_BYTES else max(1, CHUNK_BYTES // size)
     steps = max(part for part in range(1, length + 1) if length % part == 0 and part <= most)
     if length * size <= SHARD_BYTES:
@@ -131,8 +134,8 @@ def _steps(length: int, size: int) -> tuple[int, int]:
     return steps, steps * max(1, SHARD_BYTES // (steps * size))
 
 
-def pack(values: np.ndarray, array: zarr.Array, name: str) -> np.ndarray:
-    """Values as an array on disk keeps them.
+def pack(values: np.ndarray, array: zarr.Array[Any], name: str) -> np.ndarray:
+    """Convert values to what an array on disk keeps.
 
     Raises:
         BadInput: If they do not fit into its codes.
@@ -149,7 +152,7 @@ def pack(values: np.ndarray, array: zarr.Array, name: str) -> np.ndarray:
 def check_same(
     arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, path: object, *, whole: bool = False
 ) -> None:
-    """Refuses what would not fit: other axes, other projection, unknown or (of a whole step) missing variables.
+    """Refuse what would not fit: other axes, other projection, unknown or (of a whole step) missing variables.
 
     Raises:
         BadInput: One sentence that names the first misfit.
@@ -178,10 +181,11 @@ def check_same(
 
 
 def growing_names(dataset: xr.Dataset, along: str) -> list[str]:
-    """Variables and labels that get longer with every step."""
+    """List the variables and labels that get longer with every step."""
     return [str(name) for name, variable in dataset.variables.items() if along in variable.dims]
 
 
-def plain(attrs: Mapping) -> dict:
-    """JSON values only: numpy scalars and arrays become Python's."""
-    return json.loads(json.dumps(dict(attrs), default=lambda value: np.asarray(value).tolist()))
+def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn attributes into JSON values: numpy scalars and arrays become Python's."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=lambda value: np.asarray(value).tolist()))
+    return values

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, cikm2017
+from nowcast.readers import Item, cikm2017
+from nowcast.readers.items import ITEM_BYTES
 from nowcast.store.packing import Packing
 from tests import sources_benchmarks
 from tests.sources_benchmarks import cikm, cikm_clips, cikm_levels

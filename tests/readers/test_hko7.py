@@ -8,8 +8,8 @@ from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import rate_from_reflectivity
 from nowcast.readers import Item, hko7
+from nowcast.store.decode import in_order
 from nowcast.store.packing import Packing
-from nowcast.store.repository import _in_order
 from tests import fixtures
 from tests.paths import REAL_DATA, needs_real
 
@@ -197,7 +197,7 @@ def test_refuses_another_size_name_and_mask(tmp_path):
 def test_two_missing_frames_do_not_break_a_run_but_three_do(tmp_path):
     stamps = ["1505100300", "1505100312", "1505100330", "1505100354"]  # 1, 2 and 3 frames missing between them
     cubes = [hko7.read(Item(fixtures.hko7(tmp_path, stamp))) for stamp in stamps]
-    runs = _in_order(xr.concat(cubes, "time", data_vars="minimal", combine_attrs="override"))["sequence"].values
+    runs = in_order(xr.concat(cubes, "time", data_vars="minimal", combine_attrs="override"))["sequence"].values
     assert list(runs) == ["2015-05-10T03:00"] * 3 + ["2015-05-10T03:54"]
 
 

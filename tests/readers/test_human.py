@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, human
+from nowcast.readers import Item, human
+from nowcast.readers.items import ITEM_BYTES
 from tests.sources_clips import human as write
 from tests.sources_clips import human_frame, jpeg
 

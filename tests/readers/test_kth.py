@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import ITEM_BYTES, Item, kth
+from nowcast.readers import Item, kth
+from nowcast.readers.items import ITEM_BYTES
 from tests.sources_clips import jpeg, kth_folder, kth_frame, kth_list, kth_video
 
 

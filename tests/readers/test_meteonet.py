@@ -12,7 +12,8 @@ import pytest
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import rate_from_reflectivity
-from nowcast.readers import ITEM_BYTES, Item, meteonet
+from nowcast.readers import Item, meteonet
+from nowcast.readers.items import ITEM_BYTES
 from nowcast.store.packing import Packing
 from tests import sources_benchmarks
 from tests.paths import REAL_DATA, needs_real

@@ -9,7 +9,8 @@ import pytest
 
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import ITEM_BYTES, Item, arrays, moving_mnist
+from nowcast.readers import Item, arrays, moving_mnist
+from nowcast.readers.items import ITEM_BYTES
 from nowcast.readers.moving_images import MovingImages
 from nowcast.store.packing import Packing
 from tests import sources_video

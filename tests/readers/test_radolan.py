@@ -10,7 +10,8 @@ import pytest
 
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.readers import Item, metric_crs, radolan
+from nowcast.readers import Item, radolan
+from nowcast.readers.rasters import metric_crs
 from nowcast.store.packing import Packing
 from tests import fixtures, sources_composites
 from tests.paths import REAL_DATA, needs_real

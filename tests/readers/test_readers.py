@@ -14,21 +14,11 @@ from PIL import Image
 from nowcast import readers
 from nowcast.core.cube import channels, check
 from nowcast.core.errors import BadInput
-from nowcast.readers import (
-    ITEM_BYTES,
-    READERS,
-    Item,
-    attribute,
-    detect,
-    files,
-    get,
-    grey_png,
-    member,
-    metric_crs,
-    natural,
-    numbers,
-    open_hdf5,
-)
+from nowcast.readers import READERS, Item, detect, get
+from nowcast.readers.decoding import decoding, grey_png
+from nowcast.readers.hdf5 import attribute, member, numbers, open_hdf5
+from nowcast.readers.items import ITEM_BYTES, files, natural
+from nowcast.readers.rasters import metric_crs
 from nowcast.store.packing import Packing
 from tests.fixtures import knmi, png
 from tests.sources import SOURCES
@@ -301,7 +291,7 @@ class Buggy:
         raise self.error
 
     def read(self, path: Path) -> None:
-        with readers.decoding(path, "a test file"):
+        with decoding(path, "a test file"):
             raise self.error
 
 

@@ -9,7 +9,8 @@ import pytest
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import SOUTH_UP, Grid
 from nowcast.core.units import get_quantity, level_from_vil, vil_from_level
-from nowcast.readers import ITEM_BYTES, Item, sevir
+from nowcast.readers import Item, sevir
+from nowcast.readers.items import ITEM_BYTES
 from nowcast.store.packing import Packing
 from tests import fixtures
 from tests.fixtures import sevir_catalog, sevir_file, sevir_row
@@ -242,10 +243,10 @@ def test_refuses_a_row_that_is_none(tmp_path, change):
 
 def test_the_catalogue_is_read_once_for_each_version(tmp_path):
     root = fixtures.sevir(tmp_path)
-    sevir._books.cache_clear()
+    sevir._events_of.cache_clear()
     for item in sevir.find(root):
         sevir.read(item)
-    assert sevir._books.cache_info().misses == 1
+    assert sevir._events_of.cache_info().misses == 1
 
 
 # --- chunks of many events ------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from PIL import Image
 
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.readers import ITEM_BYTES, Item, shanghai_radar
+from nowcast.readers import Item, shanghai_radar
+from nowcast.readers.items import ITEM_BYTES
 from nowcast.store.packing import Packing
 from tests import fixtures
 from tests.sources_benchmarks import shanghai_clips, shanghai_event

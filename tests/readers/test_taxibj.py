@@ -3,7 +3,8 @@ import pytest
 
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import ITEM_BYTES, Item, taxibj
+from nowcast.readers import Item, taxibj
+from nowcast.readers.items import ITEM_BYTES
 from tests import sources_video
 
 

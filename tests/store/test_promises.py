@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from nowcast.config import Product
 from nowcast.core.cube import make
+from nowcast.core.errors import StoreError
 from nowcast.forecasting.run import issue
 from nowcast.ingestion.run import ingest
-from nowcast.store import repository
+from nowcast.store import FrameStore, open_store, repository
 from nowcast.store.packing import Packing
 from nowcast.verification.run import verify
 from tests import synthetic
@@ -46,7 +47,7 @@ def test_who_writes_waits_for_another_writer_and_then_says_so(
 ) -> None:
     """The other one is a process that holds the file beside the store."""
     monkeypatch.setattr(repository, "LOCK_SECONDS", 0.1)
-    with FileLock(tmp_path / "store.lock"), pytest.raises(repository.StoreError, match="another process is writing"):
+    with FileLock(tmp_path / "store.lock"), pytest.raises(StoreError, match="another process is writing"):
         write(tmp_path)
     assert not (tmp_path / "store").exists()
 
@@ -56,11 +57,11 @@ def test_who_writes_waits_for_another_writer_and_then_says_so(
 
 def test_versions_younger_than_the_limit_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    versions = [repository.append(path, synthetic.cube([index]), message=f"frame {index}") for index in range(3)]
-    assert repository.expire(path, older_than=timedelta(hours=1)) == 0
-    assert [commit.snapshot for commit in repository.history(path, limit=3)] == versions[::-1]
+    versions = [FrameStore(path).append(synthetic.cube([index]), message=f"frame {index}") for index in range(3)]
+    assert FrameStore(path).expire(older_than=timedelta(hours=1)) == 0
+    assert [commit.snapshot for commit in FrameStore(path).history(limit=3)] == versions[::-1]
     for count, version in enumerate(versions, 1):
-        cube = repository.open_store(path, version=version)
+        cube = open_store(path, version=version)
         assert cube.sizes["time"] == count
         np.testing.assert_allclose(cube["rainfall_rate"][-1], synthetic.rain(count - 1), atol=0.0051)
 
@@ -89,8 +90,8 @@ def ends(kind: str, *, missing: bool = False) -> xr.Dataset:
 @pytest.mark.parametrize("kind", PACKINGS)
 def test_the_lowest_and_the_highest_code_are_values(tmp_path: Path, kind: str) -> None:
     cube = ends(kind, missing=kind != "all levels")
-    repository.append(tmp_path / "store", cube, message="m")
-    found = repository.open_store(tmp_path / "store")["rainfall_rate"]
+    FrameStore(tmp_path / "store").append(cube, message="m")
+    found = open_store(tmp_path / "store")["rainfall_rate"]
     np.testing.assert_allclose(found, cube["rainfall_rate"], rtol=1e-5)
     assert np.isnan(found.values).sum() == np.isnan(cube["rainfall_rate"].values).sum()
 
