@@ -1,1 +1,1 @@
-"""Prefect flows: when, how often, on which machine. No science, and no import here: the plug-in must stay light."""
+"""Prefect flows: when, how often, on which machine; no science. Nothing is imported here, to keep the plug-in light."""

@@ -1,4 +1,4 @@
-"""Compares networks: trains them alike, scores them on held-out frames, and shows the table."""
+"""Flow that trains networks under one protocol, scores them on held-out frames, and shows the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nowcast.flows.train import GPU
 
 @flow(name="benchmark")
 def benchmark(config: str, overrides: tuple[str, ...] = ()) -> str:
-    """Trains and scores every network of a benchmark; returns the path of its table.
+    """Train and score every network of a benchmark; return the path of its table.
 
     Args:
         config: Benchmark file, or the name of a shipped one: benchmarks/radar-debug.yaml.

@@ -1,19 +1,19 @@
-"""One cycle of an operational chain: new frame, forecasts, scores, page."""
+"""Flow of one cycle of an operational chain: new frame, forecasts, scores, page."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
 from prefect import flow, runtime
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from nowcast.core.errors import BusyError
 from nowcast.flows.report import outcome, skipped
 
 
 @flow(name="cycle")
-def cycle(config: str, overrides: tuple[str, ...] = ()) -> State:
-    """Takes new frames, forecasts, verifies what became verifiable and publishes.
+def cycle(config: str, overrides: tuple[str, ...] = ()) -> State[None]:
+    """Ingest new frames, forecast, verify what became verifiable, and publish.
 
     Args:
         config: Operations file, or the name of a shipped one: operations/knmi.yaml.

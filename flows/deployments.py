@@ -28,15 +28,15 @@ from nowcast.flows.train import GPU
 from nowcast.models import MODELS, model_class
 
 NAME = "default"
-"""Every flow's deployment; the plug-in fills it in."""
+"""Name of every deployment, which the plug-in appends to the name of the flow."""
 SHIPPED = "operations/knmi.yaml"
 """Operations file that ``prefect.yaml`` deploys."""
 BENCHMARK = "benchmarks/radar-debug.yaml"
-"""What ``benchmark`` compares unless it is told otherwise."""
+"""Default benchmark file of the flow ``benchmark``."""
 ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
-"""Schedules count from here, so that every 5 minutes means at :00, :05, ..."""
+"""Start of all schedules, so that every 5 minutes means at :00, :05, ..."""
 GRACE_SECONDS = 120
-"""A run that has not started by then gives its place back."""
+"""A run that has not started by then frees its slot of the concurrency limit."""
 PREFECT_YAML = Path(__file__).parents[2] / "prefect.yaml"
 HEADER = """\
 # Made by `python -m nowcast.flows.deployments` from flows/deployments.py: change the table there.
@@ -52,7 +52,7 @@ HEADER = """\
 
 @dataclass(frozen=True)
 class Deployment:
-    """One row: a flow, what it is started with, and when."""
+    """A deployment: a flow, its parameters and its schedule."""
 
     flow: str
     entrypoint: str
@@ -60,15 +60,15 @@ class Deployment:
     tags: tuple[str, ...]
     pool: Literal["cpu", "gpu"] = "cpu"
     every_minutes: float | None = None
-    """None: started by hand."""
+    """Interval of the schedule; None: started by hand."""
     limit: int | None = None
-    """Runs at once."""
+    """Most runs at the same time."""
     collision: Literal["ENQUEUE", "CANCEL_NEW"] = "ENQUEUE"
-    """What becomes of a run beyond the limit."""
+    """Whether a run beyond the limit waits or is cancelled."""
 
 
 def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployment]:
-    """The table for one operational chain.
+    """List the deployments of one operational chain.
 
     Args:
         operations: Operations file, or the name of a shipped one.
@@ -81,7 +81,7 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
     chain: dict[str, Any] = {"config": operations} | ({"overrides": list(overrides)} if overrides else {})
     tags, recipes = ("operations",), _recipes()
     return [
-        # The cycle works on the newest frame: a run that cannot start now has nothing to do later.
+        # A cycle works on the newest frame: a run that cannot start now would have nothing to do later.
         Deployment(
             "cycle", "nowcast.flows.cycle.cycle", chain, tags, every_minutes=every, limit=1, collision="CANCEL_NEW"
         ),
@@ -103,28 +103,28 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
 
 
 def trainable() -> list[str]:
-    """Networks with weights to find; persistence and extrapolation have none."""
+    """List the networks with weights to train; persistence and extrapolation have none."""
     return [name for name in MODELS if model_class(name).trainable]
 
 
 def _training(model: str, recipe: str | None) -> Deployment:
-    """Without a shipped recipe, one must be named at every start."""
+    """Make the deployment that trains a network; without a shipped recipe, every run must name one."""
     parameters = {"recipe": recipe} if recipe else {}
     return Deployment(f"train-{model}", f"nowcast.flows.train.{model}", parameters, ("training",), pool="gpu")
 
 
 def _recipes() -> dict[str, str]:
-    """Each network's shipped recipe, the first by name: debug before small."""
+    """Map each network to its shipped recipe, the first by name: debug before small."""
     folder = config.shipped_folder()
     files = sorted(folder.glob("training/*.yaml"), reverse=True)
     return {config.load(config.Recipe, file).model.partition(":")[0]: str(file.relative_to(folder)) for file in files}
 
 
-# --- one box: served by this process --------------------------------------------------------------
+# --- one machine: served by this process ----------------------------------------------------------
 
 
 def serve(operations: str, overrides: Sequence[str] = ()) -> None:
-    """Registers all deployments, starts a first cycle and works until it is told to stop.
+    """Register all deployments, start a first cycle, and execute runs until SIGINT.
 
     Args:
         operations: Operations file, or the name of a shipped one.
@@ -140,9 +140,9 @@ def serve(operations: str, overrides: Sequence[str] = ()) -> None:
 
 
 async def _work(runner: Runner) -> None:
-    """Works until SIGINT, then ends the runs and says so, which frees their places.
+    """Execute runs until SIGINT, then end them and report it, which frees their slots.
 
-    Prefect's own SIGTERM handler leaves them behind as running for ever.
+    Prefect's own SIGTERM handler would leave them in the state Running for ever.
     """
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(runner.astop()))
@@ -150,13 +150,13 @@ async def _work(runner: Runner) -> None:
 
 
 def limit_gpu(trainings: int = 1) -> None:
-    """Creates the queue that trainings wait in: without it they refuse to start."""
+    """Create the concurrency limit that trainings wait for: without it they refuse to start."""
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(GPU, trainings)
 
 
 def served(row: Deployment) -> RunnerDeployment:
-    """A row as Prefect serves it."""
+    """Convert a deployment to the form that Prefect's runner serves."""
     limit = schedule = None
     if row.every_minutes:
         schedule = Interval(row.every_minutes * 60, anchor_date=ANCHOR, slug=row.flow)
@@ -177,10 +177,11 @@ def served(row: Deployment) -> RunnerDeployment:
 
 
 def prefect_yaml() -> str:
-    """The table as ``prefect --no-prompt deploy --all`` reads it."""
+    """Write the deployments as YAML for ``prefect --no-prompt deploy --all``."""
     home = {"prefect.deployments.steps.set_working_directory": {"directory": "{{ $NOWCAST_HOME }}"}}
     document = {"pull": [home], "deployments": [_entry(row) for row in deployments(SHIPPED)]}
-    return HEADER + yaml.safe_dump(document, sort_keys=False, width=120)
+    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
+    return HEADER + text
 
 
 def _entry(row: Deployment) -> dict[str, Any]:

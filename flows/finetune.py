@@ -1,4 +1,4 @@
-"""Fitting a trained network to a domain, one flow per network that has several ways to: ``finetune-gs2pm``."""
+"""Flows that fit a trained network to a domain, one per network with several ways of tuning: ``finetune-gs2pm``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from prefect import Flow, flow
 from pydantic import AwareDatetime, Field
 
+from nowcast.core.errors import ConfigError
 from nowcast.flows.train import Count, Device, Minutes, Name, Rate, RecipeFile, Weights, Windows, fit, given
 
 Method = Literal["vp", "fp"]
@@ -14,7 +15,7 @@ Store = Annotated[str, Field(min_length=1)]
 
 
 def finetune_flow(model: str) -> Flow[Any, str]:
-    """The flow that fits one network to a domain.
+    """Make the flow that fits one network to a domain.
 
     Args:
         model: Name in the model table.
@@ -38,37 +39,34 @@ def finetune_flow(model: str) -> Flow[Any, str]:
         score_windows: Windows = 24,
         register_in: RecipeFile | None = None,
     ) -> str:
-        """Fits a pretrained network to the frames of a store; returns the path of the checkpoint or prompt file.
+        """Fit a pretrained network to the frames of a store; return the path of the checkpoint or prompt file.
 
         Args:
             base: Checkpoint to start from, or a prompt file over one.
             store: Cube store of the domain.
-            method: vp tunes the visual prompt alone, for a small file over the base; fp all parameters.
+            method: vp tunes only the visual prompt, a small file over the base; fp tunes all parameters.
             minutes: Tuning ends after this time, validations included.
             steps: Tuning ends after so many steps of the optimiser.
-            valid_from: First time that is validated on, with its zone; left empty, the newest fifth of the frames is.
-            name: Of the run and its folder; left empty, after network, store and method.
+            valid_from: Start of the validation frames, with its zone; left empty, they are the newest fifth.
+            name: Name of the run and its folder; left empty, made of network, store and method.
             recipe: Recipe whose trainer applies; left empty, the shipped one of the method.
             batch_size: Windows per step on one device; lower it where memory is short.
-            learning_rate: Of the optimiser.
+            learning_rate: Learning rate of the optimiser.
             accelerator: auto takes a GPU where there is one.
-            overrides: Other changes to the recipe, one a line: windows.crop=96
+            overrides: Other changes to the recipe, one per line: windows.crop=96
             resume: Go on where the last run of this name stopped.
             score_windows: Validation windows on which the result is scored beside persistence, extrapolation and the
                 base; 0: none.
             register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
-        from nowcast.core.errors import ConfigError
         from nowcast.training.finetune import domain_recipe
 
-        changes = given(
-            {
-                "name": name,
-                "trainer.batch_size": batch_size,
-                "trainer.learning_rate": learning_rate,
-                "trainer.accelerator": accelerator,
-            }
-        )
+        changes = {
+            "name": name,
+            "trainer.batch_size": batch_size,
+            "trainer.learning_rate": learning_rate,
+            "trainer.accelerator": accelerator,
+        }
         settings = domain_recipe(
             base,
             store,
@@ -77,7 +75,7 @@ def finetune_flow(model: str) -> Flow[Any, str]:
             valid_from=valid_from,
             minutes=minutes,
             steps=steps,
-            changes=changes,
+            changes=given(changes),
             overrides=overrides,
         )
         if settings.model.partition(":")[0] != model:
@@ -90,7 +88,7 @@ def finetune_flow(model: str) -> Flow[Any, str]:
 
 
 def __getattr__(name: str) -> Flow[Any, str]:
-    """``nowcast.flows.finetune.gs2pm``, the entry point of a deployment, made when Prefect asks for it."""
+    """Make a flow when Prefect looks up the entry point of its deployment, as ``nowcast.flows.finetune.gs2pm``."""
     from nowcast.models import MODELS, model_class
 
     if name not in MODELS or len(model_class(name).tunings) < 2:

@@ -1,10 +1,11 @@
-"""Converts archives, benchmarks and videos into stores: once, in parallel, and on again where it was cut off."""
+"""Flow that converts archives, benchmarks and videos into stores, in parallel; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from pydantic import Field
 
 from nowcast.config import QualitySettings
@@ -20,8 +21,8 @@ def ingest(
     workers: int = Field(0, ge=0),
     scheduler: str | None = None,
     quality: QualitySettings = QualitySettings(),
-) -> State:
-    """Brings files into a store; what is there already is not read again.
+) -> State[None]:
+    """Bring files into a store; frames that it holds are not read again.
 
     Args:
         reader: Name of the source: knmi, sevir, kth, ...; auto finds it.
@@ -29,7 +30,7 @@ def ingest(
         store: Folder, or s3://bucket/prefix.
         workers: Processes of a Dask cluster on the machine of the run; 0: none.
         scheduler: A Dask cluster that runs already, tcp://host:port.
-        quality: What is checked at the door.
+        quality: Quality checks of the frames.
     """
     from nowcast.ingestion.run import ingest as take
 

@@ -1,4 +1,4 @@
-"""The life of a chain's models: a checkpoint becomes a challenger, is compared, becomes champion, goes back."""
+"""Flows that register, compare, promote and roll back the models of a chain."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from prefect.artifacts import create_markdown_artifact
 
 @flow(name="register-model")
 def register(config: str, file: str, name: str | None = None, reason: str = "", overrides: tuple[str, ...] = ()) -> str:
-    """Registers a checkpoint as a challenger, which forecasts in the shadow from the next cycle on.
+    """Register a checkpoint as a challenger, which makes shadow forecasts from the next cycle on.
 
     Args:
         config: Operations file, or the name of a shipped one: operations/knmi.yaml.
         file: A checkpoint: runs/convlstm/best.safetensors.
-        name: What it is called; after its recipe and digest where left out.
+        name: Name in the registry; left empty, made of its recipe and digest.
         reason: Kept in the journal.
         overrides: Changes to the operations file: promotion.least_runs=50.
     """
@@ -24,7 +24,7 @@ def register(config: str, file: str, name: str | None = None, reason: str = "", 
 
 @flow(name="compare-models")
 def compare(config: str, overrides: tuple[str, ...] = ()) -> list[str]:
-    """Judges all challengers against the champion by what they forecast live; the tables are an artifact.
+    """Compare all challengers with the champion by their live forecasts; the tables are an artifact.
 
     Args:
         config: Operations file, or the name of a shipped one.
@@ -43,12 +43,12 @@ def compare(config: str, overrides: tuple[str, ...] = ()) -> list[str]:
 
 @flow(name="promote-model")
 def promote(config: str, name: str, force: bool = False, reason: str = "", overrides: tuple[str, ...] = ()) -> str:
-    """Makes a challenger the champion if its live scores are better; products follow at the next cycle.
+    """Make a challenger the champion if its live scores are better; products follow at the next cycle.
 
     Args:
         config: Operations file, or the name of a shipped one.
-        name: Of the challenger, or the beginning of its digest.
-        force: Whatever the scores say; needs a reason.
+        name: Name of the challenger, or the beginning of its digest.
+        force: Promote whatever the scores are; needs a reason.
         reason: Kept in the journal.
         overrides: Changes to the operations file: promotion.least_runs=50.
     """
@@ -59,7 +59,7 @@ def promote(config: str, name: str, force: bool = False, reason: str = "", overr
 
 @flow(name="rollback-model")
 def rollback(config: str, reason: str = "", overrides: tuple[str, ...] = ()) -> str:
-    """Makes the champion before the present one champion again; returns its name.
+    """Make the champion before the present one champion again; return its name.
 
     Args:
         config: Operations file, or the name of a shipped one.
@@ -74,7 +74,7 @@ def rollback(config: str, reason: str = "", overrides: tuple[str, ...] = ()) -> 
 
 
 def _markdown(rows: list[dict[str, str]]) -> list[str]:
-    """Rows as a table."""
+    """Format rows as the lines of a Markdown table."""
     if not rows:
         return []
     lines = [" | ".join(row.values()) for row in rows]

@@ -1,7 +1,7 @@
-"""Start-up plug-in that lets ``prefect deployment run train-convlstm`` mean ``train-convlstm/default``.
+"""Prefect plug-in that lets ``prefect deployment run train-convlstm`` mean ``train-convlstm/default``.
 
-Prefect splits the name at the slash before it asks anybody, so no server setting can add the default.
-The hook runs while ``prefect`` is imported, before its command line is read, and touches that alone.
+Prefect splits the name at the slash before it asks the server, so no server setting can add the default.
+The hook runs while ``prefect`` is imported, before its command line is read, and changes only that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PREFECT_PLUGIN_API_REQUIRES = ">=0.1,<1"
 
 
 def rewrite(argv: list[str]) -> list[str]:
-    """The command line with ``/default`` put behind a bare deployment name."""
+    """Append ``/default`` to a bare deployment name in a command line."""
     for place, words in enumerate(zip(argv[1:], argv[2:], argv[3:], strict=False), start=1):
         group, command, name = words
         if group in {"deployment", "deployments"} and command in {"run", "inspect"}:
@@ -26,6 +26,6 @@ def rewrite(argv: list[str]) -> list[str]:
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:
-    """Rewrites the command line of the ``prefect`` program, and of no other that imports Prefect."""
+    """Rewrite the command line of the ``prefect`` program, and of no other that imports Prefect."""
     if Path(sys.argv[0]).stem == "prefect" or sys.orig_argv[1:3] == ["-m", "prefect"]:
         sys.argv[:] = rewrite(sys.argv)

@@ -1,4 +1,4 @@
-"""What Prefect shows of the work: states, tables, progress bars."""
+"""States, tables and progress bars that Prefect shows."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 if TYPE_CHECKING:
-    from nowcast.ingestion.run import Summary
+    from nowcast.ingestion.append import Summary
     from nowcast.operations.cycle import Report
 
 DATA = "data:image/png;base64,"
-PAUSE = 1.0
-"""Seconds between two movements of a progress bar."""
+UPDATE_SECONDS = 1.0
+"""Least seconds between two updates of a progress bar."""
 
 
-def outcome(report: Report, *, key: str) -> State:
-    """Skipped where nothing was done, else the numbers of a report and an artifact.
+def outcome(report: Report, *, key: str) -> State[None]:
+    """Make the final state of a cycle or a backfill, and an artifact unless nothing was done.
 
     Args:
         report: What a cycle or a backfill did.
@@ -36,13 +37,13 @@ def outcome(report: Report, *, key: str) -> State:
     return Completed(message=", ".join(f"{name}: {count}" for name, count in done.items()))
 
 
-def skipped(reason: str) -> State:
-    """Ends a flow that had nothing to do: green, but told apart from one that worked."""
+def skipped(reason: str) -> State[None]:
+    """Make the final state of a flow that had nothing to do: completed, but named Skipped."""
     return Completed(name="Skipped", message=reason)
 
 
 def markdown(report: Report) -> str:
-    """The report as a table; forecasts and refused files are listed below it."""
+    """Format a report as a Markdown table, with the forecasts and the refused files listed below."""
     rows = {
         "Newest frame": _time(report.newest),
         "Frames taken": report.taken,
@@ -58,7 +59,7 @@ def markdown(report: Report) -> str:
 
 
 def ingested(summary: Summary) -> str:
-    """What became of the items of an ingest, as a table."""
+    """Format the summary of an ingest as a Markdown table, with flags and refused files listed below."""
     rows = {
         "Frames taken": summary.taken,
         "Frames revised": summary.revised,
@@ -71,7 +72,7 @@ def ingested(summary: Summary) -> str:
 
 
 def page(path: Path) -> str:
-    """A Markdown file with the PNG pictures beside it inside, since a browser cannot reach the run folder."""
+    """Read a Markdown file with its PNG pictures embedded, since a browser cannot reach the run folder."""
 
     def embedded(found: re.Match[str]) -> str:
         picture = path.with_name(found["file"])
@@ -81,17 +82,17 @@ def page(path: Path) -> str:
 
 
 def progress_bar(key: str) -> Callable[[int, int, str], None]:
-    """A progress artifact, moved on by calling it with (done, total, what).
+    """Create a progress artifact; return the function that updates it, called with (done, total, what).
 
     Args:
         key: Name of the artifact: lower-case letters, digits and dashes.
     """
     artifact: Any = create_progress_artifact(progress=0.0, key=key)
-    shown = -PAUSE
+    shown = -UPDATE_SECONDS
 
     def advance(done: int, total: int, what: str) -> None:
         nonlocal shown
-        if done == total or monotonic() - shown >= PAUSE:  # every call is a request to the server
+        if done == total or monotonic() - shown >= UPDATE_SECONDS:  # every call is a request to the server
             shown = monotonic()
             update_progress_artifact(artifact, progress=100 * done / total, description=what)
 

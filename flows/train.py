@@ -1,4 +1,4 @@
-"""Training, one flow per network: ``train-convlstm``, ``train-convgru``, ..."""
+"""Flows that train, one per network: ``train-convlstm``, ``train-convgru``, ..."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from nowcast.config import Recipe
 
 GPU = "gpu"
-"""Global concurrency limit that trainings queue for."""
+"""Name of the global concurrency limit that trainings wait for."""
 
-# What a form of Prefect asks for: a number out of these bounds is refused before a run is made.
+# Types of the parameters: Prefect refuses a value out of these bounds before it creates a run.
 RecipeFile = Annotated[str, Field(pattern=r"\.ya?ml$")]
 Weights = Annotated[str, Field(pattern=r"\.safetensors$")]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")]
@@ -31,7 +31,7 @@ Device = Literal["auto", "cpu", "gpu"]
 
 
 def train_flow(model: str) -> Flow[Any, str]:
-    """The flow that trains one network.
+    """Make the flow that trains one network.
 
     Args:
         model: Name in the model table.
@@ -53,48 +53,59 @@ def train_flow(model: str) -> Flow[Any, str]:
         score_windows: Windows = 24,
         register_in: RecipeFile | None = None,
     ) -> str:
-        """Trains a network and exports its checkpoint, whose path is returned.
+        """Train a network and export its checkpoint; return its path.
 
         Args:
-            recipe: Recipe file, or the name of a shipped one. What is left empty below is as it says.
-            name: Of the run and its folder.
+            recipe: Recipe file, or the name of a shipped one; its values apply to what is left empty below.
+            name: Name of the run and its folder.
             start_from: Checkpoint to go on from; weights that fit are taken over.
-            epochs: Training ends after so many.
+            epochs: Training ends after so many epochs.
             minutes: Training ends after this time, validations included.
             batch_size: Windows per step on one device; lower it where memory is short.
-            learning_rate: Of the optimiser.
+            learning_rate: Learning rate of the optimiser.
             accelerator: auto takes a GPU where there is one.
-            devices: GPUs, or processes on a CPU.
-            overrides: Other changes to the recipe, one a line: trainer.wet_weight=8
+            devices: Number of GPUs, or of processes on a CPU.
+            overrides: Other changes to the recipe, one per line: trainer.wet_weight=8
             resume: Go on where the last run of this name stopped.
             score_windows: Validation windows on which the network is scored at the end, beside persistence and
                 extrapolation; 0: none.
             register_in: Operations file of a chain in whose registry the result becomes a challenger.
         """
-        from nowcast import config
-
-        trainer = {
-            "epochs": epochs,
-            "minutes": minutes,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "accelerator": accelerator,
-            "devices": devices,
+        changes = {
+            "name": name,
+            "start_from": start_from,
+            "trainer.epochs": epochs,
+            "trainer.minutes": minutes,
+            "trainer.batch_size": batch_size,
+            "trainer.learning_rate": learning_rate,
+            "trainer.accelerator": accelerator,
+            "trainer.devices": devices,
         }
-        changes = given({"name": name, "start_from": start_from} | _below("trainer", trainer))
-        settings = config.load(config.Recipe, recipe, [*config.words(changes), *overrides])
-        if settings.model.partition(":")[0] != model:
-            raise ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
+        settings = _load(recipe, model, given(changes), overrides)
         return fit(settings, key=f"train-{model}", resume=resume, score_windows=score_windows, register_in=register_in)
 
     return train
 
 
+def _load(recipe: str, model: str, changes: dict[str, Any], overrides: tuple[str, ...]) -> Recipe:
+    """Load a recipe with changes to it.
+
+    Raises:
+        ConfigError: If it is refused, or trains another network.
+    """
+    from nowcast import config
+
+    settings = config.load(config.Recipe, recipe, [*config.words(changes), *overrides])
+    if settings.model.partition(":")[0] != model:
+        raise ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
+    return settings
+
+
 def fit(settings: Recipe, *, key: str, resume: bool, score_windows: int, register_in: str | None) -> str:
-    """Trains when a place is free, and shows how far it is and what came out.
+    """Train once the concurrency limit allows it; show progress and result as artifacts.
 
     Args:
-        settings: What to train.
+        settings: Recipe of the training.
         key: Name of the artifacts.
         resume: Go on where the last run of this name stopped.
         score_windows: Validation windows that are scored at the end; 0: none.
@@ -127,16 +138,12 @@ def _scored(settings: Recipe, checkpoint: Path, windows: int) -> Path | None:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that a form was filled in with."""
+    """Drop the parameters that were left empty, whose value is None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _below(section: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for key, value in values.items()}
-
-
 def __getattr__(name: str) -> Flow[Any, str]:
-    """``nowcast.flows.train.convlstm``, the entry point of a deployment, made when Prefect asks for it."""
+    """Make a flow when Prefect looks up the entry point of its deployment, as ``nowcast.flows.train.convlstm``."""
     from nowcast.models import MODELS
 
     if name not in MODELS:

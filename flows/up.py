@@ -1,4 +1,4 @@
-"""One command for one box: Prefect server, all deployments, the page.
+"""One command for one machine: Prefect server, all deployments, the page.
 
 nowcast up operations/knmi.yaml
 nowcast run train-convlstm          # from another shell
@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 DEFAULT_API = "http://127.0.0.1:4200/api"
 START_SECONDS = 120
-"""A new database takes a dozen on a laptop, more on a busy one."""
+"""Time in which the server must answer; creating its database takes a dozen seconds on a laptop."""
 STOP_SECONDS = 30
-"""Time a part has to end its runs before it is killed."""
+"""Time in which a process must end its runs before it is killed."""
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PYTHONSAFEPATH": "1",  # no run imports from the folder it starts in
@@ -45,7 +45,7 @@ ENVIRONMENT = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "nowcast",
 }
-"""For the server and every run; what the shell sets wins."""
+"""Variables of the server and every run; those set in the shell take precedence."""
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,7 @@ def up(
     page_port: int = 8000,
     open_page: bool = False,
 ) -> None:
-    """Runs an operational chain until Ctrl-C or SIGTERM.
+    """Run an operational chain until Ctrl-C or SIGTERM.
 
     Args:
         config: Operations file, or the name of a shipped one.
@@ -69,8 +69,8 @@ def up(
         open_page: Show the page in a browser.
 
     Raises:
-        ConfigError: If the operations file is refused; nothing was started then.
-        DeploymentError: If the page's port is taken, the server does not start, or a part ends by itself.
+        ConfigError: If the operations file is refused; nothing is started then.
+        DeploymentError: If the page's port is taken, the server does not start, or one of the processes ends by itself.
     """
     from nowcast import config as files
     from nowcast.operations import cycle
@@ -98,12 +98,12 @@ def up(
 
 
 def run_deployment_by_name(name: str, parameters: Mapping[str, Any] | None = None, *, watch: bool = False) -> FlowRun:
-    """Starts a run of the deployment called ``name/default``.
+    """Start a run of the deployment called ``name/default``.
 
     Args:
-        name: What the flow is called: train-convlstm.
+        name: Name of the flow: train-convlstm.
         parameters: Override those of the deployment.
-        watch: Return when the run has ended.
+        watch: Wait until the run has ended.
 
     Raises:
         DeploymentError: If no server answers, if there is no such deployment (the message lists the known
@@ -119,10 +119,11 @@ def run_deployment_by_name(name: str, parameters: Mapping[str, Any] | None = Non
     with temporary_settings({PREFECT_API_URL: api}):
         try:
             seconds = None if watch else 0
-            run: Any = run_deployment(f"{name}/default", parameters=dict(parameters or {}), timeout=seconds)
+            called = run_deployment(f"{name}/default", parameters=dict(parameters or {}), timeout=seconds)
         except ObjectNotFound:
             raise DeploymentError(f"No deployment {name!r}; known: {', '.join(_known())}.") from None
-    if watch and not run.state.is_completed():
+    run = cast("FlowRun", called)  # a coroutine only inside an event loop
+    if watch and run.state and not run.state.is_completed():
         raise DeploymentError(f"{name}: run {run.name} ended as {run.state.name}: {run.state.message}")
     return run
 
@@ -135,15 +136,15 @@ def _known() -> list[str]:
 
 
 def answers(api: str) -> bool:
-    """True if a Prefect server is healthy at ``api``; proxies are not asked."""
+    """Whether a healthy Prefect server answers at ``api``; proxies are bypassed."""
     try:
         with build_opener(ProxyHandler({})).open(f"{api}/health", timeout=5) as response:
-            return response.read() == b"true"
+            return bool(response.read() == b"true")
     except OSError:
         return False
 
 
-# --- parts ----------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def _server(host: str, port: int, api: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
@@ -157,10 +158,10 @@ def _runner(api: str, operations: str, overrides: Sequence[str]) -> AbstractCont
 
 @contextmanager
 def _child(command: Sequence[str], api: str, *, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block.
+    """Run a process until the end of the block.
 
-    It gets a session of its own: Ctrl-C must reach us alone, so that the runner ends before the
-    server it reports to. The plug-in is for the shells of people and off in here.
+    It gets a session of its own: Ctrl-C must reach only this process, so that the runner ends before the server it
+    reports to. The plug-in, meant for interactive shells, is off.
     """
     environment = ENVIRONMENT | os.environ | {"PREFECT_API_URL": api, "PREFECT_PLUGINS_ENABLED": "false"}
     child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True)
@@ -177,7 +178,7 @@ def _child(command: Sequence[str], api: str, *, stdout: int | None = None) -> It
 
 
 def _wait(api: str, server: subprocess.Popen[bytes]) -> None:
-    """Until the server answers."""
+    """Wait until the server answers."""
     deadline = monotonic() + START_SECONDS
     while not answers(api):
         _refuse_ended({"Prefect server": server})
@@ -187,7 +188,7 @@ def _wait(api: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def _watch(parts: Mapping[str, subprocess.Popen[bytes]]) -> NoReturn:
-    """Until a part ends: one that failed must not be missed, and whoever started us can start again."""
+    """Wait until a process ends, and raise: a failure must be noticed, and a service manager can restart everything."""
     while True:
         _refuse_ended(parts)
         sleep(1)
@@ -214,7 +215,7 @@ def _refuse_taken(host: str, port: int) -> None:
 
 @contextmanager
 def _stopped_by_signals(console: Console) -> Iterator[None]:
-    """A service manager's SIGTERM ends the block the way Ctrl-C does: quietly."""
+    """End the block without a traceback at SIGTERM, which a service manager sends, as at Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

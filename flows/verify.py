@@ -1,16 +1,17 @@
-"""Scores whatever became verifiable, outside a cycle: after late data, or with other thresholds."""
+"""Flow that scores what became verifiable, outside a cycle: after late data, or with other thresholds."""
 
 from __future__ import annotations
 
 from prefect import flow
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from nowcast.flows.report import skipped
 
 
 @flow(name="verify")
-def verify(config: str, overrides: tuple[str, ...] = ()) -> State:
-    """Compares every forecast not yet scored with the frames that were observed since.
+def verify(config: str, overrides: tuple[str, ...] = ()) -> State[None]:
+    """Compare every forecast not yet scored with the frames observed since.
 
     Args:
         config: Operations file, or the name of a shipped one: operations/knmi.yaml.

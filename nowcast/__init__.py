@@ -56,5 +56,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Public names, for completion."""
+    """List the public names, for completion."""
     return sorted(__all__)

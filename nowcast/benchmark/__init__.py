@@ -1,1 +1,1 @@
-"""Networks trained and compared alike."""
+"""Benchmarks: networks trained and scored under the same protocol."""

@@ -1,7 +1,7 @@
-"""The registries as rows: what can be trained, what can be read.
+"""Tables of the networks that can be trained and of the sources that can be read.
 
 Counting multiplications takes a second or more per size, so they are kept in a file beside this one, which a
-test holds to the networks; ``python -m nowcast.benchmark.catalogue`` writes it anew.
+test compares with the networks; ``python -m nowcast.benchmark.catalogue`` writes it anew.
 """
 
 from __future__ import annotations
@@ -22,44 +22,45 @@ SIDE = 64
 """Pixels of the frames that multiplications are counted for; networks on one grid are counted on theirs."""
 COUNTED = Path(str(files(__package__) / "macs.json"))
 DEBUG = "debug"
-"""Size that serves tests alone."""
+"""Size that only tests use."""
 
 
 def networks() -> list[dict[str, object]]:
-    """One row per model and published size: what it costs, what it takes, where it comes from."""
+    """Describe every network and published size in a row: costs, lengths, grid, paper and licence."""
     return [_row(name, size) for name, size in sizes()]
 
 
 def sizes() -> list[tuple[str, str]]:
-    """Every network in every size that is of use; the size is empty where there is but one."""
+    """List (network, size) of all networks, without the debug sizes; the size is empty where there is only one."""
     return [(name, size) for name in MODELS for size in model_class(name).SIZES or ("",) if size != DEBUG]
 
 
 def count(name: str, size: str) -> int:
-    """Multiplications of a forecast from one sequence, counted anew."""
-    network = _sketch(name, size)
+    """Count the multiply-accumulate operations of a forecast from one sequence."""
+    network = _on_meta_device(name, size)
     grid = network.grid or (SIDE, SIDE)
     return macs(network, (1, network.in_steps, network.channels, *grid))
 
 
-def _full(name: str, size: str) -> str:
+def _full_name(name: str, size: str) -> str:
     return f"{name}:{size}" if size else name
 
 
-def _lengths(name: str, size: str) -> Published:
+def _published(name: str, size: str) -> Published:
     return model_class(name).PUBLISHED.get(size) or Published(0)
 
 
-def _sketch(name: str, size: str) -> Nowcaster:
-    """The network at its published lengths, without memory for its weights."""
-    paper = _lengths(name, size)
+def _on_meta_device(name: str, size: str) -> Nowcaster:
+    """Build a network at its published lengths on the meta device, without memory for its weights."""
+    paper = _published(name, size)
     lengths = {"in_steps": paper.in_steps, "out_steps": paper.out_steps, "channels": paper.channels}
     with torch.device("meta"):
-        return build(_full(name, size), **lengths).eval()
+        return build(_full_name(name, size), **lengths).eval()
 
 
 def _row(name: str, size: str) -> dict[str, object]:
-    kind, full, lengths, network = model_class(name), _full(name, size), _lengths(name, size), _sketch(name, size)
+    kind, network = model_class(name), _on_meta_device(name, size)
+    full, lengths = _full_name(name, size), _published(name, size)
     return {
         "model": full,
         "parameters": parameters(network),
@@ -77,12 +78,13 @@ def _row(name: str, size: str) -> dict[str, object]:
 
 @cache
 def counted() -> dict[str, int]:
-    """The kept counts of all sizes of networks that learn."""
-    return json.loads(COUNTED.read_text())
+    """Read the stored counts of multiply-accumulate operations, by name of the network."""
+    counts: dict[str, int] = json.loads(COUNTED.read_text())
+    return counts
 
 
 def sources() -> list[dict[str, object]]:
-    """One row per reader: title, cadence, licence."""
+    """Describe every reader in a row: title, cadence and licence."""
     rows: list[dict[str, object]] = []
     for name in READERS:
         reader = get(name)
@@ -92,5 +94,5 @@ def sources() -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    counts = {_full(*one): count(*one) for one in sizes() if model_class(one[0]).trainable}
+    counts = {_full_name(*one): count(*one) for one in sizes() if model_class(one[0]).trainable}
     COUNTED.write_text(json.dumps(counts, indent=1) + "\n")

@@ -13,19 +13,19 @@ from nowcast.models import Nowcaster
 
 
 def parameters(network: Nowcaster) -> int:
-    """Weights that training changes."""
+    """Count the parameters of a network."""
     return sum(weight.numel() for weight in network.parameters())
 
 
 def macs(network: Nowcaster, past_shape: Sequence[int]) -> int:
-    """Multiply-accumulate operations of one forecast: convolutions, matrix products and attention.
+    """Count the multiply-accumulate operations of one forecast: convolutions, matrix products and attention.
 
-    Nothing is computed: shapes alone go through the network, so size and device cost nothing. What
+    Nothing is computed: the network runs on the meta device, so neither its size nor its device matters. What
     merely adds, compares or moves values is not counted, as in most papers; nor are Fourier transforms.
 
     Args:
         network: Any network of the table, on any device.
-        past_shape: (batch, time, channel, height, width) of what goes in.
+        past_shape: Shape (batch, time, channel, height, width) of the input.
     """
     nothing = torch.empty(tuple(past_shape), device="meta")
     tensors: dict[str, torch.Tensor] = {name: tensor.to("meta") for name, tensor in network.named_buffers()}
@@ -33,4 +33,4 @@ def macs(network: Nowcaster, past_shape: Sequence[int]) -> int:
         tensors[name] = nn.Parameter(weight.detach().to("meta"), requires_grad=False)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         functional_call(network, tensors, (nothing,))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

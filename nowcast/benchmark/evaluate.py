@@ -1,7 +1,7 @@
-"""What networks are compared on: test windows, and the pixels on which every model has a forecast.
+"""The data that networks are scored on: test windows, and the pixels on which every model has a forecast.
 
-All is compared in the physical unit and as ``nowcast verify`` would: whole frames, forecasts rounded to the
-step in which they are stored, sums per window, lead time and threshold.
+Scores are computed in the physical unit and as ``nowcast verify`` would: whole frames, forecasts rounded to the
+resolution in which they are stored, sums per window, lead time and threshold.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Part:
 
     @property
     def windows(self) -> int:
+        """Number of windows in all sources."""
         return sum(found.weights.size for found in self.sources)
 
 
@@ -46,14 +47,14 @@ class Evaluation:
     """Windows that models are scored on.
 
     Args:
-        spans: Where from; whole frames are scored.
-        windows: Lengths, quantity and scaling.
+        spans: Sources and periods of the windows; whole frames are scored.
+        windows: Numbers of frames in and out, quantity and scaling.
         references: Models without weights, scored on the same pixels: those that all of them cover.
         thresholds: Event limits in the quantity's unit; None: the quantity's own.
-        lpips: The perceptual distance too.
-        block_minutes: Windows that begin in the same stretch of this length are not independent.
+        lpips: Score the perceptual distance LPIPS too.
+        block_minutes: Length of a block: windows that begin in the same one are not taken as independent.
         stride: Frames between the starts of two windows; None: as in ``windows``.
-        most: Windows in all, spread evenly; None: every one.
+        most: Number of windows used, spread evenly; None: all.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Evaluation:
         self.lpips, self.block_minutes = lpips, block_minutes
         self.references = [_reference(name, windows) for name in references]
         self.chosen = _spread([found.weights.size for found in self.sources], most)
-        """Windows of every source."""
+        """For every source, the numbers of the windows used."""
         self._common: dict[int, np.ndarray] = {}
 
     @property
@@ -87,12 +88,12 @@ class Evaluation:
 
     @property
     def names(self) -> list[str]:
-        """Keys of ``SCORES``."""
+        """Scores computed, as keys of ``SCORES``."""
         events, perceptual = ["csi"] if self.thresholds else [], ["lpips"] if self.lpips else []
         return [*events, "mse", "mae", "ssim", *perceptual]
 
     def blocks(self) -> np.ndarray:
-        """(window) name of the block that each window begins in: a stretch of a sequence of a source."""
+        """Name the block of time that each window begins in, (window); sequences of sources never share a block."""
         length = np.timedelta64(round(60 * self.block_minutes), "s")
         found = []
         for number, (part, chosen) in enumerate(zip(self.sources, self.chosen, strict=True)):
@@ -102,10 +103,10 @@ class Evaluation:
         return np.asarray(found)
 
     def sums(self, model: Model, path: Path) -> xr.Dataset:
-        """Sums (window, lead_time, threshold) of a model and its seconds per forecast; kept in ``path``.
+        """Compute a model's sums (window, lead_time, threshold) and seconds per forecast, or read them from ``path``.
 
         Raises:
-            ForecastError: If a network forecasts what is not finite.
+            ForecastError: If a forecast is not finite where it is scored.
         """
         what = {"model": model.digest, "test": self._digest()}
         if path.exists() and (kept := xr.load_dataset(path)).attrs == what:
@@ -123,7 +124,7 @@ class Evaluation:
 
     @staticmethod
     def words(found: Source) -> str:
-        """A source in words: what, from when to when, at which version."""
+        """Describe a source: its name, its period and its version."""
         if not isinstance(found, Stored):
             return ", ".join(f"{key} {value}" for key, value in found.facts().items() if value is not None)
         labels, times = found.beginnings()
@@ -134,14 +135,14 @@ class Evaluation:
         )
 
     def _digest(self) -> str:
-        """All that the sums depend on, but the model."""
+        """Return a JSON text of all that the sums depend on, except the model."""
         settings = {"references": [model.name for model in self.references], "lpips": self.lpips}
         facts, count = [found.facts() for found in self.sources], sum(map(len, self.chosen))
         code = code_digest(__name__)
         return json.dumps([facts, self.windows.model_dump(mode="json"), settings, self.thresholds, count, code])
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Past and future (time, y, x) of every window, physical, NaN for no data."""
+        """Iterate over past and future (time, y, x) of every window, in the physical unit, NaN for no data."""
         for found, chosen in zip(self.sources, self.chosen, strict=True):
             for window in chosen.tolist():
                 fields = found.physical(window)
@@ -152,7 +153,7 @@ class Evaluation:
         made = self.forecast(model, past)
         seconds = perf_counter() - started
         compared = self._compared(number, past, seen)
-        if model.network.handles_missing:  # another scaling, another motion: what it leaves out there counts as dry
+        if model.network.handles_missing:  # pixels that its scaling or motion leaves empty are dry
             made = np.where(np.isnan(made), self.quantity.scaling.decode(np.zeros((), np.float32)), made)
         if not np.isfinite(made[compared]).all():
             raise ForecastError("its forecasts are not finite")
@@ -164,13 +165,13 @@ class Evaluation:
         return sums | self._perceptual(*fields) | {"seconds": np.asarray(seconds)}
 
     def forecast(self, model: Model, past: np.ndarray) -> np.ndarray:
-        """Physical fields (lead, y, x) of a model that may need less of the past."""
+        """Forecast fields (lead_time, y, x) in the physical unit, from as many past frames as the model takes."""
         return predict(
             model, past[-model.network.in_steps :], quantity=self.quantity.name, leads=self.windows.out_steps
         )
 
     def _compared(self, number: int, past: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """Pixels (lead, y, x) that were observed then and at last, and that every reference covers."""
+        """Mask pixels (lead_time, y, x) seen at the valid time and in the last frame, and covered by all references."""
         if number not in self._common:
             known = np.isfinite(seen) & np.isfinite(past[-1])
             for reference in self.references:
@@ -181,14 +182,14 @@ class Evaluation:
     def _perceptual(self, made: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
         if not self.lpips:
             return {}
-        from nowcast.verification.lpips import distance_sums  # a network, only where it is asked for
+        from nowcast.verification.lpips import distance_sums  # loads a network
 
         frames = [distance_sums(*pair, scaling=self.quantity.scaling) for pair in zip(made, seen, strict=True)]
         return {name: np.asarray([frame[name] for frame in frames]) for name in frames[0]}
 
 
 class BenchmarkEvaluation(Evaluation):
-    """The test of a benchmark.
+    """The test windows of a benchmark.
 
     Raises:
         ConfigError: If a frame is in two of train, valid and test, or steps differ.
@@ -221,7 +222,7 @@ class BenchmarkEvaluation(Evaluation):
 
 
 def _spread(sizes: Sequence[int], most: int | None) -> list[np.ndarray]:
-    """Numbers of the windows taken from sources of these sizes: all, or so many of them at even distances."""
+    """Choose windows of sources of these sizes, all or ``most`` evenly spaced ones; return their numbers by source."""
     total = sum(sizes)
     taken = np.arange(total) if most is None or total <= most else np.arange(most) * total // most
     ends = np.cumsum([0, *sizes])

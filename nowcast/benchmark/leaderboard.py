@@ -1,10 +1,10 @@
-"""The table, the numbers and the figure of a benchmark, made of estimates of skill and of costs."""
+"""The table, the CSV file and the figure of a benchmark, from estimates of scores and costs."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from nowcast.plotting.charts import leaderboard_chart
 from nowcast.verification.bootstrap import ESTIMATES
 
 TABLE, NUMBERS, FIGURE = "leaderboard.md", "leaderboard.csv", "leaderboard.png"
-NOTHING = "–"
-FALLING = {"mse", "mae", "lpips"}
-"""Scores of which less is better."""
-COSTS = {
+NO_VALUE = "–"
+LOWER_IS_BETTER = {"mse", "mae", "lpips"}
+"""Scores of which lower values are better."""
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda value: f"{value / 1e6:.3g} M" if value else "0"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:.3g}"),
     "milliseconds": ("ms", lambda value: f"{value:.3g}"),
@@ -27,12 +27,12 @@ COSTS = {
     "cpu_hours": ("CPU-h", lambda value: f"{value:.2g}"),
     "peak_memory_bytes": ("GPU GiB", lambda value: f"{value / 2**30:.3g}"),
 }
-"""Heading and format; a column only where some model has it."""
+"""Cost -> heading and format of its column, which is shown where any model has a value."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model of the table."""
+    """One model in the table."""
 
     name: str
     learned: bool
@@ -40,29 +40,29 @@ class Row:
     by_lead: xr.Dataset | None = None
     """Estimates (estimate, lead_time[, threshold]); None where every training failed."""
     overall: xr.Dataset | None = None
-    """The same with the lead times added up."""
+    """The same, pooled over the lead times."""
     gains: Mapping[str, xr.Dataset] = field(default_factory=dict)
-    """Of a network: how much higher its scores are than those of each reference, (estimate, lead_time[, threshold])."""
+    """For a network: its scores minus those of each reference, (estimate, lead_time[, threshold])."""
     costs: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     """What failed and why."""
 
 
 def write(folder: Path, rows: Sequence[Row], *, title: str, protocol: Mapping[str, str], note: str) -> Path:
-    """Writes table, numbers and figure.
+    """Write the table, the CSV file and the figure.
 
     Args:
-        folder: Where to.
-        rows: Models, in any order; the table has the best at the top.
+        folder: Where they are written.
+        rows: Models, in any order; the table lists the best first.
         title: Heading of the table.
-        protocol: What was done, as name and sentence.
-        note: What stands below the figure.
+        protocol: Aspect of the protocol -> sentence.
+        note: Text below the figure.
 
     Returns:
-        The table.
+        Path of the table.
     """
     ordered = ranked(rows)
-    (folder / NUMBERS).write_text(_numbers(ordered))
+    (folder / NUMBERS).write_text(_csv(ordered))
     (folder / TABLE).write_text(markdown(ordered, title=title, protocol=protocol))
     shown = [row for row in rows if row.by_lead is not None]
     if shown:
@@ -73,7 +73,7 @@ def write(folder: Path, rows: Sequence[Row], *, title: str, protocol: Mapping[st
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """By the CSI, averaged over the thresholds; without thresholds by the MSE. Who failed comes last."""
+    """Sort by CSI averaged over the thresholds, or by MSE without thresholds; failed models come last."""
     return sorted(rows, key=_rank)
 
 
@@ -85,36 +85,39 @@ def _rank(row: Row) -> float:
 
 
 def markdown(rows: Sequence[Row], *, title: str, protocol: Mapping[str, str]) -> str:
-    """The table, what failed, and the protocol."""
+    """Write the table, the failures and the protocol as Markdown."""
     measured = [row for row in rows if row.overall is not None]
-    scores = [name for name, _ in _cells(measured[0])] if measured else ["skill"]
+    scores = [name for name, _ in _score_cells(measured[0])] if measured else ["skill"]
     costs = [name for name in COSTS if any(name in row.costs for row in measured)]
     header = ["model", *scores, *(COSTS[name][0] for name in costs)]
-    lines = [f"# {title}", "", _line(header), _line(["---", *["--:"] * (len(header) - 1)])]
+    lines = [f"# {title}", "", _table_line(header), _table_line(["---", *["--:"] * (len(header) - 1)])]
     for row in rows:
         name = row.name if row.learned else f"*{row.name}*"
-        skill = [text for _, text in _cells(row)] or ["failed, see below", *[NOTHING] * (len(scores) - 1)]
-        lines.append(_line([name, *skill, *(_cost(row, cost) for cost in costs)]))
-    failed = [f"- {_plain(failure)}" for row in rows for failure in row.failures]
+        skill = [text for _, text in _score_cells(row)] or ["failed, see below", *[NO_VALUE] * (len(scores) - 1)]
+        lines.append(_table_line([name, *skill, *(_cost_cell(row, cost) for cost in costs)]))
+    failed = [f"- {_without_pipes(failure)}" for row in rows for failure in row.failures]
     lines += ["", "Failed:", "", *failed] if failed else []
-    lines += _lead_tables(measured)
+    lines += _lead_time_tables(measured)
     lines += ["", "## Protocol", "", *(f"- **{name}**: {sentence}" for name, sentence in protocol.items())]
     return "\n".join(lines) + "\n"
 
 
-def _lead_tables(rows: Sequence[Row]) -> list[str]:
-    """A table per score, lead times across; a network's figure is bold where it is surely better than all references.
+def _lead_time_tables(rows: Sequence[Row]) -> list[str]:
+    """Write a table per score, one column per lead time; a network's value is bold where it beats all references.
 
-    Surely: the interval of the difference to each of them, window by window, lies on the good side.
+    It does where the whole confidence interval of its difference to each of them lies on the better side.
     """
     lines: list[str] = []
     if not rows or rows[0].by_lead is None:
         return lines
     minutes = rows[0].by_lead["lead_time"].values / np.timedelta64(1, "m")
     for name, limit, _ in _scores(rows[0].by_lead):
-        header = [_line(["model", *(f"{lead:g}" for lead in minutes)]), _line(["---", *["--:"] * minutes.size])]
+        header = [
+            _table_line(["model", *(f"{lead:g}" for lead in minutes)]),
+            _table_line(["---", *["--:"] * minutes.size]),
+        ]
         lines += ["", f"## {_heading(name, limit)} by minutes ahead", "", *header]
-        lines += [_line([row.name, *_leads(row, name, limit)]) for row in rows]
+        lines += [_table_line([row.name, *_lead_time_cells(row, name, limit)]) for row in rows]
     return [*lines, "", "Bold: surely better than every reference, by the intervals of the differences."]
 
 
@@ -122,67 +125,68 @@ def _heading(name: str, limit: float | None) -> str:
     return name.upper() + (f"≥{limit:g}" if limit is not None else "")
 
 
-def _leads(row: Row, name: str, limit: float | None) -> Iterator[str]:
+def _lead_time_cells(row: Row, name: str, limit: float | None) -> Iterator[str]:
     assert row.by_lead is not None
-    values = _of(row.by_lead, name, limit).sel(estimate="value").values
+    values = _select(row.by_lead, name, limit).sel(estimate="value").values
     bounds = [
-        _of(gain, name, limit).sel(estimate="high" if name in FALLING else "low").values for gain in row.gains.values()
+        _select(gain, name, limit).sel(estimate="high" if name in LOWER_IS_BETTER else "low").values
+        for gain in row.gains.values()
     ]
-    better = [(bound < 0) if name in FALLING else (bound > 0) for bound in bounds]
+    better = [(bound < 0) if name in LOWER_IS_BETTER else (bound > 0) for bound in bounds]
     sure = np.all(better, axis=0) if better else np.zeros(values.size, bool)
     for value, bold in zip(values, sure, strict=True):
-        text = NOTHING if np.isnan(value) else f"{value:{_style(name)}}"
+        text = NO_VALUE if np.isnan(value) else f"{value:{_number_format(name)}}"
         yield f"**{text}**" if bold else text
 
 
-def _of(skill: xr.Dataset, name: str, limit: float | None) -> xr.DataArray:
+def _select(skill: xr.Dataset, name: str, limit: float | None) -> xr.DataArray:
     return skill[name] if limit is None else skill[name].sel(threshold=limit)
 
 
-def _style(name: str) -> str:
+def _number_format(name: str) -> str:
     return ".3g" if name in ("mse", "mae") else ".3f"
 
 
-def _line(cells: Sequence[str]) -> str:
+def _table_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
+def _without_pipes(text: str) -> str:
     return text.replace("|", "/")
 
 
-def _cost(row: Row, name: str) -> str:
-    return COSTS[name][1](row.costs[name]) if name in row.costs else NOTHING
+def _cost_cell(row: Row, name: str) -> str:
+    return COSTS[name][1](row.costs[name]) if name in row.costs else NO_VALUE
 
 
-def _cells(row: Row) -> Iterator[tuple[str, str]]:
-    """Heading and text of every score."""
+def _score_cells(row: Row) -> Iterator[tuple[str, str]]:
+    """Iterate over heading and text of every score."""
     if row.overall is None:
         return
     for name, limit, values in _scores(row.overall):
-        yield _heading(name, limit), _estimate(name, values)
+        yield _heading(name, limit), _estimate_cell(name, values)
 
 
 def _scores(skill: xr.Dataset) -> Iterator[tuple[str, float | None, xr.DataArray]]:
-    """Name, threshold and (estimate[, lead_time]) of every score."""
+    """Iterate over name, threshold and values (estimate[, lead_time]) of every score."""
     for name, values in skill.data_vars.items():
         limits = skill["threshold"].values.tolist() if "threshold" in values.dims else [None]
         for limit in limits:
             yield str(name), limit, values if limit is None else values.sel(threshold=limit)
 
 
-def _estimate(name: str, values: xr.DataArray) -> str:
-    """``0.412 (0.380–0.441) ±0.004``."""
-    style = _style(name)
+def _estimate_cell(name: str, values: xr.DataArray) -> str:
+    """Format value, interval and spread over seeds as ``0.412 (0.380–0.441) ±0.004``."""
+    style = _number_format(name)
     value, low, high, spread = (float(values.sel(estimate=part)) for part in ESTIMATES)
     if np.isnan(value):
-        return NOTHING
+        return NO_VALUE
     interval = "" if np.isnan(low + high) else f" ({low:{style}}–{high:{style}})"
     return f"{value:{style}}{interval}" + ("" if np.isnan(spread) else f" ±{spread:.2g}")
 
 
-def _numbers(rows: Sequence[Row]) -> str:
-    """CSV of every number: a line per model, score, threshold and lead time; no lead time: all together."""
+def _csv(rows: Sequence[Row]) -> str:
+    """Write all values as CSV: a line per model, score, threshold and lead time, which is empty where pooled."""
     content = io.StringIO()
     table = csv.writer(content, lineterminator="\n")
     table.writerow(["model", "score", "threshold", "lead_seconds", *ESTIMATES])

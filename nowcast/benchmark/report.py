@@ -1,4 +1,4 @@
-"""How good a trained network is on its validation windows, beside what needs no training, and what it looks like.
+"""Scores of a trained network on its validation windows beside reference forecasts, and one sample forecast.
 
 The run folder gets ``scorecard.md``, with the scores by lead time as ``skill.png`` and one forecast as ``sample.png``.
 """
@@ -25,20 +25,20 @@ from nowcast.verification.bootstrap import LEVEL, estimates
 
 CARD, SKILL, SAMPLE = "scorecard.md", "skill.png", "sample.png"
 REFERENCES = ("persistence", "extrapolation")
-LEADS = 4
-"""Of the forecast that is shown."""
+SAMPLE_LEADS = 4
+"""Lead times of the sample forecast."""
 
 
 def scorecard(recipe: Recipe, path: Path, *, windows: int = 24) -> Path | None:
-    """Scores a network on whole frames of validation windows.
+    """Score a network on whole frames of validation windows.
 
     Args:
-        recipe: What it was trained by.
+        recipe: The recipe it was trained with.
         path: Its checkpoint, in the run folder.
-        windows: How many, spread evenly over the validation spans.
+        windows: Number of windows, spread evenly over the validation spans.
 
     Returns:
-        The page; None where no validation span holds the quantity that is forecast.
+        Path of the page; None where no validation span holds the quantity that is forecast.
     """
     spans = [span for span in recipe.valid if _quantity(span, recipe) == recipe.windows.quantity]
     if not spans:
@@ -63,7 +63,7 @@ def _quantity(span: Span | Moving, recipe: Recipe) -> str:
 
 
 def _networks(recipe: Recipe, path: Path, evaluation: Evaluation) -> Iterator[tuple[str, Model]]:
-    """What was trained, and what it was tuned from, on the scale of this recipe."""
+    """Load the trained network and the one it was tuned from, with the scaling of this recipe."""
     device = "cuda" if torch.cuda.is_available() and recipe.trainer.accelerator != "cpu" else "cpu"
     yield recipe.name, checkpoint.load(path, device=device, shared=True)
     if recipe.tuning and recipe.start_from:
@@ -85,10 +85,10 @@ def _row(name: str, model: Model, evaluation: Evaluation, folder: Path) -> Row:
 
 
 def _by_lead(rows: list[Row], evaluation: Evaluation) -> str:
-    """A line per lead time: the MSE, and the CSI of the middle threshold, of every model."""
+    """Write a table of the MSE, and the CSI at the middle threshold, of every model by lead time."""
     middle = evaluation.thresholds[len(evaluation.thresholds) // 2] if evaluation.thresholds else None
     unit = UNIT_SIGNS.get(evaluation.quantity.unit, evaluation.quantity.unit)
-    kinds: list[tuple[str, str, dict]] = [("MSE", "mse", {})]
+    kinds: list[tuple[str, str, dict[str, float]]] = [("MSE", "mse", {})]
     if middle is not None:
         kinds.append((f"CSI≥{middle:g} {unit}", "csi", {"threshold": middle}))
     header = ["lead", *(f"{heading} {row.name}" for heading, *_ in kinds for row in rows)]
@@ -109,9 +109,9 @@ def _lead(number: int, evaluation: Evaluation) -> str:
 
 
 def _sample(models: Mapping[str, Model], evaluation: Evaluation) -> bytes:
-    """The window with the most rain, as observed and as forecast by all."""
+    """Draw the window with the most rain, as observed and as forecast by all models."""
     past, seen = max(evaluation.pairs(), key=lambda pair: float(np.nan_to_num(pair[1]).mean()))
-    leads = np.unique(np.linspace(0, len(seen) - 1, LEADS).round().astype(int))
+    leads = np.unique(np.linspace(0, len(seen) - 1, SAMPLE_LEADS).round().astype(int))
     fields = {"observed": seen[leads]} | {
         name: evaluation.forecast(model, past)[leads] for name, model in models.items()
     }

@@ -1,11 +1,11 @@
-"""Networks trained alike and scored on the same frames and pixels: one table, one figure.
+"""Train networks under one protocol and score them on the same frames and pixels: one table, one figure.
 
     nowcast benchmark benchmarks/radar-debug.yaml
     nowcast benchmark benchmarks/moving-mnist.yaml budget.steps=20000 seeds=[0,1,2]
 
-``<runs>/<name>/`` holds ``leaderboard.md`` (table and protocol), ``leaderboard.csv`` (every number) and
+``<runs>/<name>/`` holds ``leaderboard.md`` (table and protocol), ``leaderboard.csv`` (all values) and
 ``leaderboard.png``; beside them a run folder, a recipe and a log of every training, and the sums that the
-table is made of. Run again, it goes on where it stopped: what is trained and scored stays.
+table is made of. A second run continues where the first stopped: what is trained and scored stays.
 """
 
 from __future__ import annotations
@@ -40,40 +40,45 @@ from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates
 
 FEW_BLOCKS = 10
+"""With fewer blocks than this the intervals are rough."""
 Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
 
 
 def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
-    """Trains every network with every seed, scores it on the test windows, and writes the table after each.
+    """Train every network with every seed, score it on the test windows, and write the table after each.
 
     Args:
         settings: Networks, data, budget.
         progress: Called with trainings done, trainings in all, name of the next one.
 
     Returns:
-        The table, ``<runs>/<name>/leaderboard.md``.
+        Path of the table, ``<runs>/<name>/leaderboard.md``.
 
     Raises:
-        ConfigError: A frame in two of train, valid and test; data that changed since a run of this name began.
+        ConfigError: If a frame is in two of train, valid and test, or the data changed since this benchmark began.
     """
     evaluation = BenchmarkEvaluation(settings)
-    folder = _begin(settings)
-    bars = {model.name: evaluation.sums(model, folder / f"{model.name}.nc") for model in evaluation.references}
-    rows = [_row(name, [sums], evaluation, {"parameters": 0}) for name, sums in bars.items()]
+    folder = _prepare(settings)
+    reference_sums = {
+        model.name: evaluation.sums(model, folder / f"{model.name}.nc") for model in evaluation.references
+    }
+    rows = [_row(name, [sums], evaluation, {"parameters": 0}) for name, sums in reference_sums.items()]
     total = len(settings.participants) * len(settings.seeds)
     for place, participant in enumerate(settings.participants):
         if progress:
             progress(place * len(settings.seeds), total, str(participant.name))
-        rows.append(_network(participant, evaluation, bars))
-        leaderboard.write(folder, rows, title=settings.name, protocol=_protocol(evaluation), note=_note(evaluation))
+        rows.append(_network(participant, evaluation, reference_sums))
+        leaderboard.write(
+            folder, rows, title=settings.name, protocol=_protocol(evaluation), note=_figure_note(evaluation)
+        )
     if progress:
         progress(total, total, "done")
     return folder / leaderboard.TABLE
 
 
-def _begin(settings: Benchmark) -> Path:
-    """The folder. Rows of other data cannot be compared, and need another name."""
+def _prepare(settings: Benchmark) -> Path:
+    """Make the folder and store the settings; refuse other data, whose scores cannot be compared."""
     folder, now = settings.runs / settings.name, settings.model_dump(mode="json")
     path = folder / "benchmark.yaml"
     before = yaml.safe_load(path.read_text()) if path.exists() else now
@@ -87,9 +92,11 @@ def _begin(settings: Benchmark) -> Path:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _network(participant: Participant, evaluation: BenchmarkEvaluation, bars: Mapping[str, xr.Dataset]) -> Row:
-    """Trains and scores a network with every seed; what fails is noted, and the rest goes on."""
-    sums, failures, spent = [], [], []
+def _network(
+    participant: Participant, evaluation: BenchmarkEvaluation, reference_sums: Mapping[str, xr.Dataset]
+) -> Row:
+    """Train and score a network with every seed; note failures and go on with the next seed."""
+    sums, failures, seed_costs = [], [], []
     for seed in evaluation.settings.seeds if not participant.checkpoint else (0,):
         try:
             cost, found = (
@@ -97,48 +104,50 @@ def _network(participant: Participant, evaluation: BenchmarkEvaluation, bars: Ma
                 if participant.checkpoint
                 else _trained_and_scored(participant, evaluation, seed)
             )
-        except Exception as error:  # an exotic network must not cost the table of all others
+        except Exception as error:  # one failing network must not cost the table of all others
             log.warning("%s-%s has no row: %s", participant.name, seed, error, exc_info=True)
-            failures.append(f"{participant.name}-{seed}: {_sentence(error)}")
+            failures.append(f"{participant.name}-{seed}: {_reason(error)}")
             torch.cuda.empty_cache()
             continue
-        spent.append(cost)
+        seed_costs.append(cost)
         sums.append(found)
     if not sums:
         return Row(str(participant.name), True, failures=tuple(failures))
-    mean = {key: float(np.mean([cost[key] for cost in spent])) for key in spent[0]}
-    return _row(str(participant.name), sums, evaluation, mean, bars=bars, failures=tuple(failures))
+    mean = {key: float(np.mean([cost[key] for cost in seed_costs])) for key in seed_costs[0]}
+    return _row(str(participant.name), sums, evaluation, mean, reference_sums=reference_sums, failures=tuple(failures))
 
 
 def _row(
     name: str,
     sums: list[xr.Dataset],
     evaluation: BenchmarkEvaluation,
-    spent: dict[str, float],
+    cost: dict[str, float],
     *,
-    bars: Mapping[str, xr.Dataset] | None = None,
+    reference_sums: Mapping[str, xr.Dataset] | None = None,
     failures: tuple[str, ...] = (),
 ) -> Row:
-    """A line of the table; ``bars`` are the references that a network is compared with, window by window."""
+    """Estimate the scores of a model; a network is compared with the references window by window."""
     together = xr.concat(sums, "seed", combine_attrs="drop")
     seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
-    spent = spent | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
+    cost = cost | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
     table, blocks = together.drop_vars("seconds"), evaluation.blocks()
     by_lead = estimates(table, evaluation.names, blocks=blocks)
     overall = estimates(table, evaluation.names, blocks=blocks, over=("lead_time",))
-    # As many sums of a reference as there are seeds, so that counts can be compared.
+    # The sums of a reference count once per seed, so that both have equal numbers of pixels.
     gains = {
-        bar: differences(theirs.drop_vars("seconds") * len(sums), table.sum("seed"), evaluation.names, blocks=blocks)
-        for bar, theirs in (bars or {}).items()
+        reference: differences(
+            theirs.drop_vars("seconds") * len(sums), table.sum("seed"), evaluation.names, blocks=blocks
+        )
+        for reference, theirs in (reference_sums or {}).items()
     }
-    return Row(name, bars is not None, by_lead, overall, gains, spent, failures)
+    return Row(name, reference_sums is not None, by_lead, overall, gains, cost, failures)
 
 
 def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[dict[str, float], xr.Dataset]:
-    """A network that was trained elsewhere.
+    """Score a network that was trained elsewhere.
 
     Raises:
-        ConfigError: If it is made for other frames than those of the test.
+        ConfigError: If its input frames are others than those of the test.
     """
     path = checkpoint.find(str(participant.checkpoint))
     card, windows = checkpoint.read_card(path), evaluation.windows
@@ -150,12 +159,13 @@ def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[
         )
     model = checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
     folder = evaluation.settings.runs / evaluation.settings.name
-    return _spent(model, card, evaluation), evaluation.sums(model, folder / f"{participant.name}.nc")
+    return _costs(model, card, evaluation), evaluation.sums(model, folder / f"{participant.name}.nc")
 
 
 def _trained_and_scored(
     participant: Participant, evaluation: BenchmarkEvaluation, seed: int
 ) -> tuple[dict[str, float], xr.Dataset]:
+    """Train a network with one seed, unless that is done already, and score it."""
     recipe = evaluation.settings.recipe(participant, seed=seed)
     folder = recipe.runs / recipe.name
     path = folder / "best.safetensors"
@@ -163,11 +173,11 @@ def _trained_and_scored(
         _train(recipe)
     on_gpu = torch.cuda.is_available() and recipe.trainer.accelerator != "cpu"
     model = checkpoint.load(path, device="cuda" if on_gpu else "cpu")
-    return _spent(model, checkpoint.read_card(path), evaluation), evaluation.sums(model, folder / "test.nc")
+    return _costs(model, checkpoint.read_card(path), evaluation), evaluation.sums(model, folder / "test.nc")
 
 
 def _train(recipe: Recipe) -> None:
-    """In a process of its own, which may start others for more GPUs: whatever a network breaks ends with it."""
+    """Train in a process of its own, which may start others for more GPUs, so that a crash ends only that process."""
     file, output = (recipe.runs / f"{recipe.name}.{kind}" for kind in ("yaml", "log"))
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-P", "-m", "nowcast.cli", "train", str(file)]
@@ -193,32 +203,32 @@ def _train(recipe: Recipe) -> None:
 
 
 def _last_line(output: Path) -> str:
-    """What the command line says last is the reason of a failure."""
+    """Read the last line of a log, where the command line states the reason of a failure."""
     lines = [line.strip() for line in output.read_text(errors="replace").replace("\r", "\n").splitlines()]
     return next((line for line in reversed(lines) if line), f"no word in {output}")
 
 
-def _sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = (str(error).strip() or "no message").splitlines()[0][:300]
     return text if isinstance(error, TrainingError) else f"{type(error).__name__}: {text}"
 
 
-def _spent(model: Model, card: Card, evaluation: BenchmarkEvaluation) -> dict[str, float]:
-    """What a training and a forecast cost."""
+def _costs(model: Model, card: Card, evaluation: BenchmarkEvaluation) -> dict[str, float]:
+    """Collect the costs of a training and of a forecast."""
     facts: Any = card.training
     shape = (1, card.in_steps, card.channels, *evaluation.frame)
     hours = facts["seconds"] * facts["devices"] / 3600
     on_gpu = facts["device"].startswith("cuda")
-    spent: dict[str, float] = {"parameters": costs.parameters(model.network), "macs": costs.macs(model.network, shape)}
-    spent |= {"gpu_hours": hours} if on_gpu else {"cpu_hours": hours * facts["threads"]}
-    return spent | {key: facts[key] for key in ("steps", "seconds", "peak_memory_bytes") if key in facts}
+    cost: dict[str, float] = {"parameters": costs.parameters(model.network), "macs": costs.macs(model.network, shape)}
+    cost |= {"gpu_hours": hours} if on_gpu else {"cpu_hours": hours * facts["threads"]}
+    return cost | {key: facts[key] for key in ("steps", "seconds", "peak_memory_bytes") if key in facts}
 
 
-# --- what was done --------------------------------------------------------------------------------
+# --- protocol -------------------------------------------------------------------------------------
 
 
 def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
-    """Name and sentence of everything that the numbers depend on."""
+    """Describe all that the scores depend on: aspect -> sentence."""
     settings, windows, quantity = evaluation.settings, evaluation.windows, evaluation.quantity
     unit = UNIT_SIGNS.get(quantity.unit, quantity.unit) or "1"
     own = windows.scaling.build() if windows.scaling else quantity.scaling
@@ -237,8 +247,8 @@ def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
             else ""
         ),
         "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
-        + f"MSE in ({unit})², MAE in {unit}; SSIM on {_words(quantity.scaling)}",
-        "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_blocks(evaluation)}; ± is the standard "
+        + f"MSE in ({unit})², MAE in {unit}; SSIM on {_scaling_text(quantity.scaling)}",
+        "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_block_text(evaluation)}; ± is the standard "
         "deviation over seeds",
         **{
             name.capitalize(): "; ".join(map(evaluation.words, part.sources)) + f": {part.windows} windows"
@@ -247,8 +257,8 @@ def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
         "Windows": f"{windows.in_steps} frames in, {windows.out_steps} out, every "
         f"{evaluation.sources[0].step_seconds} s; {crop} in training; test windows start every "
         f"{windows.stride} frames",
-        "Scaling": f"networks see {quantity.long_name} on {_words(own)}",
-        **_trainings(settings),
+        "Scaling": f"networks see {quantity.long_name} on {_scaling_text(own)}",
+        **_training_protocol(settings),
         "Costs": "GMACs and ms of one forecast of one sample of a whole frame, with scaling there and back; median of "
         "the test windows but the first; hours times devices, on CPUs times threads",
         "Machine": f"forecasts on {device_name('cuda' if torch.cuda.is_available() else 'cpu')}; "
@@ -259,27 +269,25 @@ def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
     }
 
 
-def _words(scaling: Any) -> str:
+def _scaling_text(scaling: Any) -> str:
     return f"[0, 1], {scaling.kind} from {scaling.low:g} to {scaling.high:g}"
 
 
-def _blocks(evaluation: BenchmarkEvaluation) -> str:
+def _block_text(evaluation: BenchmarkEvaluation) -> str:
     count = np.unique(evaluation.blocks()).size
     rough = "; so few that the intervals are rough" if count < FEW_BLOCKS else ""
     minutes = evaluation.settings.block_minutes
     return f"{count} blocks, each the windows that begin in the same {minutes:g} minutes of a sequence{rough}"
 
 
-def _trainings(settings: Benchmark) -> dict[str, str]:
-    """How networks were trained, and which ones came as they are."""
+def _training_protocol(settings: Benchmark) -> dict[str, str]:
+    """Describe how the networks were trained, and which ones were trained before."""
     before = [str(participant.name) for participant in settings.participants if participant.checkpoint]
-    found = {"Trained before": ", ".join(before)} if before else {}
+    facts = {"Trained before": ", ".join(before)} if before else {}
     if len(before) < len(settings.participants):
-        ways = "; ".join(
-            _how_trained(participant) for participant in settings.participants if not participant.checkpoint
-        )
-        found |= {"Budget": _budget(settings), "Seeds": ", ".join(map(str, settings.seeds)), "Optimisers": ways}
-    return found
+        ways = "; ".join(_optimiser(participant) for participant in settings.participants if not participant.checkpoint)
+        facts |= {"Budget": _budget(settings), "Seeds": ", ".join(map(str, settings.seeds)), "Optimisers": ways}
+    return facts
 
 
 def _budget(settings: Benchmark) -> str:
@@ -288,12 +296,12 @@ def _budget(settings: Benchmark) -> str:
     return f"{length}, validated every {budget.validate_every} steps; the best weights of them are scored"
 
 
-def _how_trained(participant: Participant) -> str:
+def _optimiser(participant: Participant) -> str:
     way = participant.trainer
     return f"{participant.name} {way.optimiser} {way.learning_rate:g} {way.schedule}, batch {way.batch_size}"
 
 
-def _note(evaluation: BenchmarkEvaluation) -> str:
+def _figure_note(evaluation: BenchmarkEvaluation) -> str:
     test = evaluation.parts["test"]
     return (
         f"{test.windows} test windows, {' + '.join(found.name for found in test.sources)}; sums, then ratios; "

@@ -1,4 +1,4 @@
-"""The command line, by group of commands. Every command is a thin door to a function; heavy imports wait inside."""
+"""The command line, by group of commands. Every command calls one function of the library and imports it inside."""
 
 from __future__ import annotations
 
@@ -53,10 +53,8 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Tell of every step.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Tell of more, and show the traceback of every error.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every step.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log more, and show the traceback of every error.")] = False,
     log_format: Annotated[
         LogFormat, typer.Option("--log-format", envvar="NOWCAST_LOG", help="Lines for people, or JSON for programs.")
     ] = LogFormat.TEXT,

@@ -1,4 +1,4 @@
-"""``python -m nowcast.cli``."""
+"""Run the command line by ``python -m nowcast.cli``."""
 
 from nowcast.cli import main
 

@@ -56,7 +56,7 @@ def inspect(
     picture: Annotated[Path, typer.Option(help="Where the quick look goes.")] = Path("quicklook.png"),
     json: AsJson = False,
 ) -> None:
-    """Tell what a file is: its reader, what would be stored, what is wrong with it, and a picture.
+    """Describe a file: its reader, what would be stored, what is wrong with it; draw a picture.
 
     Example: [bold]nowcast inspect RAD_NL25_RAP_5min_201008260000.h5[/]
     """
@@ -74,7 +74,7 @@ def inspect(
 
 
 def show(store: Annotated[str, typer.Argument(help="Any store.")], json: AsJson = False) -> None:
-    """Tell what a store holds: frames, variables, grid, span, cadence, gaps, size, last commits.
+    """Describe a store: frames, variables, grid, span, cadence, gaps, size, last commits.
 
     Example: [bold]nowcast show var/frames --json[/]
     """

@@ -1,4 +1,4 @@
-"""How a command fails: an error of ours is a sentence, a programming error keeps its traceback."""
+"""Error messages: an expected error is shown as one sentence, a programming error with its traceback."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nowcast.core.log import LogFormat
 
 DISTRIBUTION = "nowcast-radar"
 BUNDLES = ("all", "test")
-"""Extras that hold others."""
+"""Extras that include others."""
 NAMED_OTHERWISE = {"skimage": "scikit-image"}
-"""Libraries that are imported by another name than they are installed by."""
+"""Import name -> distribution name, where they differ."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WRONG = 2
-"""Exit code where the user can mend it; a programming error ends with 1."""
+"""Exit code of errors that the user can correct; that of a programming error is 1."""
 log = logging.getLogger(__name__)
 
 
 class Commands(TyperGroup):
-    """The commands; what they raise on purpose is shown as one sentence."""
+    """The commands; an error that is raised on purpose is shown as one sentence."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run a command."""
+        """Run a command, and show an expected error as one sentence."""
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
 
 
 def explained(error: Exception) -> str | None:
-    """The sentence of an error that the user can mend; None of a programming error."""
+    """Return the sentence of an error that the user can correct; None for a programming error."""
     if isinstance(error, NowcastError):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
@@ -51,7 +51,7 @@ def explained(error: Exception) -> str | None:
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that installs a library."""
+    """Find the extra that installs a library."""
     from importlib.metadata import PackageNotFoundError, requires  # not for every command
 
     try:

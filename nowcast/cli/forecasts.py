@@ -104,6 +104,6 @@ def serve(
 
 
 def _product_name(model: Path) -> str:
-    """Every training exports ``best`` and ``last``: those are called after their run."""
+    """Name a product after its checkpoint, or after the run of ``best`` and ``last``, which every training exports."""
     stem = model.parent.name if model.stem in ("best", "last") else model.stem
     return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_") or "model"

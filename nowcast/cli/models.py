@@ -1,4 +1,4 @@
-"""``nowcast models``: the tables of networks and sources, and the checkpoints of a domain."""
+"""Commands of ``nowcast models``: tables of networks and sources, and the checkpoints of a domain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINEAGE = {
     "loss": None,
     "base": 8,
 }
-"""Columns of the list of checkpoints, and how much of them fits a screen; --json has all."""
+"""Column of the list of checkpoints -> most characters shown; None: all. --json prints them in full."""
 
 
 @app.callback(invoke_without_command=True)
@@ -32,7 +32,7 @@ def models(
     readers: Annotated[bool, typer.Option("--readers", help="The sources instead of the networks.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Show the table of networks (or, with --readers, of sources); the commands below keep the checkpoints of a domain.
+    """Show the table of networks or, with --readers, of sources; the commands below manage a domain's checkpoints.
 
     Example: [bold]nowcast models[/]
     """
@@ -70,7 +70,7 @@ def import_weights(
     quantity: Annotated[str, typer.Option(help="What the frames are.")] = "intensity",
     step_seconds: Annotated[int, typer.Option(min=1, help="Time between frames.")] = 1,
 ) -> None:
-    """Make a checkpoint of ours from the weights of an official implementation.
+    """Make a nowcast checkpoint from the weights of an official implementation.
 
     Example: [bold]nowcast models import predrnn kth_model.ckpt input_length=10 total_length=30[/]
     """
@@ -95,7 +95,7 @@ def export_network(
     height: Annotated[int, typer.Option(min=1, help="Rows of the frames.")] = 256,
     width: Annotated[int, typer.Option(min=1, help="Columns of the frames.")] = 256,
 ) -> None:
-    """Write a network for other runtimes, for one size of frames, checked against ours.
+    """Export a network for other runtimes, for one frame size; its output is compared with the original's.
 
     Example: [bold]nowcast models export runs/simvp/best.safetensors simvp.onnx --height 700 --width 700[/]
     """
@@ -152,7 +152,7 @@ def list_registered(
 def compare_registered(
     domain: Domain,
     challenger: Annotated[str | None, typer.Argument(help="Name or digest; all challengers by default.")] = None,
-    against: Annotated[str, typer.Argument(help="The same.")] = "champion",
+    against: Annotated[str, typer.Argument(help="Name or digest.")] = "champion",
     json: AsJson = False,
 ) -> None:
     """Compare challengers with the champion (or one with another) by what they forecast live.
@@ -179,7 +179,7 @@ def compare_registered(
 def promote_challenger(
     name: Annotated[str, typer.Argument(help="Name or digest of a challenger.")],
     domain: Domain,
-    force: Annotated[bool, typer.Option("--force", help="Whatever the scores say.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote whatever the scores are.")] = False,
     reason: Reason = "",
 ) -> None:
     """Make a challenger the champion, if its live scores are better; products follow at the next cycle.

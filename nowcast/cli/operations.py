@@ -1,4 +1,4 @@
-"""Commands of the operator: one cycle or all of them, with Prefect or without, and what to fix."""
+"""Commands of the operator: demo, cycle, Prefect server and flows, doctor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def demo(
     serve: Annotated[bool, typer.Option(help="Serve the page at the end.")] = True,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8000,
 ) -> None:
-    """Take three hours of real radar through the whole chain: files, forecasts, scores, maps, page.
+    """Run the whole chain on three hours of real radar data: files, forecasts, scores, maps, page.
 
     Example: [bold]nowcast demo --no-serve[/]
     """

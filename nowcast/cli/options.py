@@ -11,6 +11,6 @@ ForecastPath = Annotated[str, typer.Option("--forecasts", help="Forecast store."
 ScorePath = Annotated[str | None, typer.Option("--scores", help="Score store; next to the forecasts by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Domain = Annotated[str, typer.Option("--domain", envvar="NOWCAST_DOMAIN", help="Operations YAML with a registry.")]
-Reason = Annotated[str, typer.Option("--reason", help="Kept in the journal.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason, kept in the journal.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=value, dotted keys.")]
 Resume = Annotated[bool, typer.Option(help="Go on where a run of this name stopped.")]

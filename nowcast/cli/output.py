@@ -20,7 +20,7 @@ errors = Console(stderr=True)
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar; does nothing where nobody watches."""
+    """Show a progress bar on a terminal; yield the function that moves it, called with (done, total, name)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     rate = TextColumn("{task.fields[rate]}")
@@ -37,7 +37,7 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Table:
-    """Rows of equal keys, which are the columns."""
+    """Make a table of rows with equal keys, which are the columns."""
     first, *others = rows[0]
     view = Table(Column(first, no_wrap=True), *others, box=None)
     for row in rows:
@@ -46,7 +46,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> Table:
 
 
 def score_table(sums: xr.Dataset, *, by_lead: bool = False) -> Table:
-    """Pooled scores: sums over all runs (and leads) first, then the ratio."""
+    """Make a table of pooled scores: sums over all runs (and lead times) first, then the ratio."""
     from nowcast.core.units import UNIT_SIGNS
     from nowcast.verification.tables import table as pooled
 
@@ -66,7 +66,7 @@ def score_table(sums: xr.Dataset, *, by_lead: bool = False) -> Table:
 
 
 def _cell(value: object) -> str:
-    """Ratios with three digits, counts of pixels in thousands or millions."""
+    """Format ratios with three digits, counts of pixels in thousands or millions."""
     if isinstance(value, float):
         return "-" if value != value else f"{value:.3f}"
     if isinstance(value, int) and value >= 10_000:
@@ -75,7 +75,7 @@ def _cell(value: object) -> str:
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Print names and what is known of them."""
+    """Print names and values as a table; a list takes one line per item."""
     view = Table(show_header=False, box=None)
     for key, value in facts.items():
         lines = value if isinstance(value, list) else [value]
@@ -84,11 +84,11 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 
 def print_report(lines: list[str]) -> None:
-    """Print lines as they are."""
+    """Print lines without highlighting numbers and paths."""
     for line in lines:
         console.print(line, highlight=False)
 
 
 def print_json(value: object) -> None:
-    """Print for programs."""
+    """Print JSON for programs."""
     print(json.dumps(value, default=str, indent=1))

@@ -65,14 +65,14 @@ def benchmark(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
 ) -> None:
-    """Train networks alike and compare them on held-out frames: one table, one figure.
+    """Train networks under one protocol and compare them on held-out frames: one table, one figure.
 
     Example: [bold]nowcast benchmark benchmarks/radar-debug.yaml seeds=[0,1][/]
     """
     from nowcast.benchmark.run import benchmark as compare
     from nowcast.config import Benchmark, load
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the training under way must end with us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the running training is ended too
     with progress_bar() as progress:
         table = compare(load(Benchmark, config, overrides or ()), progress=progress)
     print(table.read_text())

@@ -1,1 +1,1 @@
-"""What an operator runs: cycle, shadow forecasts, promotion, doctor, demo."""
+"""Operations: cycle, shadow forecasts, comparison and promotion of models, doctor, demo."""

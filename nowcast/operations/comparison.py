@@ -1,7 +1,8 @@
-"""Is one model better than another? From sums of scores on the same runs and pixels, in words.
+"""Compare two models by their sums of scores on the same runs and pixels.
 
-Runs close in time see the same rain, so the interval of a difference is drawn from whole blocks of time; where it
-holds no zero, and rests on enough runs and blocks, the one model is better or worse, else it cannot be told yet.
+Runs close in time see the same rain, so the confidence interval of a difference is bootstrapped from whole blocks of
+time. Where it excludes zero, and there are enough runs and blocks, the one model is better or worse; else the
+outcome is ``cannot tell yet``.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from nowcast.verification.bootstrap import differences
 from nowcast.verification.scores import derive
 
 BETTER, WORSE, UNKNOWN = "better", "worse", "cannot tell yet"
-ERRORS = {"mse", "mae"}
-"""Scores of which less is better."""
+LOWER_IS_BETTER = {"mse", "mae"}
+"""Scores of which lower values are better."""
 EVENTS = {"csi", "ets", "hss"}
 """Scores that depend on a threshold."""
-OUT_OF_SIGHT = 100_000
-"""More runs than this are as good as never: a year of five-minute cycles."""
-SHOWN = ("csi", "mse")
+MOST_RUNS = 100_000
+"""Where a decision needs more runs than this, a year of five-minute cycles, the models count as equal."""
+TABLE_SCORES = ("csi", "mse")
 """Scores of the table by lead time."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The sums (window, lead_time, threshold) of two models, zero where they were not scored alike."""
+    """The sums (window, lead_time, threshold) of two models, zero where not scored on the same pixels."""
 
     first: xr.Dataset
     second: xr.Dataset
     blocks: np.ndarray
-    """(window) the block of time that each lies in."""
+    """Block of time of every window, (window)."""
     left_out: int = 0
-    """Forecast frames of common runs that were not scored alike."""
+    """Forecast frames of common runs scored against different observations, or on different numbers of pixels."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,24 @@ class Comparison:
     outcome: str
     """``better``, ``worse`` or ``cannot tell yet``."""
     criterion: str
-    """What was compared, in words."""
+    """Score, lead times and confidence of the comparison, in words."""
     value: float
-    """Challenger minus the other; NaN where nothing was scored."""
+    """Score of the challenger minus that of the other model; NaN where nothing was scored."""
     low: float
     high: float
     runs: int
     blocks: int
-    """Blocks of time with something to score."""
+    """Blocks of time in which the score is defined."""
     pixels: int
     left_out: int
     more: float | None
-    """Runs that it takes besides, about; None where there is no difference to go by."""
+    """Estimated number of further runs until the outcome is known; None where there is no difference so far."""
     by_lead: xr.Dataset | None = None
     """Differences (estimate, lead_time[, threshold]) of CSI and MSE, and the pixels ``n`` behind them."""
 
     @property
     def conclusion(self) -> str:
-        """What it says, and what is missing where it cannot tell."""
+        """The outcome, and how many runs are missing where it is not known yet."""
         return f"{UNKNOWN}, {self._needs}" if self.outcome == UNKNOWN else self.outcome
 
     def __str__(self) -> str:
@@ -81,32 +82,32 @@ class Comparison:
     def _needs(self) -> str:
         if self.more is None:
             return "they do not differ so far"
-        if self.more > OUT_OF_SIGHT:
+        if self.more > MOST_RUNS:
             return "they are all but equal"
         digits = 10 ** max(0, len(str(int(self.more))) - 2)
         return f"needs about {math.ceil(self.more / digits) * digits} more runs"
 
     @property
     def facts(self) -> dict[str, object]:
-        """What is kept of it as JSON, which has no NaN."""
+        """The figures kept in the journal, with None for NaN, which JSON does not have."""
         names = ("against", "criterion", "value", "low", "high", "runs", "blocks", "pixels", "left_out", "more")
         values = {"says": self.outcome} | {name: getattr(self, name) for name in names}
         return {name: None if value != value else value for name, value in values.items()}
 
     def rows(self) -> list[dict[str, str]]:
-        """The table by lead time: every difference with its interval."""
+        """Return the table by lead time: every difference with its interval."""
         table = self.by_lead
         return [] if table is None else [_row(table.isel(lead_time=at)) for at in range(table.sizes["lead_time"])]
 
 
 def assess(challenger: str, against: str, pair: Pair | None, *, rules: Promotion) -> Comparison:
-    """Weighs the second model of a pair against the first.
+    """Compare the second model of a pair with the first.
 
     Args:
-        challenger: Name of the second.
-        against: Name of the first.
+        challenger: Name of the second model.
+        against: Name of the first model.
         pair: Their sums; None where they have no run in common.
-        rules: Score, threshold, lead times, and how sure one must be.
+        rules: Score, threshold, lead times and confidence.
 
     Raises:
         ConfigError: If nothing was scored at the threshold or the lead times of the rules.
@@ -114,18 +115,17 @@ def assess(challenger: str, against: str, pair: Pair | None, *, rules: Promotion
     if pair is None:
         nan, rule = float("nan"), f"{rules.score.upper()}, no run in common"
         return Comparison(challenger, against, UNKNOWN, rule, nan, nan, nan, 0, 0, 0, 0, float(rules.least_runs))
-    first, second = (_chosen(sums, rules) for sums in (pair.first, pair.second))
+    first, second = (_select(sums, rules) for sums in (pair.first, pair.second))
     names, over = [rules.score], ["lead_time"]
     found = differences(first, second, names, blocks=pair.blocks, over=over, level=rules.confidence)[rules.score]
     value, low, high = map(float, found.values)
     scored = np.any([derive(sums, names, over=over)[rules.score].notnull() for sums in (first, second)], axis=0)
     runs, blocks = int((first["n"].sum("lead_time") > 0).sum()), np.unique(pair.blocks[scored]).size
-    more = _more(value, low, high, runs, blocks, rules)
-    outcome = UNKNOWN if more is None or more > 0 else BETTER if (value > 0) != (rules.score in ERRORS) else WORSE
+    more = _missing_runs(value, low, high, runs, blocks, rules)
     return Comparison(
         challenger,
         against,
-        outcome,
+        _outcome(value, more, rules),
         _criterion(first, rules),
         value,
         low,
@@ -139,8 +139,8 @@ def assess(challenger: str, against: str, pair: Pair | None, *, rules: Promotion
     )
 
 
-def _chosen(sums: xr.Dataset, rules: Promotion) -> xr.Dataset:
-    """The lead times of the rules, and the threshold where their score has one."""
+def _select(sums: xr.Dataset, rules: Promotion) -> xr.Dataset:
+    """Select the lead times of the rules, and the threshold where their score depends on one."""
     minutes = sums["lead_time"].values / np.timedelta64(1, "m")
     last = np.inf if rules.last_lead_minutes is None else rules.last_lead_minutes
     inside = np.flatnonzero((minutes >= rules.first_lead_minutes) & (minutes <= last))
@@ -171,8 +171,8 @@ def _criterion(sums: xr.Dataset, rules: Promotion) -> str:
     )
 
 
-def _more(value: float, low: float, high: float, runs: int, blocks: int, rules: Promotion) -> float | None:
-    """An interval shrinks with the square root of the number of runs."""
+def _missing_runs(value: float, low: float, high: float, runs: int, blocks: int, rules: Promotion) -> float | None:
+    """Estimate how many more runs a decision needs: an interval shrinks with the square root of their number."""
     wanted = max(rules.least_runs, runs * rules.least_blocks / max(blocks, 1))
     if low > 0 or high < 0:
         return max(0.0, wanted - runs)
@@ -182,13 +182,20 @@ def _more(value: float, low: float, high: float, runs: int, blocks: int, rules: 
     return max(wanted, runs * (reach / value) ** 2 + 1) - runs
 
 
+def _outcome(value: float, more: float | None, rules: Promotion) -> str:
+    """Return the outcome of a difference, unknown as long as runs are missing."""
+    if more is None or more > 0:
+        return UNKNOWN
+    return BETTER if (value > 0) != (rules.score in LOWER_IS_BETTER) else WORSE
+
+
 def _by_lead(pair: Pair, rules: Promotion) -> xr.Dataset:
-    found = differences(pair.first, pair.second, SHOWN, blocks=pair.blocks, level=rules.confidence)
+    found = differences(pair.first, pair.second, TABLE_SCORES, blocks=pair.blocks, level=rules.confidence)
     return found.assign(n=pair.first["n"].sum("window"))
 
 
 def _row(table: xr.Dataset) -> dict[str, str]:
-    """One lead time as text."""
+    """Format one lead time as a row of the table."""
     row = {"lead min": f"{float(table['lead_time'] / np.timedelta64(1, 'm')):g}"}
     for place, limit in enumerate(table["threshold"].values):
         row[f"CSI≥{limit:g}"] = _interval(*table["csi"].isel(threshold=place).values)

@@ -1,8 +1,7 @@
-"""One frame through everything: ingest, forecast, verify, publish.
+"""The operational cycle: ingest, forecast, verify, publish.
 
-The demo, the command line and the Prefect flow all call ``cycle``. Each step is idempotent, so a
-cycle that was killed is repaired by the next one: whatever is missing is done, whatever is there
-stays.
+The demo, the command line and the Prefect flow all call ``cycle``. Each step is idempotent, so the next cycle repairs
+one that was killed: it does what is missing and leaves what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from nowcast.config import Operations
 from nowcast.core import device_lock
 from nowcast.core.errors import BusyError, ConfigError, OptionError
 from nowcast.forecasting.run import export, issue
-from nowcast.ingestion.run import AUTO, Progress, Summary, ingest
+from nowcast.ingestion.append import Summary
+from nowcast.ingestion.run import AUTO, Progress, ingest
 from nowcast.operations import shadow
 from nowcast.operations.promotion import shadow_stores
 from nowcast.operations.stores import Stores
@@ -32,9 +32,9 @@ from nowcast.verification.run import verify
 from nowcast.web.publish import publish, publish_maps
 
 SHARE = 0.8
-"""Of the time between two cycles, what cycle and shadow may take together."""
+"""Fraction of the time between two cycles that cycle and shadow forecasts may take together."""
 RECENT_FRAMES = 100
-"""Newest frames looked through for one that is due."""
+"""Number of newest frames among which one that is due is sought."""
 log = logging.getLogger(__name__)
 
 
@@ -55,18 +55,18 @@ class Report:
     published: Path | None = None
     """The manifest of the page."""
     seconds: float = 0.0
-    """Until the page was out."""
+    """Time until the page was published."""
     shadowed: list[str] = field(default_factory=list)
-    """One line per forecast of a challenger, and what went wrong with them."""
+    """One line per forecast of a challenger, and per failure."""
 
     @property
     def idle(self) -> bool:
-        """Nothing new came and nothing was left to do."""
+        """Whether no frame came and nothing was left to do."""
         return not (self.taken or self.revised or self.issued or self.scored)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
-    """Reads the settings of an operational chain and checks what only the registries know.
+    """Read the settings of an operational chain, and check that its reader exists.
 
     Raises:
         ConfigError: One sentence per mistake.
@@ -81,10 +81,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
 
 
 def cycle(settings: Operations, *, now: datetime | None = None, progress: Progress | None = None) -> Report:
-    """Takes what has landed, forecasts from the newest frame, scores what became verifiable, publishes.
+    """Ingest new files, forecast from the newest frame, score what became verifiable, and publish.
 
-    Trainings on the same card pause meanwhile. Then, where the chain has a registry, the challengers forecast in
-    the shadow.
+    Trainings on the same GPU pause meanwhile. Then, where the chain has a registry, the challengers make shadow
+    forecasts.
 
     Args:
         settings: The chain.
@@ -108,25 +108,25 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         if summary.newest is None:
             return _report(summary, started)
         log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
-        times = _recent(settings, stores.frames, summary.newest)
+        times = _frames_due(settings, stores.frames, summary.newest)
         issued = _issue(settings, stores, times)
         log.info("forecasts issued: %s", ", ".join(issued) or "none")
-        report = _finish(settings, stores, summary, issued, started)
+        report = _score_and_publish(settings, stores, summary, issued, started)
         log.info("%d forecast frames scored, page %s", report.scored, report.published)
-        _forget(settings, stores)
-    return report if report.idle else replace(report, shadowed=_shadowed(settings, times, started))
+        _expire_versions(settings, stores)
+    return report if report.idle else replace(report, shadowed=_run_shadow(settings, times, started))
 
 
 def backfill(
     settings: Operations, *, start: datetime, end: datetime, dry_run: bool = False, progress: Progress | None = None
 ) -> Report:
-    """Makes the forecasts that an outage left out, from every frame in [start, end), and scores them.
+    """Make and score the forecasts that an outage left out, from every frame in [start, end).
 
     Args:
         settings: The chain.
         start: First reference time, UTC.
-        end: First reference time not taken.
-        dry_run: Say which forecasts would be made; write nothing.
+        end: End of the reference times, exclusive.
+        dry_run: Report which forecasts would be made, and write nothing.
         progress: Called after each reference time.
     """
     started, stores = perf_counter(), Stores.of(settings)
@@ -135,16 +135,16 @@ def backfill(
         summary = Summary() if dry_run else ingest(feed.reader, [feed.source], stores.frames, settings=feed.quality)
         if not stores.frames.exists():
             return _report(summary, started)
-        times = [time for time in _aware(stores.frames.times()) if start <= time < end]
+        times = [time for time in _in_utc(stores.frames.times()) if start <= time < end]
         if dry_run:
             due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(time, settings.issue_every_minutes)]
             return _report(summary, started, issued=due)
         issued = _issue(settings, stores, times, progress)
-        return _finish(settings, stores, summary, issued, started, since=start)
+        return _score_and_publish(settings, stores, summary, issued, started, since=start)
 
 
-def _shadowed(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
-    """What the challengers forecast in the time that is left, outside the lock: the next cycle need not wait."""
+def _run_shadow(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
+    """Let the challengers forecast in the time that is left, without the lock, so that the next cycle need not wait."""
     left = SHARE * 60 * settings.every_minutes - (perf_counter() - started)
     due = [time for time in times if _due(time, settings.issue_every_minutes)]
     due = [time for time in due if _due(time, settings.shadow.every_minutes)]
@@ -175,7 +175,7 @@ def _issue(
     return lines
 
 
-def _finish(
+def _score_and_publish(
     settings: Operations,
     stores: Stores,
     summary: Summary,
@@ -183,7 +183,7 @@ def _finish(
     started: float,
     since: datetime | None = None,
 ) -> Report:
-    """Scores and publishes."""
+    """Score what became verifiable, publish the page, and report."""
     if not stores.forecasts.exists():
         return _report(summary, started)
     newest = summary.newest or datetime.now(UTC)
@@ -220,22 +220,22 @@ def publish_site(settings: Operations, stores: Stores) -> Path:
     return manifest
 
 
-def _recent(settings: Operations, frames: FrameStore, newest: datetime) -> list[datetime]:
-    """The frame to forecast from: the newest, or the newest that is due where several landed at once."""
+def _frames_due(settings: Operations, frames: FrameStore, newest: datetime) -> list[datetime]:
+    """Find the frame to forecast from: the newest, or the newest that is due where several came at once."""
     if settings.issue_every_minutes is None:
         return [newest]
     span = timedelta(minutes=settings.issue_every_minutes)
-    times = _aware(frames.times()[-RECENT_FRAMES:])
+    times = _in_utc(frames.times()[-RECENT_FRAMES:])
     return [moment for moment in times if newest - moment < span and _due(moment, settings.issue_every_minutes)][-1:]
 
 
-def _aware(times: np.ndarray) -> list[datetime]:
-    """UTC."""
+def _in_utc(times: np.ndarray) -> list[datetime]:
+    """Convert numpy times to datetimes in UTC."""
     return [time.replace(tzinfo=UTC) for time in times.tolist()]
 
 
-def _forget(settings: Operations, stores: Stores) -> None:
-    """Once a day, drops old versions: every commit keeps a list of all chunks, hundreds a day."""
+def _expire_versions(settings: Operations, stores: Stores) -> None:
+    """Expire old versions of the stores once a day: every commit keeps a list of all chunks, hundreds a day."""
     if not shadow.first_today(settings.site / ".versions"):
         return
     unseen = shadow_stores(settings)[1:] if settings.registry else ()
@@ -245,7 +245,7 @@ def _forget(settings: Operations, stores: Stores) -> None:
 
 
 def _due(time: datetime, every: int | None) -> bool:
-    """True on every frame, or on those at round multiples of some minutes."""
+    """Whether a frame is due: every frame is, or those at round multiples of some minutes."""
     return every is None or (time.hour * 60 + time.minute) % every == 0
 
 
@@ -256,7 +256,7 @@ def _report(summary: Summary, started: float, **more: object) -> Report:
 
 @contextmanager
 def _one_at_a_time(settings: Operations) -> Iterator[None]:
-    """Two cycles of one chain must not overlap; the lock goes with the process."""
+    """Hold the lock of a chain, whose cycles must not overlap; it is released if the process dies."""
     settings.site.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.site / ".cycle.lock", timeout=0)
     try:

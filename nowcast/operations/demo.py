@@ -1,7 +1,7 @@
-"""Three hours of real radar through the whole chain, frame by frame as if they arrived.
+"""Run three hours of real radar data through the whole chain, frame by frame as if they arrived.
 
-The sample is KNMI's mosaic of 26 August 2010. Frames drop into a feed folder one at a time; a cycle
-follows each; every half hour all products forecast an hour. What was observed later scores them.
+The sample is KNMI's mosaic of 26 August 2010. Frames arrive in a feed folder one at a time, and a cycle follows
+each. Every half hour all products forecast an hour, which is verified against the later frames.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from nowcast.plotting.charts import skill_chart
 MAP_STEPS = (6, 12)
 """Lead steps drawn as maps."""
 CHART_THRESHOLDS = 2
-"""Charts are drawn for the lowest thresholds; hardly a pixel of the sample reaches the others."""
+"""Number of thresholds with a chart, the lowest ones: few pixels of the sample reach the others."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the demo made, and where."""
+    """The results of the demo, and where they are."""
 
     scores: xr.Dataset
     lines: list[str]
-    """Forecasts that fell back or were withheld, files that were refused."""
+    """Forecasts made by a fallback or withheld, and files refused."""
     pictures: Path
     netcdf: Path
     site: Path
 
 
 def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
-    """Runs the demo in a folder; run again, it goes on where it stopped.
+    """Run the demo in a folder; a second run goes on where the first stopped.
 
     Args:
-        folder: Where stores, pictures and page go.
+        folder: Folder of the stores, the pictures and the page.
         progress: Called with steps done, steps in all, name of the step.
     """
     settings = _settings(folder)
@@ -53,7 +53,7 @@ def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
     lines: list[str] = []
     settings.feed.source.mkdir(parents=True, exist_ok=True)
     for done, frame in enumerate(sample, 1):
-        _land(frame, settings.feed.source)
+        _deliver(frame, settings.feed.source)
         report = cycles.cycle(settings)
         lines += [line for line in report.issued if not line.endswith(" ok")] + report.refused
         progress(done, len(sample) + 1, f"frame {frame.stem[-4:]} UTC")
@@ -64,7 +64,7 @@ def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
 
 
 def _settings(folder: Path) -> Operations:
-    """The shipped settings, moved to the folder."""
+    """Load the shipped settings, with all paths inside the folder."""
     shipped = cycles.load("operations/demo.yaml")
     return shipped.model_copy(
         update={
@@ -76,15 +76,15 @@ def _settings(folder: Path) -> Operations:
     )
 
 
-def _land(frame: Path, feed: Path) -> None:
-    """A file appears whole, as a well-behaved feed delivers it."""
+def _deliver(frame: Path, feed: Path) -> None:
+    """Copy a file into the feed, then rename it, so that no cycle sees half of it."""
     if not (feed / frame.name).exists():
         shutil.copy2(frame, feed / f".{frame.name}")
         (feed / f".{frame.name}").rename(feed / frame.name)
 
 
 def _pictures(stores: Stores, folder: Path) -> Path:
-    """Maps of the newest run that was fully observed since, beside the observations, and skill charts."""
+    """Draw maps of the newest run whose lead times are all observed, the observations, and score charts."""
     folder.mkdir(parents=True, exist_ok=True)
     observed, forecasts = stores.frames.read(), stores.forecasts.read()
     name = channels(observed)[0]
@@ -112,7 +112,7 @@ def _map(painter: maps.MapPainter, frame: xr.DataArray, path: Path) -> None:
 
 
 def _loop(painter: maps.MapPainter, observed: xr.DataArray, run: xr.DataArray, folder: Path) -> None:
-    """The hour before the run as observed, then the forecast."""
+    """Draw an animation: the hour before the run as observed, then the forecast."""
     reference = run["forecast_reference_time"].values
     before = observed.sel(time=slice(reference - run["lead_time"].values[-1], reference))
     frames = [*before, *run.transpose("lead_time", ...)]

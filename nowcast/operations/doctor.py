@@ -1,4 +1,4 @@
-"""Is this machine fit, are these settings valid, are these stores sound? What to fix if not."""
+"""Check machine, packages, settings and stores, and say what to fix."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ PACKAGES = (
 )
 DISK_GIB = 5
 PREFECT_BREAKS = {"fastapi": (0, 151), "sqlalchemy": (2, 1)}
-"""First versions that prefect 3.8 does not run with; with SQLAlchemy 2.1 its schedules silently stop."""
+"""First versions that prefect 3.8 fails with; with SQLAlchemy 2.1 its schedules stop without an error."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     found: str
@@ -54,7 +54,7 @@ class Finding:
 
 
 def examine(config: str | None = None) -> list[Finding]:
-    """Looks at the machine, and at an operational chain if one is named."""
+    """Check the machine, and an operational chain if one is named."""
     return [*_machine(), *_packages(), *(_chain(config) if config else ())]
 
 
@@ -122,7 +122,7 @@ def _models(settings: Operations) -> Iterator[Finding]:
 
 
 def _registry(settings: Operations) -> Iterator[Finding]:
-    """Champion and challengers: are their files whole, and how do they do?"""
+    """Check the files of champion and challengers, and compare the challengers."""
     if settings.registry is None:
         return
     registry = promotion.open_registry(settings)
@@ -150,7 +150,7 @@ def _registered(settings: Operations, registry: Registry, digest: str) -> Findin
 
 
 def _last_shadow(settings: Operations, name: str) -> str:
-    """How the newest forecast of a challenger ended."""
+    """Describe the newest shadow forecast of a challenger: time, state and reason."""
     forecasts = promotion.shadow_stores(settings).forecasts
     runs = forecasts.read() if forecasts.exists() else None
     if runs is None or not (own := runs["model"].values == name).any():

@@ -1,8 +1,8 @@
-"""Who forecasts for a chain: checkpoints are registered, compared by what they forecast live, and promoted.
+"""Register checkpoints for a chain, compare them by their live forecasts, and promote the better one.
 
-The champion's forecasts are those of the products that it makes, the challengers' come from their shadow runs.
-Compared are lead times that both were scored on against the same frame, over the same number of pixels, in runs
-that they made themselves.
+The champion is judged by the products that it makes, the challengers by their shadow runs. Two models are compared
+on the lead times that were verified against the same frame, over the same number of pixels, in runs that neither
+left to a fallback.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from nowcast.verification.run import keys
 
 
 def open_registry(settings: Operations) -> Registry:
-    """The registry of a chain.
+    """Open the registry of a chain.
 
     Raises:
-        ConfigError: If it has none.
+        ConfigError: If the chain has none.
     """
     if settings.registry is None:
         raise ConfigError(f"{settings.title}: its operations file names no registry; set registry: var/models.")
@@ -37,23 +37,23 @@ def open_registry(settings: Operations) -> Registry:
 
 
 def shadow_stores(settings: Operations) -> Stores:
-    """Where the challengers' forecasts and their scores lie: beside their files, so that nothing disturbs products."""
+    """Return the stores of the shadow forecasts and their scores, kept in the registry, apart from the products."""
     folder = open_registry(settings).folder
     return Stores(FrameStore(settings.store), ForecastStore(folder / "forecasts"), ScoreStore(folder / "scores"))
 
 
 def register(settings: Operations, path: str | Path, *, name: str | None = None, why: str = "") -> str:
-    """Registers a checkpoint that can forecast from the frames of the chain; returns its name.
+    """Register a checkpoint that can forecast from the frames of the chain; return its name.
 
     Args:
         settings: The chain.
         path: A checkpoint file.
-        name: What it is called; None: after its recipe and its digest.
-        why: A remark.
+        name: Name in the registry; None: made of its recipe and its digest.
+        why: Reason, kept in the journal.
 
     Raises:
         RegistryError: If it was made for other frames, or its name is taken.
-        BadInput: If it is not a checkpoint of ours.
+        BadInput: If it is not a checkpoint of nowcast.
     """
     registry, file = open_registry(settings), checkpoint.find(path)
     model = checkpoint.load(file)
@@ -70,12 +70,12 @@ def register(settings: Operations, path: str | Path, *, name: str | None = None,
 
 
 def compare(settings: Operations, challenger: str, against: str = CHAMPION) -> Comparison:
-    """Judges one registered checkpoint by another.
+    """Compare one registered checkpoint with another.
 
     Args:
-        settings: The chain; ``promotion`` says what counts.
+        settings: The chain; ``promotion`` holds score and rules.
         challenger: Name, or beginning of a digest.
-        against: The same, or ``champion``.
+        against: Name, beginning of a digest, or ``champion``.
 
     Raises:
         RegistryError: If a name is unknown.
@@ -83,21 +83,21 @@ def compare(settings: Operations, challenger: str, against: str = CHAMPION) -> C
     registry = open_registry(settings)
     digests = [registry.find(word) for word in (against, challenger)]
     names = registry.standing.names
-    pair = _pair(*(_live(settings, digest) for digest in digests), minutes=settings.promotion.block_minutes)
+    pair = _pair(*(_live_sums(settings, digest) for digest in digests), minutes=settings.promotion.block_minutes)
     return assess(names[digests[1]], names[digests[0]], pair, rules=settings.promotion)
 
 
 def promote(settings: Operations, challenger: str, *, force: bool = False, why: str = "") -> str:
-    """Makes a challenger the champion if it is better; returns the reason that was recorded.
+    """Make a challenger the champion if it is better; return the recorded reason.
 
     Args:
-        settings: The chain; ``promotion`` says what counts as better.
+        settings: The chain; ``promotion`` holds score and rules.
         challenger: Name, or beginning of a digest.
-        force: Whatever the scores say.
-        why: The reason; a forced promotion needs one.
+        force: Promote whatever the scores are.
+        why: Reason, kept in the journal; a forced promotion needs one.
 
     Raises:
-        RegistryError: If it is not shown to be better.
+        RegistryError: If it is not better, or that is not known yet, or a forced promotion has no reason.
     """
     registry = open_registry(settings)
     digest, champion = registry.find(challenger), registry.standing.champion
@@ -113,10 +113,10 @@ def promote(settings: Operations, challenger: str, *, force: bool = False, why: 
     return why or str(comparison)
 
 
-def _live(settings: Operations, digest: str) -> xr.Dataset | None:
-    """Sums (run, lead_time, threshold) of all that a checkpoint forecast, as a product or in the shadow."""
+def _live_sums(settings: Operations, digest: str) -> xr.Dataset | None:
+    """Read the sums (run, lead_time, threshold) of all forecasts of a checkpoint, products and shadow forecasts."""
     places = [Stores.of(settings), shadow_stores(settings)]
-    parts = [_of(digest, stores) for stores in places if stores.forecasts.exists() and stores.scores.exists()]
+    parts = [_sums_of_runs(digest, stores) for stores in places if stores.forecasts.exists() and stores.scores.exists()]
     parts = [part for part in parts if part.sizes["run"]]
     return (
         xr.concat(
@@ -133,7 +133,8 @@ def _live(settings: Operations, digest: str) -> xr.Dataset | None:
     )
 
 
-def _of(digest: str, stores: Stores) -> xr.Dataset:
+def _sums_of_runs(digest: str, stores: Stores) -> xr.Dataset:
+    """Read the sums of the runs in one pair of stores that a checkpoint made itself."""
     runs, table = stores.forecasts.read(), stores.scores.read()
     own = (runs["checkpoint"].values == digest) & (runs["state"].values == OK)
     wanted = {key for key, its in zip(keys(runs), own, strict=True) if its}
@@ -141,7 +142,7 @@ def _of(digest: str, stores: Stores) -> xr.Dataset:
 
 
 def _pair(first: xr.Dataset | None, second: xr.Dataset | None, *, minutes: float) -> Pair | None:
-    """What both forecast, where it was scored alike; None where there is no common run."""
+    """Pair the common runs of two models, zero where not scored on the same pixels; None where there are none."""
     if first is None or second is None:
         return None
     places = [{key[:2]: row for row, key in enumerate(keys(sums))} for sums in (first, second)]
@@ -159,7 +160,7 @@ def _pair(first: xr.Dataset | None, second: xr.Dataset | None, *, minutes: float
 
 
 def _masked(sums: xr.Dataset, alike: xr.DataArray) -> xr.Dataset:
-    """Plain sums over the axis ``window``, zero where they do not count."""
+    """Rename ``run`` to ``window``, drop its coordinates, and set sums that do not count to zero."""
     plain = sums.drop_vars(
         ["observed_digest", *(name for name, coord in sums.coords.items() if coord.dims == ("run",))]
     )

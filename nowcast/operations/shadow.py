@@ -1,7 +1,7 @@
-"""Challengers forecast beside the products, unseen: after the page is out, in a process that ends in time.
+"""Shadow forecasts: challengers forecast unseen after the page is published, in a process with a time limit.
 
-A network that hangs, eats the memory or takes the interpreter down does so alone. Its forecasts go to stores of
-their own and are scored like those of products; what went wrong is said in the report of the cycle.
+A network that hangs, exhausts the memory or crashes the interpreter affects nothing else. Shadow forecasts go to
+stores of their own and are scored like products; failures are in the report of the cycle.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from nowcast.verification.run import verify
 
 COMMAND = (sys.executable, "-P", "-m", "nowcast.operations.shadow")
 SCORED_BACK = timedelta(hours=24)
-"""Shadow runs older than this are no longer scored."""
+"""Age up to which shadow runs are scored."""
 LINGER_SECONDS = 5
-"""After its budget, and this, a shadow whose cycle was killed ends by itself."""
+"""A shadow process whose cycle was killed ends by itself this long after its budget."""
 DAY_SECONDS = 86_400
 log = logging.getLogger(__name__)
 
 
 def run(settings: Operations, time: datetime, *, seconds: float) -> list[str]:
-    """Lets all challengers forecast from one frame, and scores what became verifiable; never raises, never lasts.
+    """Let all challengers forecast from one frame and score what became verifiable, in limited time, without raising.
 
     Args:
         settings: The chain.
         time: Reference time.
-        seconds: They are stopped after this.
+        seconds: Time limit of all of them together.
 
     Returns:
-        One line per forecast made, and one about what went wrong.
+        One line per forecast made, and one about a failure.
     """
     try:
         if not candidates(settings):
             return []
-        return _in_time(settings, time, seconds)
-    except Exception as error:  # whatever it is, the products are out and the next cycle must come
+        return _run_in_process(settings, time, seconds)
+    except Exception as error:  # no failure of a challenger may reach the cycle
         log.warning("no shadow forecasts: %s", error, exc_info=True)
-        return [f"shadow: {_sentence(error)}"]
+        return [f"shadow: {_reason(error)}"]
 
 
 def candidates(settings: Operations) -> list[Product]:
-    """Who forecasts in the shadow: the challengers, and a champion that no product is made by."""
+    """List who makes shadow forecasts: the challengers, and a champion that makes no product."""
     if settings.registry is None:
         return []
     registry = promotion.open_registry(settings)
@@ -63,7 +63,8 @@ def candidates(settings: Operations) -> list[Product]:
     return [Product(name=now.names[digest], model=str(registry.file(digest))) for digest in (*unseen, *now.challengers)]
 
 
-def _in_time(settings: Operations, time: datetime, seconds: float) -> list[str]:
+def _run_in_process(settings: Operations, time: datetime, seconds: float) -> list[str]:
+    """Forecast and score in a process of its own; stop it after some seconds, and keep what it said until then."""
     if seconds <= 0:
         return ["shadow: left out, the cycle took all the time there was"]
     order = json.dumps({"settings": settings.model_dump(mode="json"), "time": time.isoformat(), "seconds": seconds})
@@ -75,26 +76,26 @@ def _in_time(settings: Operations, time: datetime, seconds: float) -> list[str]:
         except subprocess.TimeoutExpired:
             child.kill()
             said, failed = child.communicate()
-            _keep(failed)
+            _log_errors(failed)
             return [*said.splitlines(), f"shadow: stopped after {seconds:.0f} s, the rest is left out"]
         except BaseException:
             child.kill()
             raise
-    _keep(failed)
+    _log_errors(failed)
     lines = said.splitlines()
     if child.returncode:
-        words = failed.strip().splitlines() if child.returncode > 0 else []  # who is killed has no last words
+        words = failed.strip().splitlines() if child.returncode > 0 else []  # a killed process states no reason
         lines.append(f"shadow: ended with code {child.returncode}: {words[-1] if words else 'no reason given'}")
     return lines
 
 
-def _keep(failed: str) -> None:
-    """What the process wrote to standard error, tracebacks too, goes into the log of the cycle."""
+def _log_errors(failed: str) -> None:
+    """Log the standard error of the process, tracebacks too, in the log of the cycle."""
     if failed.strip():
         log.warning("from the shadow process:\n%s", failed.rstrip())
 
 
-def _sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -102,7 +103,7 @@ def _sentence(error: Exception) -> str:
 
 
 def main() -> None:
-    """Reads an order from standard input; says line by line what was done."""
+    """Read settings, time and budget as JSON from standard input; print a line per forecast."""
     order = json.load(sys.stdin)
     signal.alarm(ceil(order["seconds"]) + LINGER_SECONDS)
     configure()  # as text, which the cycle logs in its own format
@@ -111,7 +112,7 @@ def main() -> None:
 
 
 def work(settings: Operations, time: datetime) -> Iterator[str]:
-    """Scores first, for it must not wait for a network that hangs; then forecasts, one commit each."""
+    """Score first, which must not wait for a network that hangs; then forecast, one commit each, and promote."""
     stores = promotion.shadow_stores(settings)
     if stores.forecasts.exists():
         verify(*stores, thresholds=settings.thresholds, since=time - SCORED_BACK)
@@ -127,17 +128,17 @@ def work(settings: Operations, time: datetime) -> Iterator[str]:
         )
     folder = promotion.open_registry(settings).folder
     if settings.promotion.automatic and first_today(folder / ".judged"):
-        yield from _promote_the_better(settings)
+        yield from _promote_first_better(settings)
 
 
 def _in_turn(products: Sequence[Product], time: datetime) -> list[Product]:
-    """Each comes first at times: one that always hangs must not stop the same others for ever."""
+    """Rotate the order with the time: one that always hangs must not keep the same others from forecasting."""
     start = int(time.timestamp() // 60) % max(len(products), 1)
     return [*products[start:], *products[:start]]
 
 
-def _promote_the_better(settings: Operations) -> Iterator[str]:
-    """The first challenger that is better than the champion takes its place."""
+def _promote_first_better(settings: Operations) -> Iterator[str]:
+    """Promote the first challenger that is better than the champion."""
     now = promotion.open_registry(settings).standing
     for digest in now.challengers if now.champion else ():
         if promotion.compare(settings, digest).outcome == BETTER:
@@ -146,7 +147,7 @@ def _promote_the_better(settings: Operations) -> Iterator[str]:
 
 
 def first_today(marker: Path) -> bool:
-    """True once in 24 hours."""
+    """Return True once in 24 hours, as the time of a marker file tells."""
     if marker.exists() and datetime.now(UTC).timestamp() - marker.stat().st_mtime < DAY_SECONDS:
         return False
     marker.touch()

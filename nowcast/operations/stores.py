@@ -1,4 +1,4 @@
-"""The stores of a chain."""
+"""The stores of an operational chain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nowcast.store import ForecastStore, FrameStore, ScoreStore
 
 
 class Stores(NamedTuple):
-    """Frames, and forecasts from them with their scores; passed on from step to step, so that each is opened once."""
+    """Stores of frames, forecasts and scores, passed from step to step so that each is opened once."""
 
     frames: FrameStore
     forecasts: ForecastStore
@@ -17,5 +17,5 @@ class Stores(NamedTuple):
 
     @classmethod
     def of(cls, settings: Operations) -> Stores:
-        """Those of the products; see ``promotion.shadow_stores`` for the challengers'."""
+        """Return the stores of the products; those of the challengers are in ``promotion.shadow_stores``."""
         return cls(FrameStore(settings.store), ForecastStore(settings.forecasts), ScoreStore(settings.scores))
