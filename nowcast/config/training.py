@@ -252,7 +252,7 @@ class Recipe(Frozen):
     runs: Path = Path("runs")
     """Folder of the run folders: logs, checkpoints, the exported network."""
     start_from: Path | None = None
-    """Checkpoint to start from: its options apply where none are given; weights of the same name and shape are loaded."""
+    """Checkpoint to start from: its options apply where none are given; weights of equal name and shape are loaded."""
     tuning: str | None = None
     """Which weights of ``start_from`` are fine-tuned, one of the network's ``tunings``: ``full``: all of them;
     ``prompt``: GS2PM's prompt alone, saved as a small file that refers to that checkpoint. None: a usual training."""
