@@ -1,4 +1,4 @@
-"""Settings of a benchmark: networks trained alike and compared."""
+"""Settings of a benchmark: networks trained with the same budget and compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nowcast.config.training import (
 from nowcast.models import MODELS
 
 BUDGETED = {"epochs", "minutes", "batches_per_epoch", "patience", "seed"}
-"""Settings of the trainer that a benchmark sets for all networks alike."""
+"""Settings of the trainer that a benchmark sets for all networks."""
 OPTIMISATION = {
     "optimiser",
     "learning_rate",
@@ -75,7 +75,7 @@ class Participant(Frozen):
     name: str | None = Field(None, pattern=r"^[a-zA-Z0-9][\w.-]*$")
     """Label in the table; None: the model, ``convlstm-small``, or the name of the checkpoint."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Constructor keywords of the network, beside those of the recipe."""
+    """Constructor keywords of the network, in addition to those of the recipe."""
     loss: Loss | None = None
     """See ``Recipe.loss``; None: that of the recipe."""
     trainer: TrainerSettings = TrainerSettings()
@@ -149,12 +149,12 @@ class Benchmark(Frozen):
         if fixed := BUDGETED & (shared.keys() | own.keys()):
             raise ValueError(f"{model}: the budget sets {', '.join(sorted(fixed))} of the trainer")
         optimisation = recipe.trainer.model_dump(include=OPTIMISATION) if recipe else {}
-        trainer = TrainerSettings.model_validate(shared | optimisation | own | self._budgeted())
+        trainer = TrainerSettings.model_validate(shared | optimisation | own | self._budget_settings())
         loss = network.loss if network.loss is not None else (recipe.loss if recipe else ())
         name = network.name or model.replace(":", "-")
         return Participant(model=model, options=options, name=name, loss=loss, trainer=trainer)
 
-    def _budgeted(self) -> dict[str, Any]:
+    def _budget_settings(self) -> dict[str, Any]:
         every, endless = self.budget.validate_every, 10**6
         epochs = self.budget.steps // every if self.budget.steps else endless
         return {"epochs": epochs, "minutes": self.budget.minutes, "batches_per_epoch": every, "patience": endless}

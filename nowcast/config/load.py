@@ -71,7 +71,7 @@ def _validated(kind: type[Settings], values: dict[str, Any], overrides: Sequence
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(file, kind, item) for item in error.errors())) from None
+        raise ConfigError("\n".join(_message(file, kind, item) for item in error.errors())) from None
 
 
 def find(path: str | Path) -> Path:
@@ -109,7 +109,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: not YAML: {str(error).splitlines()[0]}.") from None
 
 
-def _sentence(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+def _message(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "settings"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":

@@ -50,7 +50,7 @@ class Span(Frozen):
     scaling: ScalingSettings | None = None
     """Scaling of that quantity; None: its own."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on how often this span is drawn, beside its size and ``temperature``."""
+    """Factor on how often this span is drawn, in addition to its size and ``temperature``."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Span:
@@ -223,13 +223,13 @@ class LossTerm(Frozen):
         return self
 
 
-def _terms(value: Any) -> Any:
+def _as_terms(value: Any) -> Any:
     """Accept the name of a loss, or one loss, in place of a list of them."""
     value = {"name": value} if isinstance(value, str) else value
     return (value,) if isinstance(value, dict) else value
 
 
-Loss = Annotated[tuple[LossTerm, ...], BeforeValidator(_terms)]
+Loss = Annotated[tuple[LossTerm, ...], BeforeValidator(_as_terms)]
 """``mse``, or ``{name: balanced, limits: [2, 5, 10, 30]}``, or a list of such, which are added up."""
 
 

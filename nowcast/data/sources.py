@@ -60,7 +60,7 @@ class Source(Protocol):
         ...
 
     def physical(self, window: int) -> np.ndarray:
-        """Read the first channel as float32 (T, H, W) in the unit of the windows' quantity, NaN for no data."""
+        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
         ...
 
 
@@ -88,7 +88,7 @@ class Stored:
         self.names = _chosen(self.attrs["channels"], self.quantity, settings, span)
         self.channels = len(self.names)
         if self.channels > 1:
-            self.quantity = self.names[0]  # colours are scaled alike
+            self.quantity = self.names[0]  # all colours have the same scaling
         scaling = span.scaling or (settings.scaling if span.quantity is None else None)
         self.scaling = scaling.build() if scaling else get_quantity(self.quantity).scaling
         self._index(timeline)
@@ -208,7 +208,7 @@ class Stored:
         return out
 
     def physical(self, window: int) -> np.ndarray:
-        """Read the first channel as float32 (T, H, W) in the unit of the windows' quantity, NaN for no data."""
+        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
         places = self.positions(window)
         if self.settings.resize:  # as networks get it
             return self.scaling.decode(self._values(self.names[0], places))

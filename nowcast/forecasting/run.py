@@ -125,7 +125,7 @@ def issue(
         _check_leads(forecasts, leads)
         done = forecasts.issued(reference, frames.sequence)
         missing = [product for product in products if product.name not in done]
-        runs = [_product(cube, frames, product, fallback, leads) for product in missing]
+        runs = [_product_run(cube, frames, product, fallback, leads) for product in missing]
         if runs:
             batch = xr.concat(
                 runs, dim="run", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
@@ -248,7 +248,7 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
 # --- one product ----------------------------------------------------------------------------------
 
 
-def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequence[str], leads: int) -> xr.Dataset:
+def _product_run(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequence[str], leads: int) -> xr.Dataset:
     """Make the run of one product: by its own model, a fallback, or withheld."""
     reasons: list[str] = []
     for name in dict.fromkeys((product.model, *fallback)):
@@ -256,7 +256,7 @@ def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequenc
             values, used, _ = _run(name, frames, leads)
         except Exception as error:  # whatever fails, a fallback must run; the reason is stored
             log.warning("%s cannot forecast from %s: %s", name, stamp(frames.time[-1]), error, exc_info=True)
-            reasons.append(f"{_short(name)}: {_sentence(error)}")
+            reasons.append(f"{_short_name(name)}: {_reason(error)}")
             continue
         run = _dataset(cube, frames, values, used, leads)
         return _as_run(run, frames.sequence, product.name, used.name, FALLBACK if reasons else OK, "; ".join(reasons))
@@ -433,12 +433,12 @@ def _step(stamps: np.ndarray) -> int:
     return int(np.median(np.diff(stamps[-10:]) / np.timedelta64(1, "s")))
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     if name.startswith(REGISTRY):
         return CHAMPION
     return name if name in MODELS else Path(name).name
 
 
-def _sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = error.fault if isinstance(error, BadInput) else str(error)  # the caller names the model itself
     return (text.strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

@@ -150,7 +150,7 @@ class MapPainter:
         self._opacity = overlay[self._inked, 3:].astype(np.float32) / 255
         self._ink = overlay[self._inked, :3] * self._opacity
         self._panel = np.s_[HEADER : HEADER + rows, MARGIN : MARGIN + columns, :3]
-        self._canvas, self._texts = self._page(rows, columns, source)
+        self._canvas, self._texts = self._layout(rows, columns, source)
         self._blank = np.array(self._canvas.buffer_rgba())
 
     def png(self, field: np.ndarray, *, caption: Caption) -> bytes:
@@ -166,7 +166,7 @@ class MapPainter:
         panel[:] = self._coloured(field)
         if caption.warning:
             panel[:STRIP] = rgb(BADGES[caption.state])
-        self._write(caption)
+        self._draw_texts(caption)
         return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR), PNG)[1].tobytes()
 
     def _coloured(self, field: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ class MapPainter:
         flat[self._inked] = flat[self._inked] * (1 - self._opacity) + self._ink
         return image
 
-    def _write(self, caption: Caption) -> None:
+    def _draw_texts(self, caption: Caption) -> None:
         columns = self._background.shape[1]
         warning = caption.warning
         words = {
@@ -197,7 +197,7 @@ class MapPainter:
             text.set_text(words[name])
             text.draw(self._canvas.get_renderer())
 
-    def _page(self, rows: int, columns: int, source: str) -> tuple[Any, dict[str, Text]]:
+    def _layout(self, rows: int, columns: int, source: str) -> tuple[Any, dict[str, Text]]:
         """Draw what surrounds the map, and place the texts that change."""
         width, height = max(columns, 480) + 2 * MARGIN + LEGEND, HEADER + rows + FOOTER
         canvas, axes = _pixel_canvas(width, height, face=PAPER)

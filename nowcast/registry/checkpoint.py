@@ -243,9 +243,9 @@ def predict(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> np.
     Returns:
         (leads, y, x) float32 in the same unit, for a colour network the mean of its channels; NaN = no data.
     """
-    frames = _frames(model, past, quantity)
+    frames = _encoded(model, past, quantity)
     with torch.inference_mode():
-        return _field(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity)
+        return _decoded(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity)
 
 
 @dataclass(frozen=True)
@@ -263,10 +263,10 @@ class Distribution:
 
 def predict_distribution(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> Distribution:
     """Run a network that ``gives_probabilities`` once, for forecast and probabilities; see ``predict``."""
-    frames = _frames(model, past, quantity)
+    frames = _encoded(model, past, quantity)
     with torch.inference_mode():
         first, chance_NLKHW, known_NLHW = model.network.distribution(frames)
-        values = _field(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity)
+        values = _decoded(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity)
         chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)[:, :leads]
         exceedance = np.full((len(chance_KLHW), *values.shape), np.nan, np.float32)
         exceedance[:, : chance_KLHW.shape[1]] = chance_KLHW.float().cpu().numpy()
@@ -283,7 +283,7 @@ def _rolled_out(model: Model, frames: torch.Tensor, made: list[torch.Tensor], le
     return torch.cat(made, dim=1)
 
 
-def _field(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str) -> np.ndarray:
+def _decoded(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str) -> np.ndarray:
     """Decode frames to physical values; no data where the newest frame has none, unless the network handles that."""
     network = model.network
     future = future_BTCHW[0].mean(1, dtype=torch.float32).cpu().numpy()
@@ -295,14 +295,12 @@ def _scaling(model: Model, quantity: str) -> Scaling:
     return model.scaling or get_quantity(quantity).scaling
 
 
-def _frames(model: Model, past: np.ndarray, quantity: str) -> torch.Tensor:
+def _encoded(model: Model, past: np.ndarray, quantity: str) -> torch.Tensor:
     """Encode physical fields as input of the network, BTCHW on its device."""
     network = model.network
     clip = network.trainable  # models that only move values must not clip them to the range of a scale
     frames = torch.from_numpy(_scaling(model, quantity).encode(past, clip=clip))[None, :, None]
-    frames = frames.expand(
-        -1, -1, network.channels, -1, -1
-    )  # as in training, where grey frames are repeated for a colour network
+    frames = frames.expand(-1, -1, network.channels, -1, -1)  # grey for a colour network, as in training
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)
     return frames.to(next(network.parameters(), frames).device)

@@ -215,7 +215,7 @@ class Registry:
         """
         path = checkpoint.find(path)
         card = checkpoint.read_card(path)
-        with self._writing():
+        with self._locked():
             digest, now = self._copy(path), self.standing
             name = name or now.names.get(digest) or f"{_stem(path, card)}-{digest[:SHORT]}"
             self._check_name(name, digest, now)
@@ -235,7 +235,7 @@ class Registry:
         Raises:
             RegistryError: If it is champion, retired or damaged, or if another became champion in the meantime.
         """
-        with self._writing():
+        with self._locked():
             now = self.standing
             name = now.names[digest]
             if now.champion != over:
@@ -251,7 +251,7 @@ class Registry:
         Raises:
             RegistryError: If there is none, or its file is damaged.
         """
-        with self._writing():
+        with self._locked():
             now = self.standing
             if (digest := now.before) is None:
                 raise RegistryError(f"{self.folder}: there is no earlier champion to go back to.")
@@ -265,7 +265,7 @@ class Registry:
         Raises:
             RegistryError: If it is the champion, or retired.
         """
-        with self._writing():
+        with self._locked():
             now = self.standing
             if digest not in now.challengers:
                 raise RegistryError(
@@ -274,7 +274,7 @@ class Registry:
             self._append("retired", digest, now.names[digest], why)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Hold the registry's lock, which ends with the process at the latest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -293,7 +293,7 @@ class Registry:
         event = Event.model_validate(
             {
                 "time": datetime.now(UTC),
-                "who": _who(),
+                "who": _user(),
                 "what": what,
                 "digest": digest,
                 "name": name,
@@ -346,7 +346,7 @@ def _stem(path: Path, card: Card) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", words).strip("-_") or "model"
 
 
-def _who() -> str:
+def _user() -> str:
     user = str(os.getuid())
     with suppress(OSError, KeyError):  # containers may have no name for their user
         user = getpass.getuser()

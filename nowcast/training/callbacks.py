@@ -68,7 +68,7 @@ class CheckpointOnSignal(callbacks.Checkpoint):
     """
 
     def __init__(self, path: Path, every: timedelta) -> None:
-        self.path, self.every, self.told = path, every.total_seconds(), False
+        self.path, self.every, self.signalled = path, every.total_seconds(), False
         self.last = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -77,21 +77,21 @@ class CheckpointOnSignal(callbacks.Checkpoint):
             signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
-        self.told = True
+        self.signalled = True
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        """Write a checkpoint if it is due or SIGTERM was received, on all processes alike.
+        """Write a checkpoint if it is due or SIGTERM was received, on all processes at the same step.
 
         Raises:
             TrainingError: After SIGTERM.
         """
         stepped = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
         due = time.monotonic() - self.last >= self.every
-        if not (stepped or trainer.is_last_batch) or not _any_process(trainer, due or self.told):
+        if not (stepped or trainer.is_last_batch) or not _any_process(trainer, due or self.signalled):
             return
         trainer.save_checkpoint(self.path)
         self.last = time.monotonic()
-        self._end_if_told(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Stop if SIGTERM was received during validation; the checkpoint of the epoch is already written.
@@ -99,10 +99,10 @@ class CheckpointOnSignal(callbacks.Checkpoint):
         Raises:
             TrainingError: After SIGTERM.
         """
-        self._end_if_told(trainer)
+        self._stop_if_signalled(trainer)
 
-    def _end_if_told(self, trainer: lightning.Trainer) -> None:
-        if _any_process(trainer, self.told):
+    def _stop_if_signalled(self, trainer: lightning.Trainer) -> None:
+        if _any_process(trainer, self.signalled):
             raise TrainingError(
                 f"Told to end (SIGTERM) after step {trainer.global_step}, which is in {self.path}: "
                 "the same command goes on from there."

@@ -51,7 +51,7 @@ def fit(recipe: Recipe, out: Path) -> Path:
         raise ConfigError(f"{recipe.name} trains {recipe.model}; only lagrangian has a linear part to fit.")
     fitted = 0
     weight_LKF = network.linear.weight.data[..., 0, 0].unflatten(0, (network.out_steps, -1))
-    for weight_KF, (seen_PF, truth_P, counts_P) in zip(weight_LKF, _drawn(network, recipe), strict=True):
+    for weight_KF, (seen_PF, truth_P, counts_P) in zip(weight_LKF, _samples(network, recipe), strict=True):
         first_KF = weight_KF.clone()
         for level, limit in enumerate(network.levels.tolist()):
             event_P = (truth_P >= limit).float()
@@ -63,7 +63,7 @@ def fit(recipe: Recipe, out: Path) -> Path:
     return checkpoint.save(out, network, card.model_copy(update={"training": {"linear_maps": fitted}}))
 
 
-def _drawn(network: Lagrangian, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _samples(network: Lagrangian, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield per lead time the linear part's inputs at drawn pixels, their observations, and their weights."""
     kept: list[list[tuple[Tensor, ...]]] = [[] for _ in range(network.out_steps)]
     generator = torch.Generator().manual_seed(0)

@@ -33,7 +33,7 @@ def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray, o
     """
     totals = scores.sum("seed")
     value = derive(totals, names, over=("window", *over))
-    drawn = derive(_drawn(totals, blocks), names, over=over)
+    drawn = derive(_resampled(totals, blocks), names, over=over)
     low, high = (drawn.quantile(share, "draw", skipna=False) for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     each = derive(scores, names, over=("window", *over))
     spread = each.std("seed", ddof=1) if scores.sizes["seed"] > 1 else value * np.nan
@@ -69,7 +69,7 @@ def differences(
         derive(two, names, over=dims) - derive(one, names, over=dims)
         for one, two, dims in (
             (first, second, ("window", *over)),
-            (_drawn(first, blocks), _drawn(second, blocks), over),
+            (_resampled(first, blocks), _resampled(second, blocks), over),
         )
     )
     low, high = (drawn.quantile(share, "draw", skipna=False) for share in ((1 - level) / 2, (1 + level) / 2))
@@ -77,7 +77,7 @@ def differences(
     return xr.concat(parts, xr.Variable("estimate", list(ESTIMATES[:3])), coords="minimal", compat="override")
 
 
-def _drawn(totals: xr.Dataset, blocks: np.ndarray) -> xr.Dataset:
+def _resampled(totals: xr.Dataset, blocks: np.ndarray) -> xr.Dataset:
     """Draw as many blocks as there are, with replacement, and add their sums up (draw, ...)."""
     number = np.unique(blocks, return_inverse=True)[1]
     count = int(number.max()) + 1

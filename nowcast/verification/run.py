@@ -59,7 +59,7 @@ def verify(
     name = channels(runs)[0]
     with scores.writing():
         limits = _limits(scores, name, thresholds)
-        _open_rows(runs, scores, limits, since)
+        _add_rows(runs, scores, limits, since)
         total = 0
         rows = _pending(runs, observed, scores.read()) if scores.exists() else []
         for start in range(0, len(rows), RUNS_PER_COMMIT):
@@ -81,7 +81,7 @@ def _limits(scores: ScoreStore, name: str, thresholds: Sequence[float] | None) -
     return np.asarray(get_quantity(name).thresholds if thresholds is None else thresholds, np.float64)
 
 
-def _open_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: datetime | None) -> None:
+def _add_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: datetime | None) -> None:
     """Add an empty row for every run that has none; withheld runs have nothing to score."""
     known = set(keys(scores.read())) if scores.exists() else set()
     started = runs["forecast_reference_time"].values
@@ -154,7 +154,7 @@ def _score_batch(
     table = scores.read().isel(run=slice(first, last + 1)).load()
     count = 0
     for row, run, pairs in rows:
-        for lead, sums in _frames(run, pairs, forecast, observed, limits, lpips=lpips):
+        for lead, sums in _frame_sums(run, pairs, forecast, observed, limits, lpips=lpips):
             count += 1
             for name, value in sums.items():
                 table[name].values[row - first, lead] = value
@@ -162,7 +162,7 @@ def _score_batch(
     return count
 
 
-def _frames(
+def _frame_sums(
     run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray, limits: np.ndarray, *, lpips: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     scaling = get_quantity(str(forecast.name)).scaling

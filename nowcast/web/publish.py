@@ -151,7 +151,7 @@ def publish_maps(
         folder = site / "maps" / f"{reference:%Y%m%dT%H%MZ}" / _run_name(run, name, *leads)
         if not folder.exists():
             with atomic_folder(folder) as aside:
-                for file, content in _draw(observed, run[name], leads):
+                for file, content in _draw_maps(observed, run[name], leads):
                     (aside / file).write_bytes(content)
         drawn = sorted(folder.iterdir())
         links = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
@@ -230,7 +230,7 @@ def _newest(forecasts: xr.Dataset, product: str | None) -> xr.Dataset | None:
     return forecasts.isel(run=rows[0]) if rows.size else None
 
 
-def _draw(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+def _draw_maps(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:
     """Draw the chosen lead times as (name, PNG), and a loop that begins with the observed frame of the run."""
     painter = maps.MapPainter(Grid.of(observed), str(run.name), source=_attribution(observed))
     start = observed[str(run.name)].sel(time=run["forecast_reference_time"].values, method="nearest")
@@ -309,7 +309,7 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
         "Products are judged as they were issued, fallbacks included.",
         "thresholds": [_round(value) for value in scores["threshold"].values],
         "leads": [_minutes(lead) for lead in scores["lead_time"].values],
-        "pooled": _named(per_model(issued)) if kept.size else {},
+        "pooled": _by_model(per_model(issued)) if kept.size else {},
         "runs": [
             {
                 "reference_time": _iso(_utc(time)),
@@ -320,7 +320,7 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
     }
 
 
-def _named(pooled: xr.Dataset) -> dict[str, Json]:
+def _by_model(pooled: xr.Dataset) -> dict[str, Json]:
     return dict(zip(pooled["model"].values.tolist(), _ratios(pooled, "model"), strict=True))
 
 

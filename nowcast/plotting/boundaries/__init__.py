@@ -74,7 +74,7 @@ def land(lon: np.ndarray, lat: np.ndarray, *, resolution: int = 2048) -> np.ndar
         if _overlaps(ring, turn, (west, east, south, north))
     ]
     cv2.fillPoly(image, shapes, 255, cv2.LINE_AA, shift=4)
-    places = ((_near(lon, (west + east) / 2) - west) * pixels, (lat - south) * pixels)
+    places = ((_wrapped(lon, (west + east) / 2) - west) * pixels, (lat - south) * pixels)
     beyond = -9.0  # pixels, outside the image: there cv2 reads zero
     across, up = (np.nan_to_num(place, nan=beyond).astype(np.float32) for place in places)
     return cv2.remap(image, across, up, cv2.INTER_LINEAR) / np.float32(255)
@@ -132,7 +132,7 @@ def _project(earth: World, grid: Grid) -> Iterator[Line]:
     lonlat, owner = _densify([earth.arcs[i] for i in chosen], spacing)
     x, y = grid.project(*lonlat.T)
     if grid.crs.is_geographic:
-        x = _near(x, (grid.x[0] + grid.x[-1]) / 2)
+        x = _wrapped(x, (grid.x[0] + grid.x[-1]) / 2)
     inside = _inside(x, grid.x) & _inside(y, grid.y)
     # A step is drawn when one of its ends is inside and it does not jump across the map.
     with np.errstate(invalid="ignore"):
@@ -151,13 +151,13 @@ def _lattice(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 def _window(lon: np.ndarray, lat: np.ndarray) -> tuple[float, float, float, float]:
     """Bound the points by west, east, south, north, widened by their largest spacing to include an enclosed pole."""
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))
-    lon = _near(lon, lon[lon.shape[0] // 2, lon.shape[1] // 2])
+    lon = _wrapped(lon, lon[lon.shape[0] // 2, lon.shape[1] // 2])
     margin = [max(np.nanmax(abs(np.diff(values, axis=axis)), initial=0) for axis in (0, 1)) for values in (lon, lat)]
     west, east = np.nanmin(lon) - margin[0], np.nanmax(lon) + margin[0]
     return west, east, max(np.nanmin(lat) - margin[1], -90), min(np.nanmax(lat) + margin[1], 90)
 
 
-def _near(lon: np.ndarray, centre: float) -> np.ndarray:
+def _wrapped(lon: np.ndarray, centre: float) -> np.ndarray:
     """Shift longitudes by full turns to within 180 degrees of ``centre``."""
     return np.asarray((lon - centre + 180) % 360 - 180 + centre)
 
@@ -177,7 +177,7 @@ def _densify(arcs: list[np.ndarray], spacing: float) -> tuple[np.ndarray, np.nda
     points = np.concatenate(arcs)
     owner = np.repeat(np.arange(len(arcs)), [len(arc) for arc in arcs])
     steps = np.diff(points, axis=0, append=points[-1:])
-    steps[:, 0] = _near(steps[:, 0], 0)
+    steps[:, 0] = _wrapped(steps[:, 0], 0)
     steps[np.append(owner[1:] != owner[:-1], True)] = 0
     parts = np.maximum(np.ceil(abs(steps).max(axis=1) / spacing), 1).astype(int)
     source = np.repeat(np.arange(parts.size), parts)
