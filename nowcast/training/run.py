@@ -56,7 +56,7 @@ BEST, LAST = "best", "last"
 RESUME = f"{LAST}.ckpt"
 STEP_TOLERANCE = 0.25
 """Relative difference of cadence allowed between training and validation data."""
-RESUMABLE = {
+CHANGEABLE = {
     "patience",
     "workers",
     "devices",
@@ -327,7 +327,7 @@ def _check_unchanged(recipe: Recipe, folder: Path) -> None:
         settings.pop("runs")
         kept = settings["trainer"]
         planned = kept["schedule"] not in OPEN_ENDED or kept["warm_up"]
-        may_change = RESUMABLE if planned else RESUMABLE | LENGTH
+        may_change = CHANGEABLE if planned else CHANGEABLE | LENGTH
         settings["trainer"] = {key: kept[key] for key in kept.keys() - may_change}
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:

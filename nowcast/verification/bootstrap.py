@@ -50,7 +50,7 @@ def differences(
     over: Sequence[str] = (),
     level: float = LEVEL,
 ) -> xr.Dataset:
-    """Subtract the pooled scores of one model from those of another on the same windows.
+    """Subtract the pooled scores of one model from those of a second one on the same windows.
 
     Both use the same draws, so that weather that is difficult for both does not widen the interval.
 
@@ -83,7 +83,7 @@ def _resampled(totals: xr.Dataset, blocks: np.ndarray) -> xr.Dataset:
     count = int(number.max()) + 1
     times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
     if count == 1:
-        times[:] = np.nan  # a block drawn from one is no draw
+        times[:] = np.nan  # one block alone says nothing about the variance
     weights = xr.DataArray(times, dims=("draw", "block"))
     return totals.map(lambda sums: weights.dot(_per_block(sums, number, count), dim="block"))
 
