@@ -1,6 +1,6 @@
-"""Settings: frozen pydantic models, read from YAML, valid or refused in one sentence.
+"""Settings: frozen pydantic models, read from YAML and checked; a mistake is reported in one sentence.
 
-A field's documentation stands under the field; its value stands in ``configs/``.
+A field's documentation is the string below it; the values in use are in ``configs/``.
 """
 
 from nowcast.config.base import Frozen

@@ -1,4 +1,4 @@
-"""What all settings share."""
+"""Base class and checks of all settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Settings = TypeVar("Settings", bound="Frozen")
 
 
 class Frozen(BaseModel):
-    """Base of all settings: nothing may be changed later, unknown keys are mistakes."""
+    """Base of all settings: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ def check_known(kind: str, name: str, names: Iterable[str]) -> None:
     """Refuse a name that is not in a table.
 
     Raises:
-        ValueError: With the names that are; pydantic makes a mistake of that key of it.
+        ValueError: Lists the known names; pydantic reports it for the key that is validated.
     """
     if name.partition(":")[0] not in names:
         raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Settings of a benchmark: networks trained alike and compared."""
+"""Settings of a benchmark: networks trained with the same budget and compared."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from nowcast.config.training import (
 from nowcast.models import MODELS
 
 BUDGETED = {"epochs", "minutes", "batches_per_epoch", "patience", "seed"}
-"""Settings of the trainer that a benchmark sets for all networks alike."""
-WAY = {
+"""Settings of the trainer that a benchmark sets for all networks."""
+OPTIMISATION = {
     "optimiser",
     "learning_rate",
     "betas",
@@ -40,11 +40,11 @@ WAY = {
     "clip_norm",
     "ema_decay",
 }
-"""Settings of the trainer that a network takes over from its recipe."""
+"""Settings of the trainer that a network takes from its recipe."""
 
 
 class Budget(Frozen):
-    """How long every network trains: so many steps, or so many minutes."""
+    """Length of every network's training, in steps or in minutes."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
@@ -69,17 +69,17 @@ class Participant(Frozen):
     model: str | None = None
     """Name in the model table, with or without a size: ``convlstm:small``; None: that of the recipe."""
     recipe: str | None = None
-    """Recipe whose model, options, loss and way of optimising apply, see ``WAY``."""
+    """Recipe whose model, options, loss and ``OPTIMISATION`` settings apply."""
     checkpoint: str | None = None
-    """Trained weights that take part as they are: nothing is trained."""
+    """Trained weights that are scored as they are: nothing is trained."""
     name: str | None = Field(None, pattern=r"^[a-zA-Z0-9][\w.-]*$")
-    """In the table; None: the model, ``convlstm-small``, or the name of the checkpoint."""
+    """Label in the table; None: the model, ``convlstm-small``, or the name of the checkpoint."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Constructor keywords of the network, beside those of the recipe."""
+    """Constructor keywords of the network, in addition to those of the recipe."""
     loss: Loss | None = None
     """See ``Recipe.loss``; None: that of the recipe."""
     trainer: TrainerSettings = TrainerSettings()
-    """What is set here applies to this network alone."""
+    """Settings of this network alone."""
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Participant:
@@ -93,31 +93,31 @@ class Participant(Frozen):
 
 
 class Benchmark(Frozen):
-    """Everything that ``nowcast benchmark`` needs: networks trained alike, and one table of how good they are."""
+    """Everything that ``nowcast benchmark`` needs: networks trained with the same budget, and one table of scores."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
     networks: Annotated[tuple[Participant, ...], Field(min_length=1)]
     references: tuple[str, ...] = ("persistence", "extrapolation")
-    """Models without weights that are scored beside the networks, on the pixels that all of them cover."""
+    """Models without weights that are scored with the networks, on the pixels that all of them cover."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     """The weights with the lowest loss here are kept."""
     test: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
-    """What the table is made of; no frame of it may be in train or valid. Whole frames are scored."""
+    """Frames that are scored, whole; none of them may be in train or valid."""
     windows: WindowSettings
     test_stride: Annotated[int, Field(ge=1)] | None = None
     """Frames between the starts of two test windows; None: as in training."""
     budget: Budget
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """Each network is trained once with each."""
+    """Each network is trained once with each seed."""
     trainer: TrainerSettings = TrainerSettings()
-    """Of all networks, but for what a network sets itself and what the budget sets."""
+    """Settings of all networks, except what a network or the budget sets."""
     thresholds: tuple[float, ...] | None = None
-    """Event limits in the quantity's unit; None: the quantity's own."""
+    """Thresholds in the quantity's unit; None: the quantity's own."""
     lpips: bool = False
     """Score the perceptual distance too; needs its weights."""
     block_minutes: Annotated[float, Field(gt=0)] = 60
-    """Neighbouring windows are not independent: the intervals are drawn from blocks of a sequence of this length."""
+    """Length of the bootstrap blocks within a sequence, in minutes: neighbouring windows are not independent."""
     runs: Path = Path("runs")
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class Benchmark(Frozen):
 
     @cached_property
     def participants(self) -> tuple[Participant, ...]:
-        """The networks, complete: with name, model, options, and every setting of their training."""
+        """The networks with every setting resolved: name, model, options, and training."""
         return tuple(self._complete(network) for network in self.networks)
 
     def _complete(self, network: Participant) -> Participant:
@@ -148,19 +148,19 @@ class Benchmark(Frozen):
         shared, own = (settings.model_dump(exclude_unset=True) for settings in (self.trainer, network.trainer))
         if fixed := BUDGETED & (shared.keys() | own.keys()):
             raise ValueError(f"{model}: the budget sets {', '.join(sorted(fixed))} of the trainer")
-        way = recipe.trainer.model_dump(include=WAY) if recipe else {}
-        trainer = TrainerSettings.model_validate(shared | way | own | self._budgeted())
+        optimisation = recipe.trainer.model_dump(include=OPTIMISATION) if recipe else {}
+        trainer = TrainerSettings.model_validate(shared | optimisation | own | self._budget_settings())
         loss = network.loss if network.loss is not None else (recipe.loss if recipe else ())
         name = network.name or model.replace(":", "-")
         return Participant(model=model, options=options, name=name, loss=loss, trainer=trainer)
 
-    def _budgeted(self) -> dict[str, Any]:
+    def _budget_settings(self) -> dict[str, Any]:
         every, endless = self.budget.validate_every, 10**6
         epochs = self.budget.steps // every if self.budget.steps else endless
         return {"epochs": epochs, "minutes": self.budget.minutes, "batches_per_epoch": every, "patience": endless}
 
     def recipe(self, participant: Participant, *, seed: int) -> Recipe:
-        """How one of the ``participants`` is trained."""
+        """Return the recipe that trains one of the ``participants``."""
         trainer = participant.trainer.model_copy(update={"seed": seed})
         return Recipe(
             name=f"{participant.name}-{seed}",

@@ -19,7 +19,7 @@ from nowcast.core.errors import ConfigError
 
 
 def load(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Reads settings from a YAML file, with ``key=value`` overrides (``trainer.epochs=3``).
+    """Read settings from a YAML file, with ``key=value`` overrides (``trainer.epochs=3``).
 
     Args:
         kind: Class of the settings.
@@ -27,7 +27,7 @@ def load(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) 
         overrides: Dotted keys and YAML values.
 
     Raises:
-        ConfigError: One sentence per mistake: file, key, what is wrong, what is possible.
+        ConfigError: One sentence per mistake: file, key, what is wrong, which values are allowed.
     """
     file = find(path)
     try:
@@ -40,7 +40,7 @@ def load(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def override(kind: type[Settings], overrides: Sequence[str]) -> Settings:
-    """Default settings with ``key=value`` overrides.
+    """Build settings from their defaults and ``key=value`` overrides.
 
     Raises:
         ConfigError: One sentence per mistake.
@@ -49,15 +49,15 @@ def override(kind: type[Settings], overrides: Sequence[str]) -> Settings:
 
 
 def words(changes: Mapping[str, Any]) -> list[str]:
-    """Dotted keys and plain values as overrides; JSON is YAML."""
+    """Write dotted keys and plain values as overrides ``key=value``, the values as JSON, which is YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def pairs(overrides: Sequence[str]) -> dict[str, Any]:
-    """Read words ``key=value`` as a dictionary, the values as YAML; dotted keys are nested.
+    """Read overrides ``key=value`` as a dictionary, the values as YAML; dotted keys are nested.
 
     Raises:
-        ConfigError: If one is not of this form.
+        ConfigError: If an override is not of this form.
     """
     values: dict[str, Any] = {}
     for word in overrides:
@@ -65,17 +65,17 @@ def pairs(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _validated(kind: type[Settings], values: dict, overrides: Sequence[str], file: object) -> Settings:
+def _validated(kind: type[Settings], values: dict[str, Any], overrides: Sequence[str], file: object) -> Settings:
     for change in overrides:
         _set(values, change)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(file, kind, item) for item in error.errors())) from None
+        raise ConfigError("\n".join(_message(file, kind, item) for item in error.errors())) from None
 
 
 def find(path: str | Path) -> Path:
-    """The file itself, or the one of that name shipped in ``configs/``.
+    """Return the file itself, or the one of that name shipped in ``configs/``.
 
     Raises:
         ConfigError: If there is neither; the message lists what is shipped.
@@ -90,11 +90,11 @@ def find(path: str | Path) -> Path:
 
 
 def shipped_folder() -> Path:
-    """Folder of the YAML files that come with the package."""
+    """Return the folder of the YAML files that come with the package."""
     return Path(str(files("nowcast.configs") / "."))
 
 
-def _set(values: dict, override: str) -> None:
+def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r}: overrides look like key=value.")
@@ -109,7 +109,7 @@ def _set(values: dict, override: str) -> None:
         raise ConfigError(f"{override!r}: not YAML: {str(error).splitlines()[0]}.") from None
 
 
-def _sentence(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+def _message(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "settings"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
@@ -117,8 +117,8 @@ def _sentence(file: object, kind: type[BaseModel], item: Mapping[str, Any]) -> s
     return f"{file}: {key}: {message}."
 
 
-def _keys(kind: type[BaseModel], place: tuple) -> list[str]:
-    """Keys allowed at a place of a settings tree."""
+def _keys(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """List the keys allowed at a place of a settings tree."""
     for part in place:
         if isinstance(part, str) and part in kind.model_fields:
             kind = _inner(kind.model_fields[part].annotation)
@@ -126,7 +126,7 @@ def _keys(kind: type[BaseModel], place: tuple) -> list[str]:
 
 
 def _inner(annotation: object) -> type[BaseModel]:
-    """The settings class inside ``tuple[X, ...]``, ``X | None`` or ``X`` itself."""
+    """Find the settings class inside ``tuple[X, ...]``, ``X | None`` or ``X`` itself."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = [_inner(part) for part in getattr(annotation, "__args__", ()) if part is not type(None)]

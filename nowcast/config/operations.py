@@ -22,22 +22,22 @@ REGISTRY = "registry:"
 
 
 class QualitySettings(Frozen):
-    """What is noted of a frame at the door, see ``nowcast.ingestion.quality.FLAGS``."""
+    """Limits of the quality checks on incoming frames, see ``nowcast.ingestion.quality.FLAGS``."""
 
     most_missing: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """A frame is mostly missing where a larger share of its pixels is. Masks and rims alone take up to 0.5."""
+    """A frame is mostly missing if a larger share of its pixels is; masks and coverage edges alone reach 0.5."""
     coverage_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Coverage is partial where the missing share is larger than the lowest of the sequence by more than this."""
+    """Coverage is partial if the missing share exceeds the lowest of the sequence by more than this."""
     jump: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Change of the share of wet pixels from one frame to the next that is no weather."""
+    """Change of the share of wet pixels from one frame to the next that is too large for weather."""
     speckle: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Share of the wet pixels without a wet neighbour above which a frame is speckled."""
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Lowest and highest value of a quantity that can be weather, where not the usual ones."""
+    """Quantity -> lowest and highest plausible value, where not the usual ones."""
     clip: dict[str, float] = Field(default_factory=dict)
-    """Quantity -> value that larger ones are set to. The only change ever made to data, and it is flagged."""
+    """Quantity -> value that larger ones are set to. The only change made to data, and it is flagged."""
     clock_slack_minutes: Annotated[float, Field(ge=0)] = 10
-    """How far in the future a frame may be."""
+    """Minutes that a frame's time may be ahead of the clock."""
 
     @model_validator(mode="after")
     def _quantities_exist(self) -> QualitySettings:
@@ -52,27 +52,27 @@ class Feed(Frozen):
     reader: str
     """Name of a reader, see ``nowcast.readers.READERS``; ``auto`` finds it."""
     source: Path
-    """Folder (or file, or glob) that frames land in."""
+    """Folder (or file, or glob pattern) in which new frames appear."""
     quality: QualitySettings = QualitySettings()
-    """What is checked at the door."""
+    """Quality checks on incoming frames."""
 
 
 class Product(Frozen):
     """One forecast made every cycle."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    """What the page and the files call it."""
+    """Name on the page and in file names."""
     model: str
     """Name in the model table, a checkpoint file, ``champion``, or ``registry:FOLDER`` for that of another chain."""
 
 
 class Shadow(Frozen):
-    """How challengers forecast: after the page is published, in a process of their own, unseen."""
+    """Shadow forecasts of challengers: after the page is published, in a separate process, not shown on the page."""
 
     budget_seconds: Annotated[float, Field(gt=0)] = 60
-    """All challengers together are stopped after this, and in any case before the next cycle is due."""
+    """Time for all challengers together; they are stopped earlier if the next cycle is due."""
     every_minutes: Annotated[int, Field(ge=1)] | None = None
-    """Only from frames at round multiples of this; None: whenever products are made."""
+    """Forecast only from frames whose time is a multiple of this; None: whenever products are made."""
 
 
 class Promotion(Frozen):
@@ -80,24 +80,24 @@ class Promotion(Frozen):
 
     score: Literal["csi", "ets", "hss", "ssim", "mse", "mae"] = "csi"
     threshold: float | None = None
-    """Event limit of csi, ets and hss, one that is scored; None: the lowest."""
+    """Threshold of csi, ets and hss, one that is scored; None: the lowest."""
     first_lead_minutes: Annotated[float, Field(ge=0)] = 0
     last_lead_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Lead times in between are pooled; None: to the end."""
+    """Lead times from first to last are pooled; None: up to the longest."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Share of the draws that must lie on one side of no difference, of both tails: 0.95 leaves 0.025 on each."""
+    """Confidence level of the two-sided bootstrap interval that must exclude zero: 0.95 leaves 0.025 in each tail."""
     least_runs: Annotated[int, Field(ge=1)] = 100
-    """Runs that both made."""
+    """Runs that both models must have made."""
     least_blocks: Annotated[int, Field(ge=2)] = 10
-    """Blocks of time with something to score: neighbouring runs see the same rain, and a few showers prove little."""
+    """Blocks of time with scored events: neighbouring runs see the same rain, and a few showers prove little."""
     block_minutes: Annotated[float, Field(gt=0)] = 180
-    """Length of such a block; about as long as weather stays alike."""
+    """Length of such a block; about the time over which weather is correlated."""
     automatic: bool = False
-    """Promote the first challenger that is better, looked at once a day: every further look is a chance to err."""
+    """Promote the first challenger that is better, tested once a day: every further test can give a false positive."""
 
 
 class AgeLimits(Frozen):
-    """When the page warns, minutes since the newest frame."""
+    """Age of the newest frame, in minutes, from which the page warns."""
 
     amber: Annotated[float, Field(gt=0)] = 12
     red: Annotated[float, Field(gt=0)] = 25
@@ -113,7 +113,7 @@ class Operations(Frozen):
     """One operational chain: a feed, its products, its scores, its page."""
 
     title: str
-    """Shown on the page."""
+    """Heading of the page."""
     feed: Feed
     store: str
     """Cube store, folder or URL."""
@@ -124,38 +124,38 @@ class Operations(Frozen):
     site: Path
     """Folder that the page is published to."""
     products: Annotated[tuple[Product, ...], Field(min_length=1)]
-    """In order; the first is the official one that the page opens with."""
+    """In the order of the page; the first is the official one, shown when the page opens."""
     fallback: tuple[str, ...] = ("extrapolation", "persistence")
-    """Models tried in this order when a product's own model cannot run; then it is withheld."""
+    """Models tried in this order when a product's own model cannot run; if none can, the product is withheld."""
     leads: Annotated[int, Field(ge=1)] = 12
-    """Forecast frames, at the feed's cadence."""
+    """Number of lead times, at the feed's cadence."""
     quantity: str | None = None
     """Channel to forecast; None: the store's first."""
     thresholds: tuple[float, ...] | None = None
-    """Event limits scored, in the quantity's unit; None: the quantity's own."""
+    """Thresholds scored, in the quantity's unit; None: the quantity's own."""
     lpips: bool = False
     """Score the perceptual distance too; needs its weights, and a second per frame on a CPU."""
     every_minutes: Annotated[float, Field(gt=0)] = 5
     """How often the cycle looks for a new frame."""
     issue_every_minutes: Annotated[int, Field(ge=1)] | None = None
-    """Forecast only from frames at round multiples of this; None: from every frame."""
+    """Forecast only from frames whose time is a multiple of this; None: from every frame."""
     netcdf: Path | None = None
     """Folder for one CF NetCDF file per run, by date; None: none."""
     map_leads: tuple[int, ...] = (1, 6, 12)
-    """Lead steps drawn as map pictures every cycle; the page itself needs none."""
+    """Lead times, counted from 1, drawn as map images every cycle; the page itself needs none."""
     age: AgeLimits = AgeLimits()
     keep_runs: Annotated[int, Field(ge=1)] = 24
     """Reference times that stay on the page."""
     keep_observed: Annotated[int, Field(ge=1)] = 36
     """Observed frames that stay on the page."""
     keep_versions_days: Annotated[float, Field(gt=0)] = 14
-    """Versions of the stores older than this are forgotten once a day; their newest content stays."""
+    """Versions of the stores older than this are removed once a day; the newest content stays."""
     registry: Path | None = None
     """Folder of registered checkpoints, see ``nowcast.registry.registry``; None: the chain has none."""
     shadow: Shadow = Shadow()
     promotion: Promotion = Promotion()
     replay: bool = False
-    """True for archived data: frames from long ago are not late, and the page says REPLAY."""
+    """True for archived data: old frames are not reported as late, and the page says REPLAY."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Operations:
@@ -172,7 +172,7 @@ class Operations(Frozen):
 
     @cached_property
     def makers(self) -> tuple[Product, ...]:
-        """The products with ``champion`` spelt out as that of this chain's registry."""
+        """The products, with the model ``champion`` resolved to this chain's registry."""
         own = {"model": f"{REGISTRY}{self.registry}"}
         return tuple(
             product.model_copy(update=own) if product.model == CHAMPION else product for product in self.products

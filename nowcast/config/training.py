@@ -29,27 +29,28 @@ class ScalingSettings(Frozen):
     high: float
 
     def build(self) -> Scaling:
+        """Return the scaling that these settings describe."""
         return Scaling(self.kind, self.low, self.high)
 
 
 class Span(Frozen):
-    """Part of a store: all of it, a stretch of time, one of its splits, some of its sequences."""
+    """Part of a store: all of it, a time range, one of its splits, or some of its sequences."""
 
     store: str
     start: AwareDatetime | None = None
-    """First time taken; a date needs its zone: 2016-09-28T14:00Z."""
+    """First time included; it needs its zone: 2016-09-28T14:00Z."""
     end: AwareDatetime | None = None
-    """First time not taken."""
+    """First time not included."""
     split: str | None = None
-    """Only frames that their source counts among these: train, valid or test."""
+    """Only frames that their source assigns to this split: train, valid or test."""
     sequences: tuple[str, ...] = ()
     """Only sequences (events, persons, files) whose labels match one of these patterns: ``train/boxing/person0*``."""
     quantity: str | None = None
-    """What to take from this store where it is not the quantity of the windows: video beside radar."""
+    """Channel to read from this store if it is not the quantity of the windows: video with radar."""
     scaling: ScalingSettings | None = None
-    """Of that quantity; None: its own."""
+    """Scaling of that quantity; None: its own."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often this span is drawn, compared with what its size and ``temperature`` give it."""
+    """Factor on how often this span is drawn, in addition to its size and ``temperature``."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Span:
@@ -61,7 +62,7 @@ class Span(Frozen):
 
 
 class Moving(Frozen):
-    """Clips made on the fly from images that move and bounce: Moving MNIST, and its like from any images."""
+    """Clips generated on the fly from moving, bouncing images: Moving MNIST, or the same with any images."""
 
     images: Path
     """``train-images-idx3-ubyte.gz``, an ``.npy`` of grey images, or a folder of pictures."""
@@ -72,11 +73,11 @@ class Moving(Frozen):
     clips: Annotated[int, Field(ge=1)] = 10_000
     """Clips in an epoch."""
     images_from: Annotated[int, Field(ge=0)] = 0
-    """First image taken."""
+    """First image used."""
     images_to: Annotated[int, Field(ge=1)] | None = None
-    """First image not taken; None: all the rest."""
+    """First image not used; None: all the rest."""
     seed: int = 0
-    """Train, valid and test need different ones, of whatever images: it is also that of their ways."""
+    """Seed of the trajectories too: train, valid and test need different ones even if their images differ."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """See ``Span.weight``."""
 
@@ -91,24 +92,24 @@ class WindowSettings(Frozen):
     stride: Annotated[int, Field(ge=1)] = 1
     """Frames between the starts of two windows."""
     channels: Literal[1, 3] = 1
-    """3: red, green and blue of a colour video; what has one channel is given three times."""
+    """3: red, green and blue of a colour video; a single channel is repeated three times."""
     resize: Annotated[int, Field(ge=8)] | None = None
     """Side of the square that whole frames are resized to, before any crop; None: as they are."""
     crop: Annotated[int, Field(ge=8)] | None = None
     """Side of random square crops in pixels; None: whole frames."""
     crops_per_window: Annotated[int, Field(ge=1)] = 1
-    """Crops cut from a window once it is decoded."""
+    """Crops cut from each decoded window."""
     rain_weight: Annotated[float, Field(ge=0)] = 1.0
     """Crops are drawn with probability 1 + rain_weight x (share of wet pixels / its mean)."""
     event_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Windows are drawn with probability 1 + event_weight x (mean rain / its mean over the span): the floor keeps
-    dry weather in. Drawing all intensities alike is not offered: it makes networks invent storms."""
+    """Windows are drawn with probability 1 + event_weight x (mean rain / its mean over the span): the 1 keeps
+    dry weather in. Drawing all intensities equally often is not offered: it makes networks invent storms."""
     temperature: Annotated[float, Field(ge=1)] = 1.0
-    """Of several spans one is drawn with probability windows^(1 / temperature): 1 by their size, 100 all alike."""
+    """A span is drawn with probability windows^(1 / temperature): 1 by its size, 100 all equally often."""
     most_missing: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """A frame with a larger share of missing pixels is not there: no window crosses it."""
+    """A frame with a larger share of missing pixels counts as missing: no window contains it."""
     flips: bool = False
-    """Mirror and transpose at random: weather of the other hemisphere, but more of it."""
+    """Flip and transpose at random: more data, though mirrored weather is that of the other hemisphere."""
     scaling: ScalingSettings | None = None
     """None: the quantity's own."""
 
@@ -119,30 +120,30 @@ class WindowSettings(Frozen):
 
 
 class TrainerSettings(Frozen):
-    """How the weights are found."""
+    """Settings of the optimisation."""
 
     epochs: Annotated[int, Field(ge=1)] = 100
     minutes: Annotated[float, Field(gt=0)] | None = None
-    """Training ends after this time, validations included, if the epochs have not ended it; None: no limit."""
+    """Training ends after this time, validations included, unless the epochs end it before; None: no limit."""
     batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
     """None: every window once."""
     valid_batches: Annotated[int, Field(ge=1)] | None = None
     """Batches of the validation, always the same ones; None: every window once."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Crops (or windows) that one device takes at once."""
+    """Crops (or windows) per batch on one device."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Batches per step of the optimiser, which then follows from batch_size x accumulate x devices x nodes crops."""
+    """Batches per step of the optimiser: a step uses batch_size x accumulate x devices x nodes crops."""
     wet_weight: Annotated[float, Field(ge=0)] = 0.0
-    """The error of a pixel counts 1 + wet_weight x its scaled observation: most pixels are dry, and an even mean
-    lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
+    """The error of a pixel is weighted 1 + wet_weight x its scaled observation: most pixels are dry, and an unweighted
+    mean lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
     optimiser: Literal["adam", "adamw"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decays of Adam's running means, of the gradient and of its square."""
+    """Decay rates of Adam's running means of the gradient and of its square."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "step", "cosine", "plateau", "one-cycle"] = "plateau"
-    """Of the learning rate. The first three are laid out over the training, by epochs or minutes, whichever end it;
-    ``plateau`` halves it where validation stalls."""
+    """Of the learning rate. The first three span the training, by epochs or minutes, whichever ends it;
+    ``plateau`` halves it when the validation loss stalls."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training over which the rate rises from 0, before the schedule."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
@@ -151,21 +152,21 @@ class TrainerSettings(Frozen):
     lowest_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the learning rate below which ``step`` and ``cosine`` do not go."""
     patience: Annotated[int, Field(ge=1)] = 20
-    """Epochs without a better validation loss before training stops."""
+    """Epochs without a lower validation loss before training stops."""
     clip_value: Annotated[float, Field(gt=0)] | None = None
     """Gradient values are clipped to +- this."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradient norm is clipped to this."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a running mean of the weights that is validated and kept; None: none."""
+    """Decay of an exponential moving average of the weights, which is validated and kept; None: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | Literal["auto"] = "auto"
-    """Of one machine."""
+    """Devices per machine."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines. The same command runs on each of them, started by Slurm or torchrun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """For several devices: ``ddp`` keeps the network on all of them, ``fsdp`` a part of it on each."""
+    """For several devices: ``ddp`` keeps the whole network on each of them, ``fsdp`` a part of it."""
     compile: bool = False
     """Network and loss are compiled by torch.compile: minutes at the start, then less time per step on GPUs."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
@@ -173,10 +174,10 @@ class TrainerSettings(Frozen):
     log_every: Annotated[int, Field(ge=1)] = 5
     """Steps between two rows of the logs."""
     mlflow: str | None = None
-    """MLflow to report to beside the logs in the run folder: ``http://host:5000``, or a folder; needs
+    """MLflow to report to, in addition to the logs in the run folder: ``http://host:5000``, or a folder; needs
     ``pip install 'nowcast-radar[mlflow]'``."""
     checkpointing: bool = False
-    """Activations are computed again in the backward pass instead of kept: less memory, more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes."""
     seed: int = 0
@@ -199,20 +200,20 @@ class TrainerSettings(Frozen):
 
 
 class LossTerm(Frozen):
-    """One part of what training makes small, see ``models/losses.py``."""
+    """One term of the training loss, see ``models/losses.py``."""
 
     name: str
     """Name in the table of losses; ``own``: that of the network's paper."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """It counts this much beside other parts."""
+    """Factor on this term in the sum."""
     limits: tuple[float, ...] = ()
-    """Of a loss that has limits, in the unit of ``quantity``."""
+    """Limits of a loss that has them, in the unit of ``quantity``."""
     quantity: str | None = None
-    """What limits are given in; None: the quantity of the windows."""
+    """Quantity of the limits; None: that of the windows."""
     zr: tuple[float, float] = MARSHALL_PALMER
     """a, b of Z = a R^b, where limits are rain rates and the windows reflectivity."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Its other keywords."""
+    """Other keywords of the loss."""
 
     @model_validator(mode="after")
     def _exists(self) -> LossTerm:
@@ -222,13 +223,13 @@ class LossTerm(Frozen):
         return self
 
 
-def _terms(value: Any) -> Any:
-    """A name stands for a loss, and a loss for a sum of one."""
+def _as_terms(value: Any) -> Any:
+    """Accept the name of a loss, or one loss, in place of a list of them."""
     value = {"name": value} if isinstance(value, str) else value
     return (value,) if isinstance(value, dict) else value
 
 
-Loss = Annotated[tuple[LossTerm, ...], BeforeValidator(_terms)]
+Loss = Annotated[tuple[LossTerm, ...], BeforeValidator(_as_terms)]
 """``mse``, or ``{name: balanced, limits: [2, 5, 10, 30]}``, or a list of such, which are added up."""
 
 
@@ -245,16 +246,16 @@ class Recipe(Frozen):
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     windows: WindowSettings
     loss: Loss = ()
-    """What made and true frames are compared by; none: as the network's paper does. What else belongs to the training
-    of a network (frames that are fed, regularisers) stays."""
+    """Compares forecast and observed frames; none: as in the network's paper. The rest of a network's training
+    (scheduled sampling, regularisers) stays."""
     trainer: TrainerSettings = TrainerSettings()
     runs: Path = Path("runs")
-    """Folder of run folders: logs, checkpoints, the exported network."""
+    """Folder of the run folders: logs, checkpoints, the exported network."""
     start_from: Path | None = None
-    """Checkpoint to go on from: its network's options apply where none are given, weights that fit are taken over."""
+    """Checkpoint to start from: its options apply where none are given; weights of equal name and shape are loaded."""
     tuning: str | None = None
-    """How the weights of ``start_from`` are fitted to these data, one of the network's ``tunings``: ``full``: all of
-    them; ``prompt``: GS2PM's prompt alone, for a small file over that checkpoint. None: trained as from the start."""
+    """Which weights of ``start_from`` are fine-tuned, one of the network's ``tunings``: ``full``: all of them;
+    ``prompt``: GS2PM's prompt alone, saved as a small file that refers to that checkpoint. None: a usual training."""
 
     @field_validator("valid", mode="before")
     @classmethod
@@ -268,7 +269,7 @@ class Recipe(Frozen):
 
     @property
     def members(self) -> int:
-        """Forecasts that are drawn of every sample in training, for a loss of ensembles."""
+        """Ensemble members that are drawn of every sample in training, for an ensemble loss."""
         return max((int(term.options.get("members", 1)) for term in self.loss), default=1)
 
     @model_validator(mode="after")

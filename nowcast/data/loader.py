@@ -1,12 +1,12 @@
 """Windows of frames from stores, as batches in [0, 1] for a network.
 
-A window is ``in_steps + out_steps`` consecutive frames of one sequence. It never crosses a gap, a
-sequence, a frame without data or the border of a span (``nowcast.data.sources``). What is drawn depends on the
-seed and the epoch alone, not on the number of processes.
+A window is ``in_steps + out_steps`` consecutive frames of one sequence. It never contains a gap, the end of a
+sequence, a frame without data or the end of a span (``nowcast.data.sources``). Which windows and crops are drawn
+depends on the seed and the epoch alone, not on the number of processes.
 
-Loader processes only decompress: a batch travels as the one or two bytes per pixel that the store keeps,
-and becomes [0, 1] where the network is, by one look into a table that holds the scaled value of every
-code (``Unpack``). Only what is resized, or was never packed, is scaled on the way.
+Loader processes only decompress: a batch is transferred as the one or two bytes per pixel that the store keeps,
+and is converted to [0, 1] on the network's device, by a lookup table with the scaled value of every code
+(``Unpack``). Only frames that are resized, or were never packed, are scaled in the loader process.
 
 Shape letters: B crops, T time, C channel, H height, W width.
 """
@@ -34,22 +34,25 @@ from nowcast.data.shared_memory import Parcel, Ring, keep_memory
 from nowcast.data.sources import Source, source
 
 CELL = 8
-"""Pixels per cell of the coarse grid on which crops are weighed."""
+"""Pixels per cell of the coarse grid on which the probabilities of crops are computed."""
 SAMPLED = 2
-"""Of them every second one is looked at."""
+"""Stride at which pixels are sampled for that."""
 Batch = dict[str, Tensor]
-"""``past`` and ``future`` float32 in [0, 1], ``mask`` 1 where the future was measured; BTCHW. ``window`` B. What
-was not measured is 0, or NaN in the past of a network that handles it."""
+"""``past`` and ``future`` float32 in [0, 1], ``mask`` 1 where the future was measured; BTCHW. ``window`` B. Pixels
+that were not measured are 0, or NaN in the past of a network that handles missing data."""
 Packed = dict[str, Tensor]
 """``frames`` BTCHW as the stores keep them, or float32 in [0, 1] with NaN for no data; ``source`` B,
-the number of the table to look them up in; ``window`` B, which window it is."""
+the index of their lookup table; ``window`` B, the index of the window."""
 
 
-class Windows(Dataset):
+class Windows(Dataset[Batch]):
     """All windows of some spans; drawn as (window, seed).
 
     Args:
-        missing: Whether the past has NaN where nothing was measured, or 0.
+        spans: Spans of stores, and generated clips.
+        settings: Size of the windows and crops, and how they are drawn.
+        augment: Whether crops are flipped and transposed, where ``settings.flips`` says so.
+        missing: Whether the past has NaN where nothing was measured, instead of 0.
 
     Raises:
         ConfigError: If a span has no window, or the sizes of frames and crops do not fit.
@@ -84,29 +87,29 @@ class Windows(Dataset):
 
     @property
     def scaling(self) -> Scaling:
-        """Of the quantity that is forecast."""
+        """Scaling of the quantity that is forecast."""
         own = self.settings.scaling
         return own.build() if own else get_quantity(self.settings.quantity).scaling
 
     @property
     def step_seconds(self) -> int:
-        """Time between the frames that go in: of the largest source."""
+        """Time between frames, of the source with most windows."""
         return max(self.sources, key=lambda found: found.weights.size).step_seconds
 
     @cached_property
     def unpack(self) -> Unpack:
-        """Makes [0, 1] of batches of these windows."""
+        """Conversion of batches of these windows to [0, 1]."""
         return Unpack(self)
 
-    def __getstate__(self) -> dict:
-        """For copies and loader processes, which need their own memory and no tables, least of all on a GPU."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what copies and loader processes must not share: memory, and tables that may be on a GPU."""
         return {key: value for key, value in self.__dict__.items() if key != "unpack"} | {"_memory": None}
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     def probabilities(self) -> np.ndarray | None:
-        """Of each window to be drawn; None: all alike."""
+        """Compute the probability of each window to be drawn; None: all equal."""
         shares = np.diff(self.first) ** (1 / self.settings.temperature) * [span.weight for span in self.spans]
         weights = [
             found.weights / found.weights.sum() * share for found, share in zip(self.sources, shares, strict=True)
@@ -115,7 +118,7 @@ class Windows(Dataset):
         return None if np.allclose(together, 1 / len(self), rtol=1e-6, atol=0) else together
 
     def names(self, windows: Sequence[int]) -> list[str]:
-        """Where windows come from: source, sequence, and the time of the first frame."""
+        """Name windows by source, sequence, and time of the first frame."""
         found = []
         for window in windows:
             number = int(np.searchsorted(self.first, window, side="right")) - 1
@@ -125,13 +128,14 @@ class Windows(Dataset):
         return found
 
     def __getitem__(self, drawn: tuple[int, int]) -> Batch:
-        """Window ``drawn[0]``, its crops cut at random by ``drawn[1]``."""
+        """Return window ``drawn[0]``, its crops drawn with the seed ``drawn[1]``."""
         packed = self.__getitems__([drawn])
-        assert isinstance(packed, dict)  # a ``Parcel`` leaves loader processes only
-        return self.unpack(packed)
+        assert isinstance(packed, dict)  # only loader processes make a ``Parcel``
+        batch: Batch = self.unpack(packed)
+        return batch
 
     def __getitems__(self, drawn: Sequence[tuple[int, int]]) -> Packed | Parcel:
-        """Decodes windows; in a loader process straight into the memory that they leave it in."""
+        """Decode windows; in a loader process directly into shared memory, if a slot is free."""
         each = self.settings.crops_per_window
         shape = (len(drawn) * each, *self.shape)
         numbers = np.searchsorted(self.first, [index for index, _ in drawn], side="right") - 1
@@ -147,9 +151,9 @@ class Windows(Dataset):
         return {name: torch.from_numpy(values) for name, values in ({"frames": frames} | rest).items()}
 
     def _decode(self, found: Source, window: int, rng: np.random.Generator, target: np.ndarray) -> None:
-        """Fills (crop, T, C, H, W)."""
-        alike = not self.floats and found.dtype == self.dtype and found.channels == self.channels
-        if alike and self.settings.crop is None and not self._turns:
+        """Fill (crop, T, C, H, W)."""
+        same_layout = not self.floats and found.dtype == self.dtype and found.channels == self.channels
+        if same_layout and self.settings.crop is None and not self._flips:
             found.read(window, target[0])
             return
         fields = found.read(window, None if found.table is None else self._workspace(found))
@@ -157,10 +161,10 @@ class Windows(Dataset):
             fields = found.table[_bits(fields)]
         crops = [fields] if self.settings.crop is None else self._crops(fields, found, rng)
         for place, crop in zip(target, crops, strict=True):
-            place[...] = self._turned(crop, rng) if self._turns else crop
+            place[...] = self._flipped(crop, rng) if self._flips else crop
 
     def _workspace(self, found: Source) -> np.ndarray:
-        """Memory to decode a window to before it is cut, used again for the next."""
+        """Return memory for a decoded window, before it is cropped; it is reused for the next one."""
         shape = (self.shape[0], found.channels, *found.size)
         if self._memory is None or (self._memory.shape, self._memory.dtype) != (shape, found.dtype):
             self._memory = np.empty(shape, found.dtype)
@@ -178,11 +182,11 @@ class Windows(Dataset):
             yield fields[..., row : row + side, column : column + side]
 
     @property
-    def _turns(self) -> bool:
+    def _flips(self) -> bool:
         return self.augment and self.settings.flips
 
-    def _turned(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """All frames of a window in the same way."""
+    def _flipped(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Flip and transpose at random, all frames of a window in the same way."""
         for axis in (2, 3):
             if rng.random() < 0.5:
                 crop = np.flip(crop, axis)
@@ -191,7 +195,7 @@ class Windows(Dataset):
 
 
 class Unpack(nn.Module):
-    """Codes of a batch -> [0, 1] and where they are measured, wherever the batch is."""
+    """Converts the codes of a batch to values in [0, 1] and a mask, on the device of the batch."""
 
     values: Tensor
     known: Tensor
@@ -209,13 +213,14 @@ class Unpack(nn.Module):
         self.register_buffer("known", tables.isfinite().float(), persistent=False)
 
     def forward(self, packed: Packed) -> Batch:
+        """Convert a batch as the stores keep it to ``past``, ``future`` and ``mask``."""
         frames, source = packed["frames"], packed["source"]
-        asked = frames if self.missing else frames[:, self.in_steps :]
+        masked = frames if self.missing else frames[:, self.in_steps :]
         if frames.is_floating_point():
-            values, known = frames.nan_to_num(0.0), asked.isfinite().float()
+            values, known = frames.nan_to_num(0.0), masked.isfinite().float()
         else:
-            look = _look_up_on_cpu if frames.device.type == "cpu" else _look_up
-            values, known = look(self.values, frames, source), look(self.known, asked, source)
+            look_up = _look_up_on_cpu if frames.device.type == "cpu" else _look_up
+            values, known = look_up(self.values, frames, source), look_up(self.known, masked, source)
         channels = max(self.channels, frames.shape[2])
         values, known = (part.expand(-1, -1, channels, -1, -1) for part in (values, known))
         past, future = values[:, : self.in_steps], values[:, self.in_steps :]
@@ -232,7 +237,7 @@ def _look_up(tables: Tensor, codes: Tensor, source: Tensor) -> Tensor:
 
 
 def _look_up_on_cpu(tables: Tensor, codes: Tensor, source: Tensor) -> Tensor:
-    """The same by OpenCV, which needs a quarter of the time."""
+    """Look up with OpenCV, which takes a quarter of the time of ``_look_up``."""
     out = torch.empty(codes.shape)
     for place, part, row in zip(out.numpy(), codes.numpy(), source.tolist(), strict=True):
         cv2.LUT(_bits(part).reshape(-1, part.shape[-1]), tables[row].numpy(), dst=place.reshape(-1, part.shape[-1]))
@@ -240,14 +245,19 @@ def _look_up_on_cpu(tables: Tensor, codes: Tensor, source: Tensor) -> Tensor:
 
 
 def _bits(codes: np.ndarray) -> np.ndarray:
-    """Codes as the unsigned numbers that tables are ordered by."""
+    """View codes as unsigned integers, the indices of the lookup tables."""
     return codes.view(np.uint16) if codes.dtype == np.int16 else codes
 
 
 def _crop_weights(middle: np.ndarray, side: int, rain_weight: float) -> np.ndarray:
-    """Probability of each coarse upper left corner: measured pixels, and more of them wet ones.
+    """Compute the probability of each upper left corner of a crop on the coarse grid.
 
-    ``middle`` is a frame of which every ``SAMPLED``-th row and column is given.
+    It is proportional to the share of measured pixels, and rises with the share of wet ones.
+
+    Args:
+        middle: A frame, of which every ``SAMPLED``-th row and column is given.
+        side: Side of the crops in pixels.
+        rain_weight: See ``WindowSettings.rain_weight``.
     """
     cell, reach = CELL // SAMPLED, max(1, side // CELL)
     coarse = [
@@ -262,26 +272,27 @@ def _crop_weights(middle: np.ndarray, side: int, rain_weight: float) -> np.ndarr
         for part in coarse
     )
     weights = share * (1 + rain_weight * rain / max(rain.mean(), 1e-6)) + 1e-9
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 # --- drawing and loading --------------------------------------------------------------------------
 
 
-class WindowSampler(Sampler):
+class WindowSampler(Sampler[tuple[int, int]]):
     """(window, seed) pairs of an epoch, of this process where several train together.
 
     All windows in random order, or ``count`` of them at random, by their probabilities where those differ.
-    Every process has as many: where windows are left over, some other ones in every epoch, they wait.
+    Every process gets the same number; windows that are left over are not drawn in that epoch.
     """
 
     def __init__(self, windows: Windows, *, seed: int, count: int | None, shuffle: bool) -> None:
         self.size, self.seed, self.count, self.shuffle, self.epoch = len(windows), seed, count, shuffle, 0
         self.odds = windows.probabilities() if shuffle else None
         self.skip = 0
-        """Draws at the beginning of the next epoch that were trained on already."""
+        """Draws at the start of the next epoch that a resumed training has had already."""
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, on which the order and the seeds depend."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -309,23 +320,23 @@ class WindowSampler(Sampler):
 
 
 def _processes() -> tuple[int, int]:
-    """Rank of this training process, and how many there are."""
+    """Return the rank of this training process, and the number of them."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
-class Loader(DataLoader):
-    """A loader that can go on in the middle of an epoch: Lightning keeps its state in every checkpoint."""
+class Loader(DataLoader[Batch]):
+    """A loader that can resume in the middle of an epoch: Lightning stores its state in every checkpoint."""
 
     batch_sampler: BatchSampler
 
     def __init__(self, windows: Windows, draws: WindowSampler, per_batch: int, *, packed: bool, **options: Any) -> None:
-        super().__init__(copy(windows), batch_size=per_batch, sampler=draws, collate_fn=_as_it_is, **options)
+        super().__init__(copy(windows), batch_size=per_batch, sampler=draws, collate_fn=_unchanged, **options)
         self.draws, self.per_batch, self.packed, self.done = draws, per_batch, packed, 0
         self.waited = 0.0
-        """Seconds that were spent waiting for batches."""
+        """Seconds spent waiting for batches."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         windows: Any = self.dataset
@@ -350,10 +361,12 @@ class Loader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of its batches that were drawn."""
         epochs, batches = divmod(self.done, max(1, len(self)))
         return {"epoch": self.draws.epoch + epochs, "batches": batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Resume after the batches of ``state_dict``."""
         self.done = state["batches"]
         self.draws.epoch, self.draws.skip = state["epoch"], self.done * self.per_batch
 
@@ -368,17 +381,17 @@ def loader(
     batches: int | None = None,
     packed: bool = False,
 ) -> Loader:
-    """Batches of ``batch_size`` crops.
+    """Build the loader of batches of ``batch_size`` crops.
 
     Args:
-        windows: Where from.
-        batch_size: Crops per batch; windows are decoded once for all their crops.
-        workers: Processes that decode.
-        seed: Draws the order and the crops.
+        windows: Windows to draw from.
+        batch_size: Crops per batch; a window is decoded once for all its crops.
+        workers: Number of loader processes.
+        seed: Seed of the order and of the crops.
         shuffle: False: the same crops in the same order in every epoch, for validation.
         batches: Batches per epoch and training process; None: every window once.
-        packed: Leave the codes of the store as they are, for ``windows.unpack`` where the network is: a
-            quarter or half of the bytes.
+        packed: Return the codes of the store, for ``windows.unpack`` on the network's device: a quarter or half of
+            the bytes.
     """
     per_batch = max(1, batch_size // windows.settings.crops_per_window)
     draws = WindowSampler(windows, seed=seed, count=batches * per_batch if batches else None, shuffle=shuffle)
@@ -398,5 +411,5 @@ def loader(
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -1,15 +1,15 @@
-"""What windows of frames are taken from: spans of stores, and clips made on the fly.
+"""Sources of windows of frames: spans of stores, and clips generated on the fly.
 
-Which windows there are follows from the labels of a store alone. Its pixels are read as they lie there,
-one or two bytes each, together with a table that holds the scaled value of every code; only what is
-resized, or was never packed, is scaled here.
+The windows follow from the labels of a store alone. Its pixels are read as they are stored, one or two bytes
+each, together with a table of the scaled value of every code; only frames that are resized, or were never packed,
+are scaled here.
 
 Shape letters: T time, C channel, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,20 +27,20 @@ from nowcast.store import FrameStore
 from nowcast.store.packing import Packing
 
 MISSING = -1
-"""Position of a frame that is not there, in a gap that the source tolerates."""
+"""Position of a missing frame, in a gap that the source tolerates."""
 AMOUNTS = ("rainfall_rate", "vil")
-"""Quantities whose mean tells how much rain there is; of others the share of wet pixels does."""
+"""Quantities whose mean measures the amount of rain; for others the share of wet pixels is used."""
 
 
 class Source(Protocol):
-    """Where windows come from."""
+    """Windows of one span."""
 
     name: str
     weights: np.ndarray
-    """Of the windows among themselves."""
+    """Relative weights with which the windows are drawn (window)."""
     table: np.ndarray | None
-    """Scaled value of every 16-bit code as unsigned (or of 256 codes), NaN for no data; None: floats."""
-    dtype: np.dtype
+    """Scaled value of every code, by its bits as unsigned integer, NaN for no data; None: frames are floats."""
+    dtype: np.dtype[Any]
     channels: int
     size: tuple[int, int]
     """Rows and columns."""
@@ -48,27 +48,27 @@ class Source(Protocol):
     """Time between frames: the median over the windows."""
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
-        """(T, C, H, W) codes, in ``out`` where it is given, or float32 in [0, 1] where there is no table."""
+        """Read codes (T, C, H, W), into ``out`` if it is given, or float32 in [0, 1] if there is no table."""
         ...
 
     def facts(self) -> dict[str, object]:
-        """For the card of a checkpoint."""
+        """Describe the source for the card of a checkpoint."""
         ...
 
     def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sequence, and time of the first frame, of every window."""
+        """Return the sequence and the time of the first frame of every window."""
         ...
 
     def physical(self, window: int) -> np.ndarray:
-        """(T, H, W) float32 of the first channel in the unit of ``quantity``, NaN for no data."""
+        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
         ...
 
 
 def source(span: Span | Moving, settings: WindowSettings) -> Source:
-    """The windows of a span.
+    """Find the windows of a span.
 
     Raises:
-        ConfigError: If there are none, or the store does not hold what is asked for.
+        ConfigError: If there are none, or the store does not have the quantity, split or sequences.
     """
     found: Source = Generated(span, settings) if isinstance(span, Moving) else Stored(span, settings)
     if not found.weights.size:
@@ -88,7 +88,7 @@ class Stored:
         self.names = _chosen(self.attrs["channels"], self.quantity, settings, span)
         self.channels = len(self.names)
         if self.channels > 1:
-            self.quantity = self.names[0]  # colours are scaled alike
+            self.quantity = self.names[0]  # all colours have the same scaling
         scaling = span.scaling or (settings.scaling if span.quantity is None else None)
         self.scaling = scaling.build() if scaling else get_quantity(self.quantity).scaling
         self._index(timeline)
@@ -99,17 +99,17 @@ class Stored:
         self.dtype = np.dtype(np.float32) if packing is None else packing.dtype
 
     def _packing(self) -> Packing | None:
-        """Of all channels, where batches may hold their codes."""
+        """Return the packing that all channels share, if batches can contain their codes."""
         packings = [packing for _, packing in self.frames().values()]
         first = packings[0]
         if first is None or self.settings.resize or any(one is None or one.attrs != first.attrs for one in packings):
             return None
         return first if first.missing is not None or MISSING not in self.slots else None
 
-    # --- which frames
+    # --- index of windows
 
     def _index(self, timeline: xr.Dataset) -> None:
-        """``slots``: positions of frames, run after run; ``starts``: where in them a window begins."""
+        """Set ``slots``, the positions of frames, one unbroken run after the other, and ``starts`` of windows in it."""
         length, stride = self.settings.in_steps + self.settings.out_steps, self.settings.stride
         stamps, labels, inside = timeline["time"].values, timeline["sequence"].values, self._inside(timeline)
         joined = (labels[1:] == labels[:-1]) & inside[1:] & inside[:-1]
@@ -126,9 +126,9 @@ class Stored:
         self.weights = self._weights(timeline, order)
 
     def _inside(self, timeline: xr.Dataset) -> np.ndarray:
-        """Frames of the span."""
+        """Tell which frames belong to the span."""
         span, stamps, labels = self.span, timeline["time"].values, timeline["sequence"].values
-        inside = np.ones(stamps.size, bool)
+        inside: np.ndarray = np.ones(stamps.size, bool)
         if span.start:
             inside &= stamps >= utc(span.start)
         if span.end:
@@ -147,24 +147,24 @@ class Stored:
         return inside
 
     def _weights(self, timeline: xr.Dataset, order: np.ndarray) -> np.ndarray:
-        """Of every window, from what the store knows of its frames: nothing is decoded."""
+        """Compute the weight of every window from the labels of its frames; nothing is decoded."""
         even = np.ones(self.starts.size)
         label = "mean_value" if self.attrs["channels"][0] in AMOUNTS else "wet_share"
         if not self.settings.event_weight or label not in timeline or not even.size:
             return even
-        rain = np.append(np.nan_to_num(timeline[label].values), 0)[order]  # the last stands for ``MISSING``
+        rain = np.append(np.nan_to_num(timeline[label].values), 0)[order]  # the last one is that of ``MISSING``
         sums = np.concatenate([[0], np.cumsum(rain, dtype=np.float64)])
         means = (sums[self.starts + self.length] - sums[self.starts]) / self.length
-        return even + self.settings.event_weight * means / max(means.mean(), 1e-12)
+        return np.asarray(even + self.settings.event_weight * means / max(means.mean(), 1e-12))
 
     def positions(self, window: int) -> np.ndarray:
-        """Where the frames of a window lie in the store; ``MISSING`` for one that is not there."""
+        """Return the positions of a window's frames in the store; ``MISSING`` for a missing frame."""
         start = self.starts[window]
         return self.slots[start : start + self.length]
 
     @property
     def touched(self) -> np.ndarray:
-        """Positions of all frames that the windows touch."""
+        """Positions of all frames that are part of a window."""
         slots = np.zeros(self.slots.size + 1, np.int64)
         np.add.at(slots, self.starts, 1)
         np.add.at(slots, self.starts + self.length, -1)
@@ -172,30 +172,32 @@ class Stored:
         return np.unique(places[places != MISSING])
 
     def facts(self) -> dict[str, object]:
-        """For the card of a checkpoint."""
+        """Describe the source for the card of a checkpoint."""
         span = self.span.model_dump(mode="json", exclude_defaults=True)
         words = {key: str(self.attrs.get(key, "")) for key in ("title", "licence")}
         return span | {"snapshot": self.version, "frames": int(self.touched.size)} | words
 
     def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sequence and the time of the first frame of every window."""
         timeline = self.store.timeline(self.version)
         order = np.argsort(timeline["position"].values)
         first = [places[places != MISSING][0] for places in map(self.positions, range(self.starts.size))]
         there = timeline.isel(time=order[first])
         return there["sequence"].values.astype(str), there["time"].values
 
-    # --- their pixels
+    # --- pixels
 
     def frames(self) -> dict[str, tuple[Any, Packing | None]]:
-        """The store's arrays, opened once per process at the version the index was made from."""
+        """Open the store's arrays, once per process, at the version that the index was made from."""
         if not self._frames:
             self._frames = self.store.packed(self.names, version=self.version)
         return self._frames
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_frames": {}}
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read codes (T, C, H, W), into ``out`` if it is given, or float32 in [0, 1] if there is no table."""
         places = self.positions(window)
         if self.table is None:
             return np.stack([self._values(name, places) for name in self.names], axis=1)
@@ -206,10 +208,11 @@ class Stored:
         return out
 
     def physical(self, window: int) -> np.ndarray:
+        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
         places = self.positions(window)
-        if self.settings.resize:  # squeezed as networks see it
+        if self.settings.resize:  # as networks get it
             return self.scaling.decode(self._values(self.names[0], places))
-        return self._converted(self._held(self.names[0], places))
+        return self._converted(self._unpacked(self.names[0], places))
 
     def _codes(self, name: str, places: np.ndarray, out: np.ndarray) -> None:
         frames, packing = self.frames()[name]
@@ -217,20 +220,20 @@ class Stored:
             frames.read(places, out=out)
             return
         present = places != MISSING
-        unique, back = np.unique(places[present], return_inverse=True)  # late frames lie at the end of a store
+        unique, back = np.unique(places[present], return_inverse=True)  # late frames are at the end of a store
         out[present] = frames.read(unique)[back]
         if not present.all():
             out[~present] = packing.missing  # type: ignore[union-attr]
 
     def _values(self, name: str, places: np.ndarray) -> np.ndarray:
-        """Float32 in [0, 1], NaN for no data, resized where that is wanted."""
-        values = self._scaled(self._held(name, places))
+        """Read float32 in [0, 1], NaN for no data, resized if the settings say so."""
+        values = self._scaled(self._unpacked(name, places))
         if side := self.settings.resize:
             values = np.stack([resized(frame, side) for frame in values])
         return values
 
-    def _held(self, name: str, places: np.ndarray) -> np.ndarray:
-        """Float32 in the unit of the store, NaN for no data."""
+    def _unpacked(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Read float32 in the unit of the store, NaN for no data."""
         frames, packing = self.frames()[name]
         present = places != MISSING
         unique, back = np.unique(places[present], return_inverse=True)
@@ -240,11 +243,11 @@ class Stored:
         return whole
 
     def _table(self, packing: Packing) -> np.ndarray:
-        """Scaled values, in the order of the codes' bit patterns."""
+        """Tabulate the scaled values, in the order of the codes as unsigned integers."""
         return self._scaled(np.roll(packing.table, np.iinfo(packing.dtype).min))
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # of codes that no pixel has: thousands of dBZ, rain below 0
+        with np.errstate(over="ignore", invalid="ignore"):  # codes that no pixel has: thousands of dBZ, rain below 0
             return self.scaling.encode(self._converted(values))
 
     def _converted(self, values: np.ndarray) -> np.ndarray:
@@ -253,7 +256,7 @@ class Stored:
 
 
 class Generated:
-    """Clips made on the fly."""
+    """Windows of clips that are generated on the fly."""
 
     channels, step_seconds = 1, 1
 
@@ -273,18 +276,21 @@ class Generated:
         self.dtype = np.dtype(np.float32 if self.side else np.uint8)
 
     def facts(self) -> dict[str, object]:
-        """For the card of a checkpoint."""
+        """Describe the source for the card of a checkpoint."""
         return self.span.model_dump(mode="json") | {"title": "Clips of moving pictures"}
 
     def beginnings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of every clip as its sequence, and a time of 1970 for each."""
         clips = self.span.clips
         return np.arange(clips).astype(str), np.zeros(clips, "datetime64[ns]")
 
     def physical(self, window: int) -> np.ndarray:
+        """Generate a clip as float32 (T, H, W) in [0, 1], the unit of intensity."""
         frames = self.clips.clip(window).astype(np.float32) / 255
         return np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Generate a clip as codes (T, C, H, W), into ``out`` if it is given, or as float32 if it is resized."""
         frames = self.clips.clip(window)
         if self.side:
             return np.stack([resized(frame, self.side) for frame in self.values[frames]])[:, None]
@@ -295,13 +301,13 @@ class Generated:
 
 
 def resized(frame: np.ndarray, side: int) -> np.ndarray:
-    """A field squeezed or stretched to a square; pixels without data stay so, and so do those beside them."""
+    """Resize a field (H, W) to a square; pixels without data, and their neighbours, have no data."""
     shrinks = min(frame.shape) > side
     return cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _chosen(held: Sequence[str], wanted: str, settings: WindowSettings, span: Span) -> list[str]:
-    """Channels of a store that are read."""
+    """Choose the channels of a store that are read."""
     if settings.channels == len(COLOURS) and set(COLOURS) <= set(held) and wanted in ("intensity", *COLOURS):
         return list(COLOURS)
     if wanted in held:
@@ -315,8 +321,8 @@ def _chosen(held: Sequence[str], wanted: str, settings: WindowSettings, span: Sp
     )
 
 
-def _slots(run: np.ndarray, stamps: np.ndarray, attrs: dict) -> np.ndarray:
-    """Frames of a run on the raster of its cadence, ``MISSING`` where one is not there."""
+def _slots(run: np.ndarray, stamps: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
+    """Place the frames of a run at multiples of the cadence, with ``MISSING`` in its gaps."""
     if not attrs.get("tolerated_gap"):
         return run
     steps = np.rint((stamps[run] - stamps[run[0]]) / np.timedelta64(int(attrs["cadence_seconds"]), "s")).astype(int)
@@ -326,7 +332,7 @@ def _slots(run: np.ndarray, stamps: np.ndarray, attrs: dict) -> np.ndarray:
 
 
 def _name(span: Span) -> str:
-    """A span in words, for errors."""
+    """Describe a span for error messages."""
     parts = [f"split {span.split}"] if span.split else []
     parts += [f"sequences {', '.join(span.sequences)}"] if span.sequences else []
     start, end = (f"{time:%Y-%m-%dT%H:%MZ}" if time else "" for time in (span.start, span.end))
@@ -340,9 +346,9 @@ def _name(span: Span) -> str:
 def check_apart(
     train: Sequence[Source], valid: Sequence[Source], *, names: tuple[str, str] = ("train", "valid")
 ) -> None:
-    """Refuses a split in which a frame is in two parts, such as trained on and validated on.
+    """Refuse a split in which a frame is in two parts, such as training and validation.
 
-    Frames of one store are the same by their position; of two stores by their time and content.
+    Frames of the same store are compared by position, frames of two stores by time and content.
 
     Raises:
         ConfigError: Names the stores and the frames.
@@ -361,19 +367,19 @@ def check_apart(
 
 
 def _clips(span: Moving) -> tuple[Path, int]:
-    """The same for spans whose clips show the same pictures on the same ways, on whatever canvas."""
+    """Return a key that is equal for spans whose clips show the same images on the same trajectories."""
     return span.images.resolve(), span.seed
 
 
 def _shared_frames(one: Stored, other: Stored) -> list[str]:
-    """Names of the frames that two sources have in common, in order of time."""
+    """Name the frames that two sources have in common, in order of time."""
     same = one.store.place == other.store.place
     mine, theirs = (_identities(found, by_position=same) for found in (one, other))
     return sorted(mine[key] for key in mine.keys() & theirs.keys())
 
 
 def _identities(stored: Stored, *, by_position: bool) -> dict[Any, str]:
-    """Of every frame that the windows touch what it is known by, and its name."""
+    """Map the identity of every frame in a window, position or (time, digest), to its name."""
     timeline = stored.store.timeline(stored.version)
     timeline = timeline.isel(time=np.isin(timeline["position"].values, stored.touched))
     times, positions = timeline["time"].values, timeline["position"].values.tolist()

@@ -1,1 +1,1 @@
-"""Frames in, forecast out."""
+"""Forecasts from the frames of a store."""

@@ -1,8 +1,7 @@
-"""Frames of a store in, a Forecast out; never dark, never lying.
+"""Forecasts from the newest frames of a store, with fallbacks.
 
-A product is made by its own model; where that cannot run, by the declared fallback, named in the
-file; where nothing can, it is withheld with the reason. The reference time of a forecast is the time
-of the newest frame it used.
+A product is made by its own model; if that cannot run, by a fallback, which the file names; if none can run, it is
+withheld with the reason. The reference time of a forecast is the time of the newest frame that it used.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from nowcast.store import ForecastStore, FrameStore, Place
 
 OK, FALLBACK, WITHHELD = "ok", "fallback", "withheld"
 STEP_TOLERANCE = 0.25
-"""Share of the nominal step by which frames may be early or late."""
+"""Share of the cadence by which frames may be early or late."""
 CADENCE_TOLERANCE = 0.1
-"""Share by which the step of a feed may differ from the one a network was trained on."""
+"""Share by which the cadence of a feed may differ from the one a network was trained on."""
 PROBABILITY = "probability_of_"
-"""Beginning of a variable's name."""
+"""Prefix of the name of a variable with probabilities."""
 STORED_STEPS = 32_767
 """Largest packed value of stores and files, in steps of the quantity's resolution."""
 log = logging.getLogger(__name__)
@@ -56,9 +55,9 @@ class Past:
     quantity: str
     cadence_seconds: int
     zr: tuple[float, float] | None
-    """Z = a R^b of the source, where it states one."""
+    """a, b of Z = a R^b, where the source states them."""
     sequence: str
-    """Which event, where a store holds events that may share times; "" in a live feed."""
+    """Label of the event, where a store holds events that may share times; "" in a live feed."""
 
 
 def forecast(
@@ -69,22 +68,22 @@ def forecast(
     leads: int = 12,
     channel: str | None = None,
 ) -> xr.Dataset:
-    """Forecasts from the newest frame of a Cube, or from the one at ``time``.
+    """Forecast from the newest frame of a Cube, or from the one at ``time``.
 
     Args:
         cube: As ``store.open_store`` returns it.
         model: Name in the model table, a checkpoint file, or ``registry:FOLDER`` for the champion there.
         time: Reference time, UTC; must be a frame of the cube.
-        leads: Frames forecast, at the cube's cadence.
-        channel: Quantity; None: the cube's first.
+        leads: Number of lead times, at the cube's cadence.
+        channel: Channel to forecast; None: the cube's first.
 
     Returns:
-        Forecast (lead_time, y, x), CF, in the cube's unit, with the frames and versions used in its
-        attributes. A network that gives probabilities adds ``probability_of_<quantity>_above_threshold``
+        Forecast (lead_time, y, x) with CF metadata, in the cube's unit; its attributes name the frames and
+        versions that were used. A network that gives probabilities adds ``probability_of_<quantity>_above_threshold``
         (threshold, lead_time, y, x).
 
     Raises:
-        ForecastError: Missing frames, another cadence or quantity, a result that is not finite.
+        ForecastError: Missing frames, another cadence or quantity, a forecast that is not finite.
     """
     frames = past(cube, time=time, channel=channel)
     values, used, chances = _run(str(model), frames, leads, probabilities=True)
@@ -101,19 +100,23 @@ def issue(
     time: datetime | np.datetime64 | None = None,
     channel: str | None = None,
 ) -> list[str]:
-    """Make the forecasts of all products for one reference time, in one commit; those there already stay.
+    """Make the forecasts of all products for one reference time, in one commit; existing ones stay.
 
     Args:
         store: Cube store, or its path.
         forecasts: Forecast store, or its path; made if it does not exist.
-        products: What to make.
+        products: Products to make.
         fallback: Models tried in this order where a product's own cannot run.
-        leads: Frames forecast.
-        time: Reference time; None: the newest frame.
-        channel: Quantity; None: the store's first.
+        leads: Number of lead times.
+        time: Reference time, UTC; None: that of the newest frame.
+        channel: Channel to forecast; None: the store's first.
 
     Returns:
         One line per product made, such as ``convlstm 2010-08-26T03:00Z ok``.
+
+    Raises:
+        ForecastError: If there is no frame at ``time``, or the channel is not there.
+        ConfigError: If the forecast store has another number of lead times.
     """
     cube, forecasts = FrameStore.of(store).read(), ForecastStore.of(forecasts)
     frames = past(cube, time=time, channel=channel)
@@ -122,7 +125,7 @@ def issue(
         _check_leads(forecasts, leads)
         done = forecasts.issued(reference, frames.sequence)
         missing = [product for product in products if product.name not in done]
-        runs = [_product(cube, frames, product, fallback, leads) for product in missing]
+        runs = [_product_run(cube, frames, product, fallback, leads) for product in missing]
         if runs:
             batch = xr.concat(
                 runs, dim="run", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
@@ -134,7 +137,7 @@ def issue(
 
 
 def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, channel: str | None = None) -> Past:
-    """Finds the unbroken frames that end at ``time``.
+    """Find the unbroken frames that end at ``time``.
 
     Raises:
         ForecastError: If there is no frame at ``time``, or the channel is not there.
@@ -156,7 +159,7 @@ def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, chan
 
 
 def stamp(time: np.datetime64) -> str:
-    """``2010-08-26T03:00Z``."""
+    """Format a time as ``2010-08-26T03:00Z``."""
     return f"{np.datetime_as_string(time, unit='m')}Z"
 
 
@@ -174,13 +177,13 @@ def read_run(forecasts: Place, reference: datetime | np.datetime64, model: str) 
 
 
 def _rows(runs: xr.Dataset, reference: datetime | np.datetime64) -> dict[str, int]:
-    """Product -> its last run from this time."""
+    """Map each product to its last run from this reference time."""
     rows = np.flatnonzero(runs["forecast_reference_time"].values == utc(reference))
     return dict(zip(runs["model"].values[rows].tolist(), rows.tolist(), strict=True))
 
 
 def _one_run(runs: xr.Dataset, row: int) -> xr.Dataset:
-    """A Forecast from a row of the forecast store."""
+    """Turn a row of the forecast store into a Forecast."""
     run = runs.isel(run=row)
     labels = ("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
     attrs = {name: str(run[name].item()) for name in labels}
@@ -206,7 +209,7 @@ def export(forecasts: Place, reference: datetime, folder: Path) -> list[Path]:
 
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
-    """Writes a Forecast as CF NetCDF, whole or not at all."""
+    """Write a Forecast as CF NetCDF, atomically."""
     name = channels(dataset)[0]
     stamps = {"dtype": "int64", "units": "seconds since 1970-01-01"}
     encoding: dict[str, Any] = {
@@ -245,15 +248,15 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
 # --- one product ----------------------------------------------------------------------------------
 
 
-def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequence[str], leads: int) -> xr.Dataset:
-    """The run of one product: by its own model, a fallback, or withheld."""
+def _product_run(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequence[str], leads: int) -> xr.Dataset:
+    """Make the run of one product: by its own model, a fallback, or withheld."""
     reasons: list[str] = []
     for name in dict.fromkeys((product.model, *fallback)):
         try:
             values, used, _ = _run(name, frames, leads)
-        except Exception as error:  # a nowcast must come out whatever a network does; the reason goes with it
+        except Exception as error:  # whatever fails, a fallback must run; the reason is stored
             log.warning("%s cannot forecast from %s: %s", name, stamp(frames.time[-1]), error, exc_info=True)
-            reasons.append(f"{_short(name)}: {_sentence(error)}")
+            reasons.append(f"{_short_name(name)}: {_reason(error)}")
             continue
         run = _dataset(cube, frames, values, used, leads)
         return _as_run(run, frames.sequence, product.name, used.name, FALLBACK if reasons else OK, "; ".join(reasons))
@@ -265,7 +268,7 @@ def _product(cube: xr.Dataset, frames: Past, product: Product, fallback: Sequenc
 def _run(
     name: str, frames: Past, leads: int, *, probabilities: bool = False
 ) -> tuple[np.ndarray, Model, dict[str, xr.DataArray]]:
-    """Physical fields (leads, y, x) in the cube's unit, the model that made them, and its probabilities if wanted."""
+    """Run a model: physical fields (leads, y, x) in the cube's unit, the model, and its probabilities if wanted."""
     model = _load(name, frames.time.size, leads)
     steps = model.network.in_steps
     if frames.time.size < steps:
@@ -290,7 +293,7 @@ def _run(
 
 
 def _exceedance(chance_KLHW: np.ndarray, thresholds: np.ndarray, name: str) -> dict[str, xr.DataArray]:
-    """Probabilities by thresholds in the cube's unit, named as IMPROVER does, since CF has no name for them."""
+    """Label probabilities with thresholds in the cube's unit, named as in IMPROVER, since CF has no name for them."""
     known = get_quantity(name)
     limits = [float(f"{limit:.2g}") for limit in thresholds]
     relation = {"units": known.unit, "spp__relative_to_threshold": "greater_than_or_equal_to"}
@@ -310,15 +313,15 @@ def _exceedance(chance_KLHW: np.ndarray, thresholds: np.ndarray, name: str) -> d
 
 
 def check_fits(model: Model, *, quantity: str, cadence_seconds: int) -> None:
-    """Refuses a model that was made for other frames.
+    """Refuse a model that was made for other frames.
 
     Args:
-        model: A network or a reference.
-        quantity_name: Of the frames.
-        cadence_seconds: Their step.
+        model: A network or a reference model.
+        quantity: Quantity of the frames.
+        cadence_seconds: Time between the frames.
 
     Raises:
-        ForecastError: Another step, or a quantity that no formula leads to.
+        ForecastError: Another cadence, or a quantity that cannot be converted.
     """
     step = model.cadence_seconds or cadence_seconds
     if abs(step - cadence_seconds) > CADENCE_TOLERANCE * step:
@@ -346,7 +349,7 @@ def _load_file(path: Path, modified: int) -> Model:
 
 
 def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | None, leads: int) -> xr.Dataset:
-    """Forecast with CF coordinates and its provenance."""
+    """Build a Forecast with CF coordinates and its provenance."""
     source = cube[frames.quantity]
     reference = frames.time[-1]
     lead_time = (np.arange(1, leads + 1) * frames.cadence_seconds).astype("timedelta64[s]").astype("timedelta64[ns]")
@@ -381,7 +384,7 @@ def _dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | 
 
 
 def _as_run(dataset: xr.Dataset, sequence: str, product: str, producer: str, state: str, reason: str) -> xr.Dataset:
-    """One row of the forecast store: what differs from run to run becomes a label on ``run``."""
+    """Turn a Forecast into a row of the forecast store, with its attributes as coordinates along ``run``."""
     labels = {
         "sequence": sequence,
         "model": product,
@@ -430,12 +433,12 @@ def _step(stamps: np.ndarray) -> int:
     return int(np.median(np.diff(stamps[-10:]) / np.timedelta64(1, "s")))
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     if name.startswith(REGISTRY):
         return CHAMPION
     return name if name in MODELS else Path(name).name
 
 
-def _sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = error.fault if isinstance(error, BadInput) else str(error)  # the caller names the model itself
     return (text.strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

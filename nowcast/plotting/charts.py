@@ -1,4 +1,4 @@
-"""Charts of skill: a score by lead time, a line per model."""
+"""Charts of scores by lead time, a line per model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000
 
 
 def skill_chart(scores: xr.Dataset, *, score: str, threshold: float | None = None) -> bytes:
-    """PNG of a score by lead time, a line per model, pooled over all runs that the model made itself.
+    """Draw a score by lead time as PNG, a line per model, pooled over the runs that the model made itself.
 
     Args:
         scores: A Scores Dataset.
         score: Key of ``nowcast.verification.scores.SCORES``.
-        threshold: Event limit of a categorical score; the nearest stored one is taken.
+        threshold: Threshold of a categorical score; the nearest stored one is taken.
 
     Raises:
         OptionError: If the score is unknown, or needs a threshold.
@@ -53,7 +53,7 @@ def skill_chart(scores: xr.Dataset, *, score: str, threshold: float | None = Non
 
 
 def _event(scores: xr.Dataset, score: str) -> str:
-    """``, 1 mm/h and more`` for a score of such an event; nothing for scores of amounts."""
+    """Describe the event of a categorical score, ``, 1 mm/h and more``; empty for continuous scores."""
     if "threshold" in scores.dims or not SCORES[score].startswith("categorical:"):
         return ""
     unit = scores["threshold"].attrs.get("units", "")
@@ -76,20 +76,20 @@ def _label_chart(axes: Axes, *, heading: str, n: np.ndarray) -> None:
 # --- many networks ----------------------------------------------------------------------------------
 
 COLUMNS = 3
-"""Panels beside each other."""
+"""Panels per row."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ((), (4, 1.5), (1, 1.2))
 GREYS = ("#3d4852", "#8a949e", "#b8c0c7")
-"""Of the references, which stand behind all others."""
+"""Colours of the reference models, drawn behind all others."""
 
 
 def leaderboard_chart(skill: xr.Dataset, *, learned: Sequence[bool], note: str) -> bytes:
-    """PNG of every score by lead time, with its interval; models without weights as broad grey lines.
+    """Draw every score by lead time as PNG, with its interval; reference models are broad grey lines.
 
     Args:
         skill: Scores (model, estimate, lead_time[, threshold]), see ``nowcast.verification.bootstrap.estimates``.
-        learned: (model) False for the references.
-        note: What stands below: data, budget, what the bands are.
+        learned: (model) False for the reference models.
+        note: Text below the panels: data, budget, meaning of the bands.
     """
     panels = list(_panels(skill))
     columns = min(COLUMNS, len(panels))
@@ -97,7 +97,7 @@ def leaderboard_chart(skill: xr.Dataset, *, learned: Sequence[bool], note: str) 
     figure = Figure((3.7 * columns + 0.4, 2.9 * rows + 1.2), dpi=100, layout="constrained")
     for place, (heading, values) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
-        _lines(axes, values, learned)
+        _draw_lines(axes, values, learned)
         axes.set_title(heading, loc="left", size=10, weight="bold", color=INK)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -110,7 +110,7 @@ def leaderboard_chart(skill: xr.Dataset, *, learned: Sequence[bool], note: str) 
 
 
 def _small_png(figure: Figure) -> bytes:
-    """A third of the bytes, by a palette: overlapping bands have hundreds of hues that nobody tells apart."""
+    """Write a figure as PNG with a palette of 256 colours: a third of the bytes, without a visible difference."""
     content, small = io.BytesIO(), io.BytesIO()
     figure.savefig(content, format="png")
     Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
@@ -118,7 +118,7 @@ def _small_png(figure: Figure) -> bytes:
 
 
 def _panels(skill: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
-    """Heading and values (model, estimate, lead_time) of every score and threshold."""
+    """Iterate over the heading and values (model, estimate, lead_time) of every score and threshold."""
     for name, values in skill.data_vars.items():
         if "threshold" not in values.dims:
             yield title(str(name)), values
@@ -128,7 +128,7 @@ def _panels(skill: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
             yield str(name).upper() + _event(one, str(name)), one[name]
 
 
-def _lines(axes: Axes, values: xr.DataArray, learned: Sequence[bool]) -> None:
+def _draw_lines(axes: Axes, values: xr.DataArray, learned: Sequence[bool]) -> None:
     leads, greys = _lead_axis(values)[0], cycle(GREYS)
     styles = cycle(
         (marker, dash, colour)
@@ -152,7 +152,7 @@ def _lines(axes: Axes, values: xr.DataArray, learned: Sequence[bool]) -> None:
 
 
 def _lead_axis(values: xr.DataArray | xr.Dataset) -> tuple[np.ndarray, str]:
-    """Lead times in minutes; of clips without a clock, in frames."""
+    """Return the lead times and their label: in minutes, or in frames for clips without a real cadence."""
     minutes = values["lead_time"].values / np.timedelta64(60, "s")
     if minutes[0] < 0.5:
         return np.arange(1, minutes.size + 1), "lead (frames)"
@@ -163,12 +163,12 @@ def _lead_axis(values: xr.DataArray | xr.Dataset) -> tuple[np.ndarray, str]:
 
 
 def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quantity: str) -> bytes:
-    """PNG of fields beside each other, a row per model and a column per lead time, in the colours of the maps.
+    """Draw fields as PNG, a row per model and a column per lead time, in the colours of the maps.
 
     Args:
-        fields: Name -> (lead, y, x) in the unit of the quantity; hatching is left out, no data is grey.
+        fields: Name -> (lead, y, x) in the unit of the quantity; no data is grey.
         leads: Names of the columns.
-        quantity: Whose colours are used.
+        quantity: Quantity whose colour table is used.
     """
     table, (rows, columns) = table_for(quantity), (len(fields), len(leads))
     height, width = next(iter(fields.values())).shape[1:]
@@ -176,7 +176,7 @@ def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quan
     for row, (name, frames) in enumerate(fields.items()):
         for column, frame in enumerate(frames):
             axes = figure.add_subplot(rows, columns, row * columns + column + 1)
-            axes.imshow(_picture(frame, table), interpolation="nearest")
+            axes.imshow(_coloured(frame, table), interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             if not row:
@@ -186,9 +186,9 @@ def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quan
     return _small_png(figure)
 
 
-def _picture(frame: np.ndarray, table: ColourTable) -> np.ndarray:
+def _coloured(frame: np.ndarray, table: ColourTable) -> np.ndarray:
     classes = table.classes(np.nan_to_num(frame, nan=-np.inf))
-    picture = table.palette[classes]
-    picture[classes == 0] = 255
-    picture[np.isnan(frame)] = 225
-    return picture
+    image: np.ndarray = table.palette[classes]
+    image[classes == 0] = 255
+    image[np.isnan(frame)] = 225
+    return image

@@ -27,11 +27,11 @@ class ColourTable:
 
     @cached_property
     def palette(self) -> np.ndarray:
-        """uint8 (classes + 1, 3): the colour of each class; that of class 0, no colour, is black."""
+        """RGB colour of each class, uint8 (classes + 1, 3); class 0, which has no colour, is black."""
         return np.stack([rgb(colour) for colour in ("#000000", *self.colours)])
 
     def classes(self, field: np.ndarray) -> np.ndarray:
-        """Class of each pixel as uint8: 0 below the first break and where there is no data, else i + 1."""
+        """Classify each pixel as uint8: 0 below the first break and where there is no data, else i + 1."""
         reached = np.zeros(field.shape, np.uint8)
         for limit in np.asarray(self.breaks, np.float32):
             reached += field >= limit
@@ -39,12 +39,12 @@ class ColourTable:
 
 
 def rgb(colour: str) -> np.ndarray:
-    """``#rrggbb`` -> uint8 (3,)."""
+    """Convert ``#rrggbb`` to uint8 (3,)."""
     return np.frombuffer(bytes.fromhex(colour.removeprefix("#")), np.uint8)
 
 
-def _safe(count: int) -> tuple[str, ...]:
-    """Lightness falls evenly from class to class: readable in any colour vision, and in grey.
+def _safe_colours(count: int) -> tuple[str, ...]:
+    """Choose colours of evenly falling lightness: readable in any colour vision, and in grey.
 
     Steps along matplotlib's magma (CC0), from bright to dark.
     """
@@ -61,7 +61,7 @@ _LIQUID = tuple(vil_from_level(np.asarray([16, 31, 59, 74, 100, 133, 160, 181, 2
 COLOUR_TABLES = {
     table.name: table
     for table in (
-        # The breaks of pysteps, each 1.6 times the last, which researchers read at once.
+        # The breaks of pysteps, each 1.6 times the one before, which researchers know.
         ColourTable(
             "rainfall_rate",
             "rainfall_rate",
@@ -119,19 +119,19 @@ COLOUR_TABLES = {
             _LIQUID,
             ("#9cc0e6", "#5593d6", "#1f5fae", "#1f9c5b", "#5cb83a", "#f2e51d", "#f79410", "#d81e1e", "#7a1c9c"),
         ),
-        ColourTable("rainfall_rate-safe", "rainfall_rate", "mm/h", _RATES, _safe(len(_RATES))),
-        ColourTable("reflectivity-safe", "reflectivity", "dBZ", _DECIBELS, _safe(len(_DECIBELS))),
-        ColourTable("vil-safe", "vil", "kg/m²", _LIQUID, _safe(len(_LIQUID))),
+        ColourTable("rainfall_rate-safe", "rainfall_rate", "mm/h", _RATES, _safe_colours(len(_RATES))),
+        ColourTable("reflectivity-safe", "reflectivity", "dBZ", _DECIBELS, _safe_colours(len(_DECIBELS))),
+        ColourTable("vil-safe", "vil", "kg/m²", _LIQUID, _safe_colours(len(_LIQUID))),
     )
 }
 
 
 def table_for(name: str, *, safe: bool = False) -> ColourTable:
-    """The colour table of a quantity; twelve even classes where none is listed.
+    """Return the colour table of a quantity; twelve evenly spaced classes where none is listed.
 
     Args:
         name: Cube variable name.
-        safe: Readable in any colour vision.
+        safe: Choose a table that is readable in any colour vision.
 
     Raises:
         OptionError: If the quantity is unknown.
@@ -141,4 +141,6 @@ def table_for(name: str, *, safe: bool = False) -> ColourTable:
     meta = get_quantity(name)
     spread = np.geomspace if meta.scaling.kind == "decibel" else np.linspace
     breaks = spread(meta.scaling.low, meta.scaling.high, 13)[:-1]
-    return ColourTable(name, name, UNIT_SIGNS.get(meta.unit, meta.unit), tuple(breaks.tolist()), _safe(breaks.size))
+    return ColourTable(
+        name, name, UNIT_SIGNS.get(meta.unit, meta.unit), tuple(breaks.tolist()), _safe_colours(breaks.size)
+    )

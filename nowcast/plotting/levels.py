@@ -1,6 +1,6 @@
-"""Fields as 8-bit grey pictures: level 0 is no data, 1 below the lowest value, 2 to 255 are values.
+"""Fields as 8-bit grey images: level 0 is no data, 1 below the lowest value, 2 to 255 are values.
 
-A page colours and reads the levels itself, so one picture serves every colour table and the cursor.
+The page colours the levels itself, so one image serves every colour table and the value at the cursor.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from nowcast.core.units import Quantity, get_quantity
 from nowcast.plotting.maps import boundaries, table_for
 
 LONGEST_SIDE = 1600
-"""Pixels; larger grids are reduced, because a browser holds some fifty frames in memory."""
+"""Pixels; larger grids are reduced, because a browser keeps some fifty frames in memory."""
 
 LATTICE = 33
-"""Nodes per side of the longitude/latitude lattice that a page interpolates in."""
+"""Nodes per side of the longitude/latitude lattice in which the page interpolates."""
 DETAIL = 0.2
-"""Pixels by which a simplified boundary may be off."""
+"""Largest error of a simplified boundary, in pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The meaning of the levels of a quantity, and how its grid lies in the picture."""
+    """Meaning of the levels of a quantity, and position of its grid in the image."""
 
     quantity: Quantity
     logarithmic: bool
     low: float
     high: float
     flip: tuple[bool, bool]
-    """Rows, columns: turned so that the first pixel is in the north-west."""
+    """Whether rows and columns are flipped, so that the first pixel is in the north-west."""
     reduction: int
-    """Pixels of the grid per pixel of the picture and side; the largest value is kept."""
+    """Grid pixels per image pixel and side; the largest value is kept."""
 
     @classmethod
     def of(cls, name: str, grid: Grid) -> Picture:
-        """The picture that suits a quantity's colour tables and a grid."""
+        """Choose the levels and the size that suit a quantity's colour tables and a grid."""
         breaks = np.concatenate([table_for(name, safe=safe).breaks for safe in (False, True)])
         logarithmic = get_quantity(name).scaling.kind == "decibel"
         low, top = float(breaks.min()), float(breaks.max())
@@ -52,10 +52,11 @@ class Picture:
     @property
     def table(self) -> np.ndarray:
         """Physical values of levels 2 to 255."""
-        return (np.geomspace if self.logarithmic else np.linspace)(self.low, self.high, 254)
+        spaced = np.geomspace if self.logarithmic else np.linspace
+        return np.asarray(spaced(self.low, self.high, 254))
 
     def levels(self, field_YX: np.ndarray) -> np.ndarray:
-        """Field in physical units, NaN = no data -> uint8 levels, north-west first."""
+        """Convert a field in physical units, NaN = no data, to uint8 levels, north-west first."""
         low, high = np.float32(self.low), np.float32(self.high)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.log(field_YX / low) / np.log(high / low) if self.logarithmic else (field_YX - low) / (high - low)
@@ -67,26 +68,26 @@ class Picture:
         return self._reduced(level.astype(np.uint8)[::rows, ::columns])
 
     def _reduced(self, level: np.ndarray) -> np.ndarray:
-        """Largest level of every block: levels rise with the value, so no storm core is lost."""
+        """Keep the largest level of every block: levels rise with the value, so no storm core is lost."""
         if self.reduction == 1:
             return np.ascontiguousarray(level)
         side = self.reduction
-        padded = np.pad(level, [(0, -size % side) for size in level.shape])
+        padded: np.ndarray = np.pad(level, [(0, -size % side) for size in level.shape])
         rows, columns = (size // side for size in padded.shape)
-        return padded.reshape(rows, side, columns, side).max(axis=(1, 3))
+        return np.asarray(padded.reshape(rows, side, columns, side).max(axis=(1, 3)))
 
     def png(self, field_YX: np.ndarray) -> bytes:
-        """The levels as a PNG; run-length deflate is both the fastest and the smallest on rain."""
+        """Encode the levels as PNG; run-length deflate is both the fastest and the smallest on rain."""
         options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
         return cv2.imencode(".png", self.levels(field_YX), options)[1].tobytes()
 
     @property
     def meaning(self) -> str:
-        """Text that differs where the same level would mean something else."""
+        """Text that identifies what the levels mean, for digests of image files."""
         return json.dumps([self.quantity.name, self.logarithmic, self.low, self.high, self.flip, self.reduction])
 
     def manifest(self) -> dict[str, object]:
-        """What a reader of the pictures needs to know."""
+        """Describe the levels for the manifest: the table of values and its scale."""
         return {
             "below": self.low,
             "table": [float(f"{value:.5g}") for value in self.table],
@@ -96,7 +97,7 @@ class Picture:
 
 
 def geography(grid: Grid, picture: Picture) -> dict[str, object]:
-    """What lies under the pictures of a grid, in their pixels: boundaries, graticule, longitudes and latitudes.
+    """Describe the background of a grid in image pixels: boundaries, graticule, longitudes and latitudes.
 
     Returns:
         JSON values: ``width`` and ``height`` in pixels; ``aspect``, height of a pixel by its width on the
@@ -111,7 +112,7 @@ def geography(grid: Grid, picture: Picture) -> dict[str, object]:
     )
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in grid.lonlat(node_x, node_y))
     lon = (lon - lon[LATTICE // 2, LATTICE // 2] + 180) % 360 - 180 + lon[LATTICE // 2, LATTICE // 2]
-    lines: dict[str, list] = {}
+    lines: dict[str, list[list[float]]] = {}
     for kind, x, y in [*_graticule(grid, lon, lat), *((line.kind, line.x, line.y) for line in boundaries(grid))]:
         points = np.stack([(x - left) / column_step, (y - top) / row_step], axis=1).astype(np.float32)
         shown = cv2.approxPolyDP(points, DETAIL, closed=False).ravel().astype(float)
@@ -131,7 +132,7 @@ def _degrees(values: np.ndarray) -> list[float | None]:
 
 
 def _graticule(grid: Grid, lon: np.ndarray, lat: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Meridians and parallels at round degrees, as far as they run over the grid."""
+    """Iterate over the meridians and parallels at round degrees that cross the grid."""
     spans = [(np.nanmin(values), np.nanmax(values)) for values in (lon, lat)]
     step = next((step for step in (0.5, 1, 2, 5, 10) if max(high - low for low, high in spans) / step <= 12), 30)
     for fixed, (low, high) in enumerate(spans):
@@ -144,4 +145,4 @@ def _graticule(grid: Grid, lon: np.ndarray, lat: np.ndarray) -> Iterator[tuple[s
 
 
 def _within(values: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    return (values >= axis.min()) & (values <= axis.max())
+    return np.asarray((values >= axis.min()) & (values <= axis.max()))

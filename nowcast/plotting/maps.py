@@ -1,7 +1,7 @@
-"""Pictures: maps with everything burned in, and loops of them.
+"""Map images with legend and caption, and animated loops of them.
 
-Nothing here keeps global state or needs a display: figures are drawn by Agg canvases of their own, on
-the grid of the data, so no field is ever interpolated.
+Nothing here keeps global state or needs a display: each figure has an Agg canvas of its own, on the grid of the
+data, so no field is interpolated.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from nowcast.plotting.colormaps import ColourTable, rgb, table_for
 __all__ = ["Caption", "MapPainter", "boundaries", "loop", "plot_map", "table_for"]
 
 ARCHIVED = np.timedelta64(1, "D")
-"""A run made later than this is of archived data: how much later says nothing."""
+"""A run made later than this uses archived data: its delay is not shown."""
 
-# --- what is burned in ------------------------------------------------------------------------------
+# --- captions ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What a picture says about itself, so that it tells the truth when it is passed on alone."""
+    """Caption of an image: what it shows, even when it is passed on alone."""
 
     valid: np.datetime64
     state: str = "observed"
-    """``observed``, or of a forecast ``ok``, ``fallback``, ``withheld``."""
+    """``observed``, or for a forecast ``ok``, ``fallback`` or ``withheld``."""
     model: str = ""
     producer: str = ""
     reason: str = ""
@@ -58,17 +58,18 @@ class Caption:
 
     @classmethod
     def of(cls, frame: xr.DataArray) -> Caption:
-        """Reads it from one (y, x) frame of a Cube or of a Forecast store."""
+        """Read the caption from one (y, x) frame of a Cube or of a Forecast store."""
         here: dict[str, Any] = {str(name): value.values[()] for name, value in frame.coords.items()}
         if "forecast_reference_time" not in here:
             return cls(here["time"])
         reference = here["forecast_reference_time"]
-        words = {"state": "ok", "model": str(frame.attrs.get("model", ""))}  # of a forecast that is in no store
+        words = {"state": "ok", "model": str(frame.attrs.get("model", ""))}  # for a forecast from no store
         words |= {key: str(here[key]) for key in ("state", "model", "producer", "reason") if key in here}
         return cls(reference + here["lead_time"], reference=reference, created=here.get("created"), **words)
 
     @property
     def badge(self) -> str:
+        """State and lead time, such as ``FORECAST  +30 min``."""
         if self.reference is None:
             return "OBSERVED"
         word = {"ok": "FORECAST"}.get(self.state, self.state.upper())
@@ -76,7 +77,7 @@ class Caption:
 
     @property
     def origin(self) -> str:
-        """The run, and how old its newest radar frame was when it was made."""
+        """Model, reference time, delay until the run was made, and state."""
         if self.reference is None:
             return "radar"
         age = np.timedelta64("NaT") if self.created is None else np.timedelta64(self.created - self.reference)
@@ -85,7 +86,7 @@ class Caption:
 
     @property
     def warning(self) -> str:
-        """What the viewer must know before looking; empty if nothing."""
+        """Warning of a fallback or a withheld forecast; empty if there is none."""
         reason = f": {self.reason}" if self.reason else ""
         return {
             "fallback": f"FALLBACK  {self.producer} in place of {self.model}{reason}",
@@ -94,7 +95,7 @@ class Caption:
 
 
 def _stamp(time: np.datetime64, pattern: str) -> str:
-    return time.astype("datetime64[s]").item().strftime(pattern)
+    return f"{time.astype('datetime64[s]').item():{pattern}}"
 
 
 def _duration(span: np.timedelta64) -> str:
@@ -108,7 +109,7 @@ def _duration(span: np.timedelta64) -> str:
 # --- maps -------------------------------------------------------------------------------------------
 
 SMALLEST, LARGEST = 640, 1100
-"""Pixels of a map's longer side: smaller grids are enlarged a whole number of times, larger ones reduced."""
+"""Pixels of a map's longer side: smaller grids are enlarged by a whole factor, larger ones reduced."""
 MARGIN, HEADER, FOOTER, LEGEND = 14, 62, 28, 88
 INK, PALE, PAPER = "#1d2733", "#66727f", "#ffffff"
 SEA, LAND, COASTLINE = "#e6ecf0", "#f7f5f0", "#36414c"
@@ -122,42 +123,42 @@ PNG = (cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_F
 class MapPainter:
     """Draws fields of one quantity on one grid.
 
-    Ground, coasts, graticule and legend are drawn once; a picture then only adds colours and captions.
-    Not for several threads at once: all pictures share one canvas.
+    Background, coasts, graticule and legend are drawn once; an image then only adds colours and captions.
+    Not thread-safe: all images share one canvas.
     """
 
     def __init__(self, grid: Grid, name: str, *, table: ColourTable | None = None, source: str = "") -> None:
-        """Prepares all that does not change from picture to picture.
+        """Draw everything that is the same in all images.
 
         Args:
-            grid: Where the pixels are.
+            grid: Grid of the fields.
             name: Quantity of the fields.
-            table: Its colours; None is the default table.
+            table: Colour table; None is the default one of the quantity.
             source: Attribution, printed below the map.
         """
         self.table = table or table_for(name)
         self._label = get_quantity(name).long_name.capitalize()
-        self._turn = np.s_[:: 1 if grid.orientation == NORTH_UP else -1, :: 1 if grid.x[-1] > grid.x[0] else -1]
+        self._north_up = np.s_[:: 1 if grid.orientation == NORTH_UP else -1, :: 1 if grid.x[-1] > grid.x[0] else -1]
         rows, columns = _panel_size(grid)
         sizes = zip((rows, columns), grid.shape, strict=True)
         self._starts = [np.arange(pixels) * cells // pixels for pixels, cells in sizes]
         lon, lat = _lonlat(grid, rows, columns)
-        self._ground = _ground(lon, lat)
-        self._uncovered = _hatch(self._ground)
+        self._background = _background(lon, lat)
+        self._uncovered = _hatched(self._background)
         overlay = _overlay(grid, lon, lat).reshape(-1, 4)
         self._inked = np.flatnonzero(overlay[:, 3])
         self._opacity = overlay[self._inked, 3:].astype(np.float32) / 255
         self._ink = overlay[self._inked, :3] * self._opacity
         self._panel = np.s_[HEADER : HEADER + rows, MARGIN : MARGIN + columns, :3]
-        self._canvas, self._texts = self._page(rows, columns, source)
+        self._canvas, self._texts = self._layout(rows, columns, source)
         self._blank = np.array(self._canvas.buffer_rgba())
 
     def png(self, field: np.ndarray, *, caption: Caption) -> bytes:
-        """One picture.
+        """Draw one field as PNG.
 
         Args:
             field: (y, x) in the unit of the colour table; NaN is hatched as not covered.
-            caption: What to burn in.
+            caption: Texts of the image.
         """
         pixels = np.asarray(self._canvas.buffer_rgba())
         pixels[:] = self._blank
@@ -165,25 +166,25 @@ class MapPainter:
         panel[:] = self._coloured(field)
         if caption.warning:
             panel[:STRIP] = rgb(BADGES[caption.state])
-        self._write(caption)
+        self._draw_texts(caption)
         return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR), PNG)[1].tobytes()
 
     def _coloured(self, field: np.ndarray) -> np.ndarray:
-        shown = field[self._turn]
+        shown = field[self._north_up]
         for axis, starts in enumerate(self._starts):
             if starts.size != shown.shape[axis]:
-                # Where a pixel of the picture holds several of the grid, it shows the largest.
+                # An image pixel that covers several grid pixels shows the largest value.
                 shown = np.fmax.reduceat(shown, starts, axis=axis)
         classes = self.table.classes(shown)
-        picture = self.table.palette[classes]
-        np.copyto(picture, self._ground, where=(classes == 0)[..., None])
-        np.copyto(picture, self._uncovered, where=np.isnan(shown)[..., None])
-        flat = picture.reshape(-1, 3)
+        image: np.ndarray = self.table.palette[classes]
+        np.copyto(image, self._background, where=(classes == 0)[..., None])
+        np.copyto(image, self._uncovered, where=np.isnan(shown)[..., None])
+        flat = image.reshape(-1, 3)
         flat[self._inked] = flat[self._inked] * (1 - self._opacity) + self._ink
-        return picture
+        return image
 
-    def _write(self, caption: Caption) -> None:
-        columns = self._ground.shape[1]
+    def _draw_texts(self, caption: Caption) -> None:
+        columns = self._background.shape[1]
         warning = caption.warning
         words = {
             "time": _stamp(caption.valid, "Valid %H:%M UTC  %a %d %b %Y"),
@@ -196,10 +197,10 @@ class MapPainter:
             text.set_text(words[name])
             text.draw(self._canvas.get_renderer())
 
-    def _page(self, rows: int, columns: int, source: str) -> tuple[FigureCanvasAgg, dict[str, Text]]:
-        """Draws what surrounds the map, and places the texts that change."""
+    def _layout(self, rows: int, columns: int, source: str) -> tuple[Any, dict[str, Text]]:
+        """Draw what surrounds the map, and place the texts that change."""
         width, height = max(columns, 480) + 2 * MARGIN + LEGEND, HEADER + rows + FOOTER
-        canvas, axes = _sheet(width, height, face=PAPER)
+        canvas, axes = _pixel_canvas(width, height, face=PAPER)
         axes.add_patch(Rectangle((MARGIN - 0.5, HEADER - 0.5), columns + 1, rows + 1, fill=False, ec=PALE, lw=1))
         self._draw_legend(axes, left=MARGIN + columns + 16, top=HEADER, bottom=HEADER + rows)
         below = height - FOOTER / 2
@@ -217,7 +218,7 @@ class MapPainter:
         }
 
     def _draw_legend(self, axes: Axes, *, left: float, top: float, bottom: float) -> None:
-        """Classes from low at the bottom to high, with their lower limits; below them what is not a class."""
+        """Draw the classes from bottom to top with their lower limits; below them lower values, and no data."""
         style: dict[str, Any] = {"size": 11, "color": INK, "va": "center_baseline"}
         height = min((bottom - top - 92) / len(self.table.breaks), 28)
         axes.text(left, top + 7, self.table.unit, weight="bold", **style | {"size": 12})
@@ -226,15 +227,18 @@ class MapPainter:
             axes.add_patch(Rectangle((left, foot - height * (rank + 1)), 20, height, fc=colour, ec=PAPER, lw=0.5))
             axes.text(left + 26, foot - height * rank, f"{limit:.3g}", **style)
         for y, label in ((foot + 16, f"< {self.table.breaks[0]:.3g}"), (foot + 40, "no data")):
-            picture = self._uncovered if label == "no data" else np.broadcast_to(rgb(LAND), self._ground.shape)
+            shown = self._uncovered if label == "no data" else np.broadcast_to(rgb(LAND), self._background.shape)
             box: dict[str, Any] = {"extent": (left, left + 20, y + 16, y), "aspect": "auto", "interpolation": "nearest"}
-            axes.imshow(picture[:16, :20], **box)
+            axes.imshow(shown[:16, :20], **box)
             axes.add_patch(Rectangle((left, y), 20, 16, fill=False, ec=PALE, lw=0.5))
             axes.text(left + 26, y + 8, label, **style)
 
 
-def _sheet(width: int, height: int, *, face: str) -> tuple[FigureCanvasAgg, Axes]:
-    """A canvas measured in pixels from the top left; at 72 dpi a point of text is a pixel too."""
+def _pixel_canvas(width: int, height: int, *, face: str) -> tuple[Any, Axes]:
+    """Make a FigureCanvasAgg, whose methods state no types, with coordinates in pixels from the top left.
+
+    At 72 dpi a point of text is a pixel too.
+    """
     figure = Figure((width / 72, height / 72), dpi=72, facecolor=face)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
@@ -243,7 +247,7 @@ def _sheet(width: int, height: int, *, face: str) -> tuple[FigureCanvasAgg, Axes
 
 
 def _panel_size(grid: Grid) -> tuple[int, int]:
-    """Rows and columns of the picture of a grid, true to its shape on the ground."""
+    """Compute the rows and columns of the image of a grid, with its aspect ratio on the ground."""
     steps = np.asarray([abs(axis[1] - axis[0]) for axis in (grid.y, grid.x)])
     if grid.crs.is_geographic:
         steps[1] *= np.cos(np.radians(grid.y.mean()))
@@ -254,13 +258,13 @@ def _panel_size(grid: Grid) -> tuple[int, int]:
 
 
 def _edges(axis: np.ndarray) -> tuple[float, float]:
-    """Lower and upper outer edge of an axis of pixel centres."""
+    """Return the lower and upper outer edge of an axis of pixel centres."""
     half = abs(axis[1] - axis[0]) / 2
     return axis.min() - half, axis.max() + half
 
 
 def _lonlat(grid: Grid, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude of the pixels of a picture; NaN beyond the edge of the Earth."""
+    """Compute longitude and latitude of the pixels of an image, in degrees; NaN beyond the edge of the Earth."""
     (left, right), (low, top) = _edges(grid.x), _edges(grid.y)
     x = left + (right - left) * (np.arange(columns) + 0.5) / columns
     y = top - (top - low) * (np.arange(rows) + 0.5) / rows
@@ -268,22 +272,22 @@ def _lonlat(grid: Grid, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray
     return np.where(np.isfinite(lon), lon, np.nan), np.where(np.isfinite(lat), lat, np.nan)
 
 
-def _ground(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+def _background(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
     share = land(lon, lat)[..., None]
-    return (rgb(SEA) * (1 - share) + rgb(LAND) * share).astype(np.uint8)
+    return np.asarray(rgb(SEA) * (1 - share) + rgb(LAND) * share).astype(np.uint8)
 
 
-def _hatch(ground: np.ndarray) -> np.ndarray:
-    """The ground greyed and ruled: nobody looked here."""
-    row, column = np.ogrid[: ground.shape[0], : ground.shape[1]]
+def _hatched(background: np.ndarray) -> np.ndarray:
+    """Grey and hatch the background, to mark pixels that are not covered."""
+    row, column = np.ogrid[: background.shape[0], : background.shape[1]]
     shade = np.where((row + column) % HATCH < 2, 0.4, 0.2)[..., None]
-    return (ground * (1 - shade) + rgb(PALE) * shade).astype(np.uint8)
+    return np.asarray(background * (1 - shade) + rgb(PALE) * shade).astype(np.uint8)
 
 
 def _overlay(grid: Grid, lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
-    """Coasts, borders and graticule as uint8 (rows, columns, 4) on nothing."""
+    """Draw coasts, borders and graticule on a transparent image, uint8 RGBA (rows, columns, 4)."""
     rows, columns = lon.shape
-    canvas, axes = _sheet(columns, rows, face="none")
+    canvas, axes = _pixel_canvas(columns, rows, face="none")
     (left, right), (low, top) = _edges(grid.x), _edges(grid.y)
     lines: dict[str, list[np.ndarray]] = {COAST: [], BORDER: []}
     for line in boundaries(grid):
@@ -297,30 +301,30 @@ def _overlay(grid: Grid, lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
 
 
 def _draw_graticule(axes: Axes, lon: np.ndarray, lat: np.ndarray) -> None:
-    """Round meridians, labelled where they leave at the bottom, and parallels, labelled at the left."""
+    """Draw meridians and parallels at round degrees, labelled at the bottom and at the left."""
     rows, columns = lon.shape
     centre = lon[rows // 2, columns // 2]
     for level in _round_levels((lon - centre + 180) % 360 - 180 + centre):
         # Zero along the meridian and undefined on the other half of the Earth, so nothing jumps at 180 degrees.
         east = np.radians(lon - level)
         distance = np.where(np.cos(east) > 0, np.sin(east), np.nan)
-        _draw_zero(axes, distance)
-        for column in _zeros(distance[-1]):
+        _draw_zero_line(axes, distance)
+        for column in _sign_changes(distance[-1]):
             _label_line(axes, column, rows - 9, _degrees(level, "EW"))
     for level in _round_levels(lat):
-        _draw_zero(axes, lat - level)
-        for row in _zeros(lat[:, 0] - level):
+        _draw_zero_line(axes, lat - level)
+        for row in _sign_changes(lat[:, 0] - level):
             _label_line(axes, 5, row, _degrees(level, "NS"))
 
 
-def _draw_zero(axes: Axes, distance: np.ndarray) -> None:
+def _draw_zero_line(axes: Axes, distance: np.ndarray) -> None:
     down, across = (np.arange(0, size, 4) for size in distance.shape)
     coarse = distance[np.ix_(down, across)]
     if np.nanmin(coarse) < 0 < np.nanmax(coarse):  # else contour warns
         axes.contour(across, down, coarse, [0], colors=PALE, linewidths=0.5, alpha=0.55)
 
 
-def _zeros(values: np.ndarray) -> np.ndarray:
+def _sign_changes(values: np.ndarray) -> np.ndarray:
     return np.flatnonzero(values[1:] * values[:-1] <= 0)
 
 
@@ -340,7 +344,7 @@ def _round_levels(values: np.ndarray) -> np.ndarray:
     return np.arange(np.ceil(low / step), high / step) * step
 
 
-# --- loops ------------------------------------------------------------------------------------------
+# --- single maps and loops --------------------------------------------------------------------------
 
 
 def plot_map(frame: xr.Dataset | xr.DataArray, path: str | Path | None = None) -> Image.Image:
@@ -350,10 +354,10 @@ def plot_map(frame: xr.Dataset | xr.DataArray, path: str | Path | None = None) -
 
     Args:
         frame: (y, x) of a Cube, of a Forecast, or of one of their variables.
-        path: PNG that is written too.
+        path: Where to write it as PNG too.
 
     Returns:
-        The picture; notebooks show it.
+        The image, which notebooks show.
 
     Raises:
         BadInput: If there is more than one frame, or it lies nowhere on Earth.
@@ -372,7 +376,12 @@ def plot_map(frame: xr.Dataset | xr.DataArray, path: str | Path | None = None) -
 
 
 def loop(frames: Sequence[bytes], *, seconds: float = 0.4) -> bytes:
-    """Animated GIF of PNG pictures of one size, the last held four times as long; repeats for ever."""
+    """Join PNG images of one size to an endless animated GIF; the last one is shown four times as long.
+
+    Args:
+        frames: PNG files.
+        seconds: Time for which each image is shown.
+    """
     images = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
     content = io.BytesIO()
     held = [round(1000 * seconds * rest) for rest in [1] * (len(images) - 1) + [4]]

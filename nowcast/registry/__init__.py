@@ -1,1 +1,1 @@
-"""Checkpoints, their life, and their conversion."""
+"""Checkpoints: their files, their registry, and their conversion."""

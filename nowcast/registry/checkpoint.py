@@ -1,7 +1,7 @@
-"""One file that is a network: weights, and a card with all that is needed to use them.
+"""Checkpoint files: the weights of a network, and a card with everything needed to use them.
 
-The file is safetensors: loading it runs no code. The card travels in its header. A *prompt file* holds the few
-weights that were tuned (``Nowcaster.tune``), and its card names the checkpoint that has all others, its base.
+The format is safetensors: loading it runs no code. The card is in its header. A *prompt file* holds only the
+weights that were tuned (``Nowcaster.tune``), and its card names the checkpoint with all others, its base.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADER_KEY = "nowcast"
 
 
 class Card(Frozen):
-    """What the weights are, what they need and where they come from."""
+    """Model card: what the weights are, what they need and where they come from."""
 
     model: str
     options: dict[str, Any]
@@ -40,11 +40,11 @@ class Card(Frozen):
     out_steps: int
     channels: int = 1
     quantity: str
-    """What goes in and comes out."""
+    """Quantity of the input and of the forecast."""
     scaling: ScalingSettings
-    """How it becomes [0, 1]."""
+    """Maps the quantity to [0, 1]."""
     cadence_seconds: int
-    """Time between frames; other feeds are refused."""
+    """Time between frames; feeds with another one are refused."""
     recipe: dict[str, object] = Field(default={})
     """Resolved settings of the training."""
     data: tuple[dict[str, object], ...] = ()
@@ -52,35 +52,35 @@ class Card(Frozen):
     training: dict[str, object] = Field(default={})
     """Epochs, best validation loss, duration, device."""
     base: dict[str, str] | None = None
-    """Where these weights are only what was tuned: ``digest`` and ``path`` of the checkpoint that they belong to."""
+    """Of a prompt file: ``digest`` and ``path`` of the checkpoint that its weights belong to."""
     code_version: str
     created: str
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network ready to forecast: from a checkpoint, or from the table of those that learn nothing."""
+    """A network ready to forecast, from a checkpoint or from the table of models without weights."""
 
     name: str
     network: Nowcaster
     quantity: str | None
-    """None: any."""
+    """None: any quantity."""
     scaling: Scaling | None
     """None: the quantity's own."""
     cadence_seconds: int | None
-    """None: any."""
+    """None: any cadence."""
     digest: str
-    """Of the checkpoint file; the name and code version where there is none."""
+    """Digest of the checkpoint file, or name and digest of the code where there is none."""
     base: Model | None = None
-    """Of a prompt file."""
+    """Base of a prompt file."""
 
 
 _shared: WeakValueDictionary[tuple[Path, int, str], Model] = WeakValueDictionary()
-"""Checkpoints in use by file, its time and device, whose weights several networks hold together."""
+"""Checkpoints in use by (file, modification time, device); networks loaded as ``shared`` share their weights."""
 
 
 def save(path: Path, network: Nowcaster, card: Card) -> Path:
-    """Writes the file whole or not at all; over a base only the weights that were learned."""
+    """Write a checkpoint atomically; if its card names a base, only the weights that were trained."""
     kept = learned(network) if card.base else network.state_dict()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     with atomic_file(path) as aside:
@@ -90,12 +90,12 @@ def save(path: Path, network: Nowcaster, card: Card) -> Path:
 
 
 def learned(network: Nowcaster) -> dict[str, torch.Tensor]:
-    """The weights that a training changes, where ``tune`` left some of them as they are."""
+    """Return the weights that training changes, without those that ``tune`` froze."""
     return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
 
 
 def find(name: str | Path) -> Path:
-    """The file itself, or the one of that name that comes with the package.
+    """Return the file itself, or the one of that name that comes with the package.
 
     Raises:
         BadInput: If there is neither; the message lists the shipped ones.
@@ -112,10 +112,10 @@ def _shipped() -> dict[str, Path]:
 
 
 def find_base(path: Path, base: Mapping[str, str]) -> Path:
-    """The base of a prompt file: where it was, beside the prompt under its name or its digest, or shipped.
+    """Find the base of a prompt file: at its path, beside the prompt file by name or digest, or shipped.
 
     Raises:
-        BadInput: If it is nowhere, or if other weights lie there.
+        BadInput: If it is not found, or if the file that is found has another digest.
     """
     digest, name = base["digest"], Path(base["path"]).name
     places = [Path(base["path"]), path.with_name(name), path.with_name(f"{digest}.safetensors")]
@@ -132,10 +132,10 @@ def find_base(path: Path, base: Mapping[str, str]) -> Path:
 
 
 def read_card(path: Path) -> Card:
-    """Reads the card alone.
+    """Read the card without the weights.
 
     Raises:
-        BadInput: If the file is not a checkpoint of ours.
+        BadInput: If the file is not a checkpoint with a card.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -156,22 +156,22 @@ def load_checkpoint(name: str | Path, *, device: str = "cpu") -> Model:
 
     Args:
         name: A file, or a shipped one such as ``lagrangian-radar.safetensors``.
-        device: Where the weights go.
+        device: Torch device of the weights.
 
     Raises:
-        BadInput: If it is nowhere, is no checkpoint, or its weights do not fit its card.
+        BadInput: If it is not found, is not a checkpoint, or its weights do not fit its card.
     """
     return load(find(name), device=device)
 
 
 def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
-    """Loads a checkpoint, or a prompt file over its base, in evaluation mode.
+    """Load a checkpoint, or a prompt file with its base, in evaluation mode.
 
     Args:
         path: The file.
-        device: Where the weights go.
-        shared: Weights that other networks loaded so have too are in memory once, and must not be changed: all
-            prompts of a base cost little more than one.
+        device: Torch device of the weights.
+        shared: Keep weights that several networks loaded this way have in common in memory only once; they must not
+            be changed. Many prompt files of one base then need little more memory than one.
 
     Raises:
         BadInput: If the file is not a checkpoint, its weights do not fit its card, or its base is not found.
@@ -181,7 +181,7 @@ def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
         return held
     card = read_card(path)
     base = load(find_base(path, card.base), device=device, shared=shared) if card.base else None
-    network = _filled(path, card, base).to(device).eval()
+    network = _with_weights(path, card, base).to(device).eval()
     name, scaling = card.model.partition(":")[0], card.scaling.build()
     model = Model(name, fast_layout(network), card.quantity, scaling, card.cadence_seconds, file_digest(path), base)
     if shared:
@@ -189,8 +189,8 @@ def load(path: Path, *, device: str = "cpu", shared: bool = False) -> Model:
     return model
 
 
-def _filled(path: Path, card: Card, base: Model | None) -> Nowcaster:
-    """The network of a card with the weights of its file; those of the base are taken over, not copied."""
+def _with_weights(path: Path, card: Card, base: Model | None) -> Nowcaster:
+    """Build the network of a card with the weights of its file; those of the base are shared, not copied."""
     network = build(
         card.model, in_steps=card.in_steps, out_steps=card.out_steps, channels=card.channels, **card.options
     )
@@ -206,10 +206,10 @@ def _filled(path: Path, card: Card, base: Model | None) -> Nowcaster:
 
 
 def adopt(network: Nowcaster, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Takes over the weights that fit, of a checkpoint that may have other lengths or channels.
+    """Load the weights whose name and shape fit, of a checkpoint that may have other lengths or channels.
 
     Returns:
-        Names of the weights that are new: no other has their name and shape.
+        Names of the weights of the network for which there is none.
     """
     own = network.state_dict()
     fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
@@ -218,7 +218,7 @@ def adopt(network: Nowcaster, weights: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
-    """A model of the table that has nothing to learn; its digest is that of its code.
+    """Build a model without weights from the table; its digest is that of its code.
 
     Raises:
         OptionError: If the name is unknown, or names a network that needs a checkpoint.
@@ -230,43 +230,43 @@ def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
 
 
 def predict(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> np.ndarray:
-    """Runs a model on physical fields.
+    """Run a model on physical fields.
 
-    A network that gives fewer frames than asked is fed its own forecast again.
+    If the network makes fewer frames than asked for, its forecast is its next input.
 
     Args:
         model: Built for ``len(past)`` frames.
         past: (time, y, x) in the model's quantity, NaN = no data.
-        quantity_name: Which quantity that is.
-        leads: Frames wanted.
+        quantity: Name of that quantity.
+        leads: Number of lead times.
 
     Returns:
-        (leads, y, x) float32 in the same unit, the mean of a colour network's channels; NaN where nothing is known.
+        (leads, y, x) float32 in the same unit, for a colour network the mean of its channels; NaN = no data.
     """
-    frames = _frames(model, past, quantity)
+    frames = _encoded(model, past, quantity)
     with torch.inference_mode():
-        return _field(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity)
+        return _decoded(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity)
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a network that ``gives_probabilities`` makes of some frames."""
+    """Forecast of a network that ``gives_probabilities``."""
 
     values: np.ndarray
-    """(leads, y, x) float32: the forecast, as ``predict`` returns it."""
+    """(leads, y, x) float32, as ``predict`` returns it."""
     thresholds: np.ndarray
     """(threshold,) in the unit of the values, ascending."""
     exceedance: np.ndarray
-    """(threshold, leads, y, x) float32 in [0, 1]: how likely each is reached; NaN where that is unknown, and beyond the
-    lead times that the network makes at once."""
+    """(threshold, leads, y, x) float32 in [0, 1]: probability that each is reached; NaN where it is unknown, and beyond
+    the lead times of one pass of the network."""
 
 
 def predict_distribution(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> Distribution:
-    """Runs a network that ``gives_probabilities`` once, for its forecast and for them; see ``predict``."""
-    frames = _frames(model, past, quantity)
+    """Run a network that ``gives_probabilities`` once, for forecast and probabilities; see ``predict``."""
+    frames = _encoded(model, past, quantity)
     with torch.inference_mode():
         first, chance_NLKHW, known_NLHW = model.network.distribution(frames)
-        values = _field(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity)
+        values = _decoded(model, _rolled_out(model, frames, [first], leads)[:, :leads], past, quantity)
         chance_KLHW = chance_NLKHW[0].masked_fill(~known_NLHW[0, :, None], torch.nan).transpose(0, 1)[:, :leads]
         exceedance = np.full((len(chance_KLHW), *values.shape), np.nan, np.float32)
         exceedance[:, : chance_KLHW.shape[1]] = chance_KLHW.float().cpu().numpy()
@@ -275,7 +275,7 @@ def predict_distribution(model: Model, past: np.ndarray, *, quantity: str, leads
 
 
 def _rolled_out(model: Model, frames: torch.Tensor, made: list[torch.Tensor], leads: int) -> torch.Tensor:
-    """At least ``leads`` frames BTCHW: what is made already, and what the network makes of its newest frames."""
+    """Extend ``made`` to at least ``leads`` frames BTCHW by running the network on the newest frames."""
     network = model.network
     while sum(part.shape[1] for part in made) < leads:
         newest = torch.cat([frames, *made], dim=1)[:, -network.in_steps :]
@@ -283,8 +283,8 @@ def _rolled_out(model: Model, frames: torch.Tensor, made: list[torch.Tensor], le
     return torch.cat(made, dim=1)
 
 
-def _field(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str) -> np.ndarray:
-    """The frames as physical values; without data where the newest frame is, but for networks that know better."""
+def _decoded(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str) -> np.ndarray:
+    """Decode frames to physical values; no data where the newest frame has none, unless the network handles that."""
     network = model.network
     future = future_BTCHW[0].mean(1, dtype=torch.float32).cpu().numpy()
     values = _scaling(model, quantity).decode(future, clip=network.trainable)
@@ -295,23 +295,23 @@ def _scaling(model: Model, quantity: str) -> Scaling:
     return model.scaling or get_quantity(quantity).scaling
 
 
-def _frames(model: Model, past: np.ndarray, quantity: str) -> torch.Tensor:
-    """Physical fields as the network wants them, BTCHW and where it is."""
+def _encoded(model: Model, past: np.ndarray, quantity: str) -> torch.Tensor:
+    """Encode physical fields as input of the network, BTCHW on its device."""
     network = model.network
-    clip = network.trainable  # what merely moves values must not cut them at the limits of a scale
+    clip = network.trainable  # models that only move values must not clip them to the range of a scale
     frames = torch.from_numpy(_scaling(model, quantity).encode(past, clip=clip))[None, :, None]
-    frames = frames.expand(-1, -1, network.channels, -1, -1)  # as in training, where a colour network is given grey
+    frames = frames.expand(-1, -1, network.channels, -1, -1)  # grey for a colour network, as in training
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)
     return frames.to(next(network.parameters(), frames).device)
 
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Of kernels over two and over three dimensions."""
+"""Number of dimensions of a convolution's weight -> its memory format."""
 
 
 def fast_layout(network: Nowcaster) -> Nowcaster:
-    """Lays weights out channels last: a third faster on CPUs, and what tensor cores want."""
+    """Convert weights to channels last: a third faster on CPUs, and the layout of tensor cores."""
     for weight in network.parameters():
         if weight.ndim in LAYOUTS:
             weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
@@ -320,12 +320,12 @@ def fast_layout(network: Nowcaster) -> Nowcaster:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, modified: int) -> str:
-    """Of a file that may be gigabytes, computed once."""
+    """Compute the digest of a file once, since it may have gigabytes."""
     return file_digest(path)
 
 
 def file_digest(path: Path) -> str:
-    """Fingerprint of a file's bytes."""
+    """Compute the digest of a file's bytes: BLAKE2b, 16 hexadecimal digits."""
     with path.open("rb") as file:
         state = blake2b(digest_size=8)
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Networks from and to other systems: official weights in, ``torch.export`` programs and ONNX out."""
+"""Conversion from and to other systems: import of official weights, export as ``torch.export`` program or ONNX."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
 
 OPSET = 20
-"""Of ONNX; the first with the bilinear sampling that extrapolating networks need."""
+"""Version of ONNX's operators; the first with the bilinear sampling that extrapolating networks need."""
 TOLERANCE = 1e-3
-"""Exported networks must agree with ours to this; frames are in [0, 1]."""
+"""Largest difference between the frames, in [0, 1], of an exported network and its original."""
 
 
 def import_official(
@@ -38,15 +38,18 @@ def import_official(
     quantity: str = "intensity",
     cadence_seconds: int = 1,
 ) -> Path:
-    """Makes a checkpoint of ours from a file of official weights.
+    """Convert a file of official weights to a checkpoint.
 
     Args:
         source: Code base and network, a key of ``nowcast.models.official.SOURCES``.
         path: ``.pt``, ``.pth``, ``.ckpt`` (read without running code), ``.safetensors``, or ``.npz`` of named arrays.
         out: Checkpoint to write.
-        config: What shapes cannot tell, in the words of the official code: ``{"T_in": 10}``.
-        quantity: What the frames are, scaled as this quantity is by default: official weights do not say it.
-        cadence_seconds: Time between them.
+        config: Settings that do not follow from shapes, as the official code names them: ``{"T_in": 10}``.
+        quantity: Quantity of the frames, with its default scaling: official weights do not state it.
+        cadence_seconds: Time between frames.
+
+    Returns:
+        ``out``.
 
     Raises:
         BadInput: If the file holds no weights of this source.
@@ -80,10 +83,10 @@ def import_official(
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
-    """Named tensors of a file, or the checkpoint around them.
+    """Read the named tensors of a file, or the checkpoint that contains them.
 
     Raises:
-        BadInput: If there are none, or if only running the file's code could tell.
+        BadInput: If there are none, or if reading them would run the file's code.
     """
     try:
         match path.suffix:
@@ -94,7 +97,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
                     return {name: torch.from_numpy(arrays[name]) for name in arrays}
             case _:
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Detected pickle protocol")  # what matters is an error
+                    warnings.filterwarnings("ignore", "Detected pickle protocol")  # a failure is an error anyway
                     found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(path, "no such file", "give the file of weights") from None
@@ -110,15 +113,19 @@ def read_weights(path: Path) -> Mapping[str, Any]:
 
 
 def export(network: Nowcaster, out: Path, *, size: tuple[int, int]) -> Path:
-    """Writes a network for other runtimes, checked against ours on random frames.
+    """Export a network for other runtimes, and compare both on random frames.
 
     Args:
-        network: In eval mode.
+        network: In evaluation mode.
         out: ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (``torch.export``).
-        size: Height and width of the frames: a program is made for one shape.
+        size: Height and width of the frames: an exported program is made for one shape.
+
+    Returns:
+        ``out``.
 
     Raises:
         BadInput: Another suffix; a network that cannot be exported; a program that computes something else.
+        MissingExtra: If ONNX is not installed.
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise BadInput(out, "is neither .onnx nor .pt2", "choose one of them")
@@ -131,10 +138,11 @@ def export(network: Nowcaster, out: Path, *, size: tuple[int, int]) -> Path:
     temporary = out.with_name(f".{out.name}.part{out.suffix}")
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters, about themselves
-            theirs = write(network, past, temporary)
-            ours = network(past)
-            worst = float((theirs - ours).masked_fill(theirs.isnan() & ours.isnan(), 0.0).abs().max())
+            warnings.simplefilter("ignore")  # exporters warn about their own code
+            exported = write(network, past, temporary)
+            original = network(past)
+            both_missing = exported.isnan() & original.isnan()
+            worst = float((exported - original).masked_fill(both_missing, 0.0).abs().max())
         if not worst <= TOLERANCE:
             raise BadInput(out, f"differs from {type(network).__name__} by {worst:.2g}", "report it; nothing is kept")
         temporary.replace(out)
@@ -146,13 +154,14 @@ def export(network: Nowcaster, out: Path, *, size: tuple[int, int]) -> Path:
 def _program(network: Nowcaster, past: torch.Tensor, out: Path) -> torch.Tensor:
     program = torch.export.export(network, (past,))
     torch.export.save(program, out)
-    return torch.export.load(out).module()(past)
+    future: torch.Tensor = torch.export.load(out).module()(past)
+    return future
 
 
 def _onnx(network: Nowcaster, past: torch.Tensor, out: Path) -> torch.Tensor:
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  the exporter's own
+        import onnxscript  # noqa: F401  needed by the exporter
     except ModuleNotFoundError as error:
         raise MissingExtra(f"{error.name} is missing: pip install 'nowcast-radar[onnx]'") from None
     program = torch.onnx.export(

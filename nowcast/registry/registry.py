@@ -1,8 +1,8 @@
 """The registered checkpoints of a domain, and which of them is its champion.
 
 A registry is a folder: checkpoint files named by their digest, and a journal of one JSON line per event. The
-journal is the only state. Champion and challengers are what its replay says, so a rollback is one line more, and
-whoever reads while another process writes sees the lines before or after, never half of one.
+journal is the only state: champion and challengers follow from replaying it, so a rollback is one more line, and
+a process that reads while another one writes sees the journal before or after, never half a line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nowcast.registry.checkpoint import Card
 JOURNAL = "journal.jsonl"
 LOCK_SECONDS = 120
 SHORT = 6
-"""Characters of a digest that make a name unique."""
+"""Characters of a digest that are added to a name to make it unique."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 log = logging.getLogger(__name__)
 
@@ -45,62 +45,62 @@ class Event(Frozen):
     who: str
     what: Literal["registered", "promoted", "rolled back", "retired"]
     digest: str
-    """Whom it concerns; of a rollback, the champion afterwards."""
+    """Checkpoint that it concerns; for a rollback, the champion afterwards."""
     name: str
     why: str = ""
     evidence: dict[str, object] = Field(default={})
-    """Scores that a promotion rests on."""
+    """Scores that justify a promotion."""
 
 
 @dataclass(frozen=True)
 class RegistryState:
-    """Who is who, after some events."""
+    """State of a registry after some events."""
 
     names: Mapping[str, str]
     """Digest -> name, in the order of registration."""
     retired: frozenset[str] = frozenset()
-    reign: tuple[str, ...] = ()
-    """Champions up to the present one."""
+    champions: tuple[str, ...] = ()
+    """Digests of the champions in order, without those that were rolled back; the present one is last."""
 
     @property
     def champion(self) -> str | None:
-        """Digest."""
-        return self.reign[-1] if self.reign else None
+        """Digest of the champion; None if there is none."""
+        return self.champions[-1] if self.champions else None
 
     @property
     def challengers(self) -> list[str]:
-        """Digests of all that are neither champion nor retired, former champions too."""
+        """Digests of all that are neither champion nor retired, former champions included."""
         return [digest for digest in self.names if digest not in self.retired and digest != self.champion]
 
     @property
     def before(self) -> str | None:
-        """Who a rollback brings back."""
-        return next((digest for digest in reversed(self.reign[:-1]) if digest not in self.retired), None)
+        """Digest of the champion that a rollback restores; None if there is none."""
+        return next((digest for digest in reversed(self.champions[:-1]) if digest not in self.retired), None)
 
     def state(self, digest: str) -> str:
-        """``champion``, ``challenger`` or ``retired``."""
+        """Return the state of a checkpoint: ``champion``, ``challenger`` or ``retired``."""
         if digest == self.champion:
             return CHAMPION
         return "retired" if digest in self.retired else "challenger"
 
     def after(self, event: Event) -> RegistryState:
-        """The standing once ``event`` has happened."""
+        """Return the state after ``event``."""
         match event.what:
             case "registered":
                 names = {**self.names, event.digest: event.name}
                 return replace(self, names=names, retired=self.retired - {event.digest})
             case "promoted":
-                return replace(self, reign=(*self.reign, event.digest))
+                return replace(self, champions=(*self.champions, event.digest))
             case "rolled back":
-                former = self.reign[:-1]
+                former = self.champions[:-1]
                 back = len(former) - former[::-1].index(event.digest)
-                return replace(self, reign=former[:back])
+                return replace(self, champions=former[:back])
             case _:
                 return replace(self, retired=self.retired | {event.digest})
 
 
 def standing(events: Iterable[Event]) -> RegistryState:
-    """Replays a journal."""
+    """Replay a journal."""
     return reduce(RegistryState.after, events, RegistryState({}))
 
 
@@ -118,7 +118,7 @@ class Registry:
         """The journal, oldest first.
 
         Raises:
-            BadInput: If somebody else wrote into it.
+            BadInput: If a line of it is not an event.
         """
         path = self.folder / JOURNAL
         lines = path.read_text().splitlines() if path.exists() else []
@@ -130,15 +130,15 @@ class Registry:
 
     @property
     def standing(self) -> RegistryState:
-        """Who is who now."""
+        """Present state of the registry."""
         return standing(self.events)
 
     def file(self, digest: str) -> Path:
-        """Where a checkpoint lies."""
+        """Return the path of a checkpoint."""
         return self.folder / f"{digest}.safetensors"
 
     def find(self, word: str) -> str:
-        """The digest behind a name, the beginning of a digest, or ``champion``.
+        """Return the digest that a name, the beginning of a digest, or ``champion`` stands for.
 
         Raises:
             RegistryError: If there is none, or several; the message lists the known ones.
@@ -167,7 +167,7 @@ class Registry:
         return digest
 
     def lineage(self) -> list[dict[str, object]]:
-        """One row per checkpoint: standing, what it takes, and where it comes from; the last to come at the top."""
+        """Describe each checkpoint in a row: state, input and output, origin; the last registered is first."""
         events, now = self.events, self.standing
         since = {event.digest: event.time for event in events}
         return [self._row(digest, now, since[digest]) for digest in list(now.names)[::-1]]
@@ -197,23 +197,25 @@ class Registry:
     # --- writing ----------------------------------------------------------------------------------
 
     def register(self, path: str | Path, *, name: str | None = None, why: str = "") -> str:
-        """Copies a checkpoint in, and the base that it needs; what is there already stays.
+        """Copy a checkpoint, and the base that it needs, into the registry; a second time only restores the files.
+
+        A retired checkpoint becomes a challenger again.
 
         Args:
             path: A checkpoint file.
-            name: What it is called here; None: after its recipe (or file) and its digest.
+            name: Its name in the registry; None: made of its recipe (or file) and its digest.
             why: A remark.
 
         Returns:
             Its digest.
 
         Raises:
-            BadInput: If it is not a checkpoint of ours.
-            RegistryError: If the name belongs to another one.
+            BadInput: If it is not a checkpoint with a card.
+            RegistryError: If the name is not allowed, or belongs to another checkpoint.
         """
         path = checkpoint.find(path)
         card = checkpoint.read_card(path)
-        with self._writing():
+        with self._locked():
             digest, now = self._copy(path), self.standing
             name = name or now.names.get(digest) or f"{_stem(path, card)}-{digest[:SHORT]}"
             self._check_name(name, digest, now)
@@ -222,18 +224,18 @@ class Registry:
         return digest
 
     def promote(self, digest: str, *, over: str | None, why: str, evidence: Mapping[str, object] | None = None) -> None:
-        """Makes a challenger the champion.
+        """Make a challenger the champion.
 
         Args:
-            digest: Of the challenger.
+            digest: Digest of the challenger.
             over: The champion that it was compared with; None where there was none.
             why: A reason.
-            evidence: Scores that speak for it.
+            evidence: Scores that justify it.
 
         Raises:
             RegistryError: If it is champion, retired or damaged, or if another became champion in the meantime.
         """
-        with self._writing():
+        with self._locked():
             now = self.standing
             name = now.names[digest]
             if now.champion != over:
@@ -244,12 +246,12 @@ class Registry:
             self._append("promoted", digest, name, why, evidence)
 
     def rollback(self, *, why: str = "") -> str:
-        """Makes the champion before the present one champion again; returns its digest.
+        """Make the previous champion champion again, and return its digest.
 
         Raises:
-            RegistryError: If there was none, or its file is damaged.
+            RegistryError: If there is none, or its file is damaged.
         """
-        with self._writing():
+        with self._locked():
             now = self.standing
             if (digest := now.before) is None:
                 raise RegistryError(f"{self.folder}: there is no earlier champion to go back to.")
@@ -258,12 +260,12 @@ class Registry:
         return digest
 
     def retire(self, digest: str, *, why: str = "") -> None:
-        """Ends the shadow forecasts of a challenger; its file stays, so that old runs can be made again.
+        """End the shadow forecasts of a challenger; its file stays, so that old runs can be reproduced.
 
         Raises:
             RegistryError: If it is the champion, or retired.
         """
-        with self._writing():
+        with self._locked():
             now = self.standing
             if digest not in now.challengers:
                 raise RegistryError(
@@ -272,8 +274,8 @@ class Registry:
             self._append("retired", digest, now.names[digest], why)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Holds the registry's lock; it goes with the process."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the registry's lock, which ends with the process at the latest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -287,11 +289,11 @@ class Registry:
     def _append(
         self, what: str, digest: str, name: str, why: str, evidence: Mapping[str, object] | None = None
     ) -> None:
-        """One line more, by rename: a reader, or a crash, never meets half of it."""
+        """Append a line by renaming a new file, so that neither a reader nor a crash sees half of it."""
         event = Event.model_validate(
             {
                 "time": datetime.now(UTC),
-                "who": _who(),
+                "who": _user(),
                 "what": what,
                 "digest": digest,
                 "name": name,
@@ -304,7 +306,7 @@ class Registry:
         files.write_atomic(path, before + event.model_dump_json().encode() + b"\n")
 
     def _copy(self, path: Path) -> str:
-        """Base first. The digest is that of the copy: a source may change while it is read."""
+        """Copy a base, then the checkpoint. The digest is that of the copy: the source may change while it is read."""
         if base := checkpoint.read_card(path).base:
             self._copy(checkpoint.find_base(path, base))
         temporary = self.folder / ".incoming"
@@ -329,22 +331,22 @@ class Registry:
 
 
 def champion_file(word: str) -> Path:
-    """The checkpoint that ``registry:FOLDER`` stands for now.
+    """Return the checkpoint that ``registry:FOLDER`` stands for now.
 
     Raises:
-        BadInput: If the folder has no champion, or has lost its file.
+        BadInput: If the folder has no champion, or the champion's file is missing.
     """
     registry = Registry(word.removeprefix(REGISTRY))
     return checkpoint.find(registry.file(registry.champion))
 
 
 def _stem(path: Path, card: Card) -> str:
-    """After the recipe; every training exports ``best`` and ``last``."""
+    """Name a checkpoint after its recipe, since every training exports ``best`` and ``last``."""
     words = str(card.recipe.get("name") or path.stem).lower()
     return re.sub(r"[^a-z0-9_-]+", "-", words).strip("-_") or "model"
 
 
-def _who() -> str:
+def _user() -> str:
     user = str(os.getuid())
     with suppress(OSError, KeyError):  # containers may have no name for their user
         user = getpass.getuser()

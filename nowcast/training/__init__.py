@@ -1,1 +1,1 @@
-"""How the weights of a network are found."""
+"""Training and fine-tuning of networks."""

@@ -1,5 +1,8 @@
-"""What keeps long trainings from being lost: checkpoints that are whole, in mid-epoch and when told to end; numbers
-that are no longer numbers; memory that is short."""
+"""Protection of long trainings.
+
+Checkpoints are atomic, written in mid-epoch and on SIGTERM; a loss or gradient that is not finite stops the training;
+an error for lack of memory says which settings to lower.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,18 @@ from nowcast.core.files import atomic_file  # noqa: E402
 from nowcast.data.loader import Batch  # noqa: E402
 
 SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What errors say of GPUs and of torch's allocator on CPUs."""
+"""Texts in the errors of GPUs, and of torch's allocator on CPUs."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that replace the one before when they are on the disk, and otherwise leave it as it is."""
+    """Writes checkpoints atomically: the previous one stays until the new one is on the disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TrainingError: If it cannot be written, such as to a full disk.
+        """
         try:
             with atomic_file(Path(path)) as aside, aside.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -52,40 +60,49 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointOnSignal(callbacks.Checkpoint):
-    """Writes a checkpoint every so often between two steps of the optimiser, and when the process is told to end.
+    """Writes a checkpoint at intervals, between two steps of the optimiser, and on SIGTERM.
 
     Args:
-        path: What is replaced by it.
-        every: How often.
+        path: Checkpoint file, which is replaced.
+        every: Interval.
     """
 
     def __init__(self, path: Path, every: timedelta) -> None:
-        self.path, self.every, self.told = path, every.total_seconds(), False
+        self.path, self.every, self.signalled = path, every.total_seconds(), False
         self.last = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Takes SIGTERM over from Lightning, which would drop what was not saved; back it goes at the end."""
+        """Handle SIGTERM, for which Lightning would end without a checkpoint; it restores its handler at the end."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._tell)
+            signal.signal(signal.SIGTERM, self._on_signal)
 
-    def _tell(self, *_: object) -> None:
-        self.told = True
+    def _on_signal(self, *_: object) -> None:
+        self.signalled = True
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        """Write a checkpoint if it is due or SIGTERM was received, on all processes at the same step.
+
+        Raises:
+            TrainingError: After SIGTERM.
+        """
         stepped = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
         due = time.monotonic() - self.last >= self.every
-        if not (stepped or trainer.is_last_batch) or not _any(trainer, due or self.told):
+        if not (stepped or trainer.is_last_batch) or not _any_process(trainer, due or self.signalled):
             return
         trainer.save_checkpoint(self.path)
         self.last = time.monotonic()
-        self._end_if_told(trainer)
+        self._stop_if_signalled(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Told during the validation; the checkpoint of the epoch is written by now."""
-        self._end_if_told(trainer)
+        """Stop if SIGTERM was received during validation; the checkpoint of the epoch is already written.
 
-    def _end_if_told(self, trainer: lightning.Trainer) -> None:
-        if _any(trainer, self.told):
+        Raises:
+            TrainingError: After SIGTERM.
+        """
+        self._stop_if_signalled(trainer)
+
+    def _stop_if_signalled(self, trainer: lightning.Trainer) -> None:
+        if _any_process(trainer, self.signalled):
             raise TrainingError(
                 f"Told to end (SIGTERM) after step {trainer.global_step}, which is in {self.path}: "
                 "the same command goes on from there."
@@ -93,11 +110,11 @@ class CheckpointOnSignal(callbacks.Checkpoint):
 
 
 class NonFiniteGuard(callbacks.Callback):
-    """Stops before a step that would make the weights meaningless, and keeps its batch.
+    """Stops before a step with a loss or gradient that is not finite, and saves its batch.
 
     Args:
-        folder: Where batches go.
-        names: What the windows of a batch are called.
+        folder: Folder for such batches.
+        names: Returns the names of windows, for the saved batch.
     """
 
     def __init__(self, folder: Path, names: Callable[[Sequence[int]], list[str]]) -> None:
@@ -107,23 +124,34 @@ class NonFiniteGuard(callbacks.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, *_: Any
     ) -> None:
+        """Keep the batch, to save it if its step fails."""
         self.batch = batch
 
     def on_before_backward(self, trainer: lightning.Trainer, module: lightning.LightningModule, loss: Tensor) -> None:
+        """Stop if the loss is not finite.
+
+        Raises:
+            TrainingError: Names the step and the file of its batch.
+        """
         self._check(trainer, bool(loss.isfinite()), f"the loss became {float(loss.detach())}")
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Stop if the norm of the gradients is not finite.
+
+        Raises:
+            TrainingError: Names the step and the file of its batch.
+        """
         if trainer.precision == "16-mixed":
-            return  # its scaler skips such steps by itself
+            return  # the gradient scaler skips such steps
         gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
         norm: Any = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._check(trainer, bool(norm.isfinite()), "a gradient became infinite")
 
     def _check(self, trainer: lightning.Trainer, fine: bool, what: str) -> None:
-        if not _any(trainer, not fine):
+        if not _any_process(trainer, not fine):
             return
         step = trainer.global_step + 1
         if not fine:
@@ -136,7 +164,7 @@ class NonFiniteGuard(callbacks.Callback):
 
 
 def save_batch(path: Path, batch: Batch, names: Callable[[Sequence[int]], list[str]]) -> Path:
-    """Writes the frames of a batch, their weights, and which windows they are."""
+    """Write the frames of a batch, their mask, and the names of their windows as ``.npz``."""
     arrays = {name: part.float().cpu().numpy() for name, part in batch.items() if name != "window"}
     windows = np.asarray(names(batch["window"].tolist()))
     with atomic_file(path) as aside, aside.open("wb") as file:
@@ -145,7 +173,7 @@ def save_batch(path: Path, batch: Batch, names: Callable[[Sequence[int]], list[s
 
 
 def short_of_memory(error: BaseException, recipe: Recipe) -> str | None:
-    """What to lower, and by how much, if that is what an error says."""
+    """Advise which settings to lower, and to which values, if an error is a lack of memory; else None."""
     text = str(error)
     if not isinstance(error, MemoryError) and not any(words in text for words in SHORT_OF_MEMORY):
         return None
@@ -163,6 +191,6 @@ def short_of_memory(error: BaseException, recipe: Recipe) -> str | None:
     return f"Memory is short for batches of {settings.batch_size} ({first}): set {', or '.join(ways)}."
 
 
-def _any(trainer: lightning.Trainer, decision: bool) -> bool:
-    """Whether one of the processes that train together says so, for all of them to do the same."""
+def _any_process(trainer: lightning.Trainer, decision: bool) -> bool:
+    """Tell whether one of the training processes decides so, so that all of them do the same."""
     return trainer.strategy.reduce_boolean_decision(decision, all=False)

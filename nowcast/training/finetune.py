@@ -1,4 +1,4 @@
-"""A checkpoint and the store of a domain -> the recipe that fits the one to the other."""
+"""Recipes that fine-tune a checkpoint to the store of a domain."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nowcast.registry.checkpoint import Card
 from nowcast.store import FrameStore
 
 METHODS = {"vp": "prompt", "fp": "full"}
-"""Words of the GS2PM code -> ``Recipe.tuning``: the visual prompt alone, or full parameters."""
+"""Names in the GS2PM code -> ``Recipe.tuning``: the visual prompt alone, or all parameters."""
 HELD_OUT = 0.2
-"""Share of the frames, the newest, that are validated on where nothing else is said."""
+"""Default share of the frames, the newest, for validation."""
 CROP = 128
-"""Side of the crops of frames that are larger, where the checkpoint does not say what it saw."""
+"""Side of crops in pixels, for larger frames, where the checkpoint's recipe states none."""
 EVERY = 100
-"""Most steps between two validations."""
+"""Largest number of steps between two validations."""
 RADAR = ("rainfall_rate", "reflectivity")
-"""Each can be made of the other."""
+"""Quantities that can be converted into each other."""
 
 
 def domain_recipe(
@@ -42,22 +42,22 @@ def domain_recipe(
     changes: Mapping[str, Any] | None = None,
     overrides: tuple[str, ...] = (),
 ) -> Recipe:
-    """The recipe of a tuning; what it does not say is as the checkpoint was trained.
+    """Build the recipe of a fine-tuning; windows and scaling are those of the checkpoint's training.
 
     Args:
-        base: Checkpoint, or a prompt file over one.
-        domain: Cube store whose frames it is fitted to.
+        base: Checkpoint, or a prompt file.
+        domain: Cube store whose frames are trained on.
         method: One of ``METHODS``.
         recipe: Recipe whose trainer applies; None: the shipped one of the method, ``training/gs2pm-vp.yaml``.
-        valid_from: First time that is validated on, and not trained on; None: the newest fifth of the frames.
+        valid_from: First time of the validation, and end of the training span; None: the newest fifth of the frames.
         minutes: Training ends after this time.
-        steps: Or after so many steps.
-        changes: Dotted keys and values that apply to the recipe: ``{"trainer.batch_size": 4}``.
-        overrides: More of them, as words: ``trainer.batch_size=4``.
+        steps: Training ends after this number of steps.
+        changes: Dotted keys and values that override the recipe: ``{"trainer.batch_size": 4}``.
+        overrides: More of them, as text: ``trainer.batch_size=4``.
 
     Raises:
         ConfigError: Unknown method, a store without times on both sides of ``valid_from``, refused settings.
-        BadInput: If the checkpoint is none.
+        BadInput: If the checkpoint cannot be read.
     """
     path = checkpoint.find(base)
     card = checkpoint.read_card(path)
@@ -87,7 +87,7 @@ def _check_method(model: str, method: str) -> None:
 
 
 def budget(minutes: float | None, steps: int | None) -> dict[str, Any]:
-    """Settings of the trainer that end it after so many minutes, or steps."""
+    """Return the trainer's settings that end it after so many minutes, or steps."""
     if steps is None:
         return {} if minutes is None else {"minutes": minutes, "epochs": 10**6}
     every = min(EVERY, steps)
@@ -95,13 +95,14 @@ def budget(minutes: float | None, steps: int | None) -> dict[str, Any]:
 
 
 def _newest(frames: FrameStore) -> datetime:
-    """Time from which on a fifth of the frames lies."""
+    """Return the time of the first frame of the newest fifth."""
     times = frames.times()
-    return times[int((1 - HELD_OUT) * times.size)].item().replace(tzinfo=UTC)
+    naive: datetime = times[int((1 - HELD_OUT) * times.size)].item()
+    return naive.replace(tzinfo=UTC)
 
 
 def _windows(card: Card, cube: xr.Dataset) -> dict[str, Any]:
-    """As the network was trained, in the quantity of the domain."""
+    """Return the settings of windows that the network was trained with, in the quantity of the domain."""
     held = channels(cube)
     before: Any = dict(card.recipe.get("windows") or {})  # type: ignore[call-overload]
     same = card.quantity in held or (card.quantity in RADAR and set(held) & set(RADAR))

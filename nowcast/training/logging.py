@@ -1,4 +1,4 @@
-"""Where the numbers of a training go: CSV and TensorBoard in its run folder, and MLflow where a recipe names one."""
+"""Logs of a training: CSV and TensorBoard in its run folder, and MLflow if the recipe names one."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from nowcast.registry.checkpoint import Card  # noqa: E402
 
 log = logging.getLogger(__name__)
 RUN = "mlflow-run.txt"
-"""Names the run at MLflow that a training goes on in."""
+"""File with the id of the MLflow run, in which a resumed training continues."""
 EXPERIMENT = "nowcast"
 
 
 def training_loggers(recipe: Recipe, folder: Path, *, resume: bool) -> list[loggers.Logger]:
-    """All of them; rows are on the disk when they are made.
+    """Build all loggers of a training; CSV rows are written to the disk at once.
 
     Raises:
-        MissingExtra: If MLflow is asked for and not installed.
-        ConfigError: If it does not answer.
+        MissingExtra: If the recipe names an MLflow and it is not installed.
+        ConfigError: If MLflow does not answer.
     """
     every = recipe.trainer.log_every
     kept: list[loggers.Logger] = [
@@ -43,15 +43,18 @@ def training_loggers(recipe: Recipe, folder: Path, *, resume: bool) -> list[logg
 
 
 class TolerantMLFlowLogger(loggers.MLFlowLogger):
-    """MLflow of which a failure is a warning: it must not cost a training."""
+    """Logs to MLflow; failures become warnings, so that they do not end the training."""
 
     def log_metrics(self, *arguments: Any, **keywords: Any) -> None:
+        """Log metrics, or warn."""
         self.attempt(super().log_metrics, *arguments, **keywords)
 
     def finalize(self, *arguments: Any) -> None:
+        """End the run, or warn."""
         self.attempt(super().finalize, *arguments)
 
     def attempt(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+        """Call a function of MLflow; log a warning if it fails."""
         try:
             call(*arguments, **keywords)
         except Exception as error:
@@ -59,7 +62,7 @@ class TolerantMLFlowLogger(loggers.MLFlowLogger):
 
 
 def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogger:
-    """A run of the recipe's name, or the one that the training began in."""
+    """Open a run named after the recipe, or the run that a resumed training began."""
     try:
         import mlflow
     except ModuleNotFoundError:
@@ -85,7 +88,7 @@ def _mlflow(recipe: Recipe, folder: Path, *, resume: bool) -> loggers.MLFlowLogg
 
 
 def report(trainer: lightning.Trainer, card: Card, files: list[Path]) -> None:
-    """Leaves the card and the finished checkpoints at MLflow, if it is told of the training."""
+    """Upload the card and the finished checkpoints to MLflow, if the training logs to it."""
     for tracker in trainer.loggers:
         if isinstance(tracker, TolerantMLFlowLogger):
             run, client = str(tracker.run_id), tracker.experiment
@@ -95,25 +98,27 @@ def report(trainer: lightning.Trainer, card: Card, files: list[Path]) -> None:
 
 
 class InputWait(callbacks.Callback):
-    """Logs the share of the time that a training waits for its input: seconds waiting / seconds, of every epoch.
+    """Logs ``wait_share``, the share of an epoch's time that was spent waiting for batches.
 
-    Above some 5 % more loader processes (``trainer.workers``) or a faster disk make the training faster.
+    Above about 5 %, more loader processes (``trainer.workers``) or a faster disk make the training faster.
     """
 
     def __init__(self, batches: Loader) -> None:
         self.batches = batches
         self.seconds = self.waited = 0.0
-        """Of all epochs of this process."""
+        """Seconds of training and of waiting, over all epochs of this process."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Also in the middle of an epoch that was begun before."""
+        """Start the clock for an epoch that is resumed in the middle too."""
         self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Start the clock of the epoch."""
         self.began = self.counted = time.perf_counter()
         self.before = self.seen = self.batches.waited
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        """Add up the times, and log the share of the epoch so far."""
         now, waited = time.perf_counter(), self.batches.waited
         self.seconds, self.waited = self.seconds + now - self.counted, self.waited + waited - self.seen
         self.counted, self.seen = now, waited
@@ -121,4 +126,5 @@ class InputWait(callbacks.Callback):
 
     @property
     def share(self) -> float:
+        """Share of the time spent waiting, over all epochs of this process."""
         return self.waited / max(self.seconds, 1e-9)

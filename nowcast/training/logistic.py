@@ -1,12 +1,12 @@
-"""The linear part of a ``lagrangian`` network, fitted exactly before its U-Net learns the rest.
+"""Fit of the linear part of a ``lagrangian`` network, before its U-Net is trained.
 
     python -m nowcast.training.logistic training/lagrangian-radar.yaml linear.safetensors
     nowcast train training/lagrangian-radar.yaml start_from=linear.safetensors
 
-While the U-Net is silent the linear part is a logistic regression at every lead time and level: a convex problem that
-Newton's method solves in minutes, where steps along gradients only come near. It is fitted to pixels drawn from the
-training spans, half of them the more often the more it rained there, and weighted for that. A level that is reached too
-rarely begins with the weights of the one below.
+As long as the output of the U-Net is zero, the linear part is a logistic regression at every lead time and level: a
+convex problem that Newton's method solves in minutes, while gradient descent only approaches the solution. It is fitted
+to pixels drawn from the training spans, half of them with a probability that grows with the rain, which their weights
+correct. A level with too few events starts from the weights of the one below.
 """
 
 from __future__ import annotations
@@ -27,32 +27,31 @@ from nowcast.registry import checkpoint
 from nowcast.training.run import untrained
 
 EVERY = 3
-"""Of the training windows one in so many is looked at."""
+"""Stride between the training windows that are used."""
 PIXELS = 3000
-"""Drawn from each of them, at each lead time."""
+"""Pixels drawn from each window, at each lead time."""
 STRONGER = (0.0, 0.1, 0.2, 0.3)
-"""Added to the scaled rain: every window as it was measured, and with more of it, as in training."""
+"""Amounts added to the scaled rain: every window is used as measured and with more rain, as in training."""
 EVENTS = 1000
-"""Drawn pixels that reach a level, fewer of which say too little about it."""
+"""Least number of drawn pixels that reach a level, for a fit of it."""
 NEWTON, CLOSE = 30, 1e-5
-"""Steps at most, and the share of the loss, or the change of a logit, that is not worth another one."""
+"""Largest number of Newton steps; relative change of the loss, or change of a logit, at which they end."""
 RIDGE = 1e-5
-"""Holds weights near those they begin with, per squared change of a logit."""
+"""Regularisation towards the initial weights, per squared change of a logit."""
 
 
 def fit(recipe: Recipe, out: Path) -> Path:
-    """Writes a checkpoint of an untrained network with a fitted linear part; its card says so.
+    """Write a checkpoint of an untrained network with a fitted linear part; its card says so.
 
     Raises:
-        ConfigError: If the training data do not fit.
-        ConfigError: If the recipe is of another network.
+        ConfigError: If the recipe is of another network, or its data do not fit.
     """
     network, card = untrained(recipe)
     if not isinstance(network, Lagrangian):
         raise ConfigError(f"{recipe.name} trains {recipe.model}; only lagrangian has a linear part to fit.")
     fitted = 0
     weight_LKF = network.linear.weight.data[..., 0, 0].unflatten(0, (network.out_steps, -1))
-    for weight_KF, (seen_PF, truth_P, counts_P) in zip(weight_LKF, _drawn(network, recipe), strict=True):
+    for weight_KF, (seen_PF, truth_P, counts_P) in zip(weight_LKF, _samples(network, recipe), strict=True):
         first_KF = weight_KF.clone()
         for level, limit in enumerate(network.levels.tolist()):
             event_P = (truth_P >= limit).float()
@@ -64,8 +63,8 @@ def fit(recipe: Recipe, out: Path) -> Path:
     return checkpoint.save(out, network, card.model_copy(update={"training": {"linear_maps": fitted}}))
 
 
-def _drawn(network: Lagrangian, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Per lead time: what the linear part sees at drawn pixels, what happened, and how much each pixel counts."""
+def _samples(network: Lagrangian, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield per lead time the linear part's inputs at drawn pixels, their observations, and their weights."""
     kept: list[list[tuple[Tensor, ...]]] = [[] for _ in range(network.out_steps)]
     generator = torch.Generator().manual_seed(0)
     for batch in _windows(recipe):
@@ -77,7 +76,7 @@ def _drawn(network: Lagrangian, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor
 
 
 def _windows(recipe: Recipe) -> Iterator[Batch]:
-    """Whole frames of the training spans, each window with all its strengths."""
+    """Yield windows of whole frames of the training spans, each with all amounts of ``STRONGER``."""
     settings = recipe.windows.model_copy(update={"crop": None, "crops_per_window": 1, "stride": EVERY})
     for span in recipe.train:
         windows = Windows([span], settings, augment=False, missing=True)
@@ -108,10 +107,19 @@ def _pixels(network: Lagrangian, batch: Batch, generator: torch.Generator) -> It
 
 
 def _regression(seen_PF: Tensor, event_P: Tensor, counts_P: Tensor, begin_F: Tensor) -> Tensor:
-    """Weights of the logistic regression nearest to those it begins with, by Newton's method with shorter steps where
-    the loss would rise."""
+    """Fit a regularised logistic regression by Newton's method; steps are halved where the loss would rise.
+
+    Args:
+        seen_PF: Inputs (pixel, feature).
+        event_P: 1 where the level was reached.
+        counts_P: Weight of each pixel.
+        begin_F: Initial weights, towards which the fit is regularised.
+
+    Returns:
+        Weights (feature).
+    """
     size_F = torch.where(seen_PF.amax(0) > seen_PF.amin(0), seen_PF.std(0).clamp(min=0.005), seen_PF[0])
-    size_F = torch.where(size_F == 0, 1.0, size_F)  # what is always 0, beside the constant
+    size_F = torch.where(size_F == 0, 1.0, size_F)  # features that are always 0
     scaled_PF, begin_F = seen_PF / size_F, begin_F * size_F
 
     def cost(weight_F: Tensor) -> float:

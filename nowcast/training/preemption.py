@@ -1,7 +1,7 @@
-"""Pauses a training between two steps while a forecast cycle wants its card.
+"""Pauses a training between two steps while a forecast cycle needs its device.
 
-Weights and the optimiser's state stay on the card, for moving them would take longer than most cycles; what
-PyTorch keeps in reserve is given back, so that the networks of the cycle find room.
+Weights and the optimiser's state stay on the device, since moving them would take longer than most cycles; the memory
+that PyTorch caches is released for the networks of the cycle.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ from lightning.pytorch import callbacks  # noqa: E402
 
 
 class PauseForForecasts(callbacks.Callback):
-    """One per process: each looks after its own card."""
+    """Pauses this process while a forecast cycle needs its device; each training process has its own."""
 
     def __init__(self) -> None:
         self.lock: TrainingLock | None = None
         self.seconds = 0.0
-        """Spent waiting."""
+        """Seconds of all pauses."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Open the lock of the device."""
         self.lock = TrainingLock(device_id(trainer.strategy.root_device))
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Close the lock of the device."""
         if self.lock:
             self.lock.close()
             self.lock = None
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._let_pass()
+        """Pause before a step if a forecast cycle waits."""
+        self._pause()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log ``paused_seconds``, the seconds of all pauses so far."""
         pl_module.log("paused_seconds", self.seconds)
 
     def on_validation_batch_start(self, *_: Any) -> None:
-        self._let_pass()
+        """Pause before a batch of the validation if a forecast cycle waits."""
+        self._pause()
 
-    def _let_pass(self) -> None:
+    def _pause(self) -> None:
         assert self.lock
-        self.seconds += self.lock.wait(before=_make_room)
+        self.seconds += self.lock.wait(before=_release_cached_memory)
 
 
-def _make_room() -> None:
+def _release_cached_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -4,8 +4,8 @@
     nowcast train configs/training/convlstm-debug.yaml trainer.epochs=2
 
 A run folder holds ``last.ckpt`` (to resume), ``best.safetensors`` and ``last.safetensors`` (to use),
-the resolved recipe, and the logs as CSV and for TensorBoard. What a step draws at random depends on the seed, its
-number and the process alone, so that a run that was cut off goes on as if it was not.
+the resolved recipe, and the logs as CSV and for TensorBoard. The random numbers of a step depend only on the seed,
+its number and the process, so that a resumed run continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from nowcast.training.preemption import PauseForForecasts  # noqa: E402
 BEST, LAST = "best", "last"
 RESUME = f"{LAST}.ckpt"
 STEP_TOLERANCE = 0.25
-FREE = {
+"""Relative difference of cadence allowed between training and validation data."""
+CHANGEABLE = {
     "patience",
     "workers",
     "devices",
@@ -70,53 +71,42 @@ FREE = {
 }
 """Settings of the trainer that may change when a run is resumed."""
 LENGTH = {"epochs", "minutes"}
-"""And these, where the learning rate is not laid out over them."""
-UNPLANNED = {"constant", "plateau"}
+"""Settings that may change too, if the schedule of the learning rate does not depend on them."""
+OPEN_ENDED = {"constant", "plateau"}
+"""Schedules that do not depend on the length of the training."""
 Progress = Callable[[int, int, str], None]
 log = logging.getLogger(__name__)
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it prints advertisements at every start
 
 
 def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = None) -> Path:
-    """Trains until the recipe says stop.
+    """Train the network of a recipe.
 
     Args:
         recipe: Network, data, trainer.
-        resume: Go on from ``last.ckpt`` of a run of this name, if there is one.
-        progress: Called after every epoch: epochs done, epochs in all, the validation loss in words.
+        resume: Resume from ``last.ckpt`` of a run of this name, if there is one.
+        progress: Called after every epoch with epochs done, epochs in all, and the validation loss as text.
 
     Returns:
         The exported network with the best validation loss, ``<runs>/<name>/best.safetensors``.
 
     Raises:
-        ConfigError: Data that overlap, or that hold no window.
-        TrainingError: The training cannot go on: short of memory or disk, not a number, told to end.
+        ConfigError: Training and validation data that overlap, or that contain no window.
+        TrainingError: The training cannot continue: too little memory or disk space, a loss or gradient that is not
+            finite, or SIGTERM.
     """
     recipe, begin = _resolved(recipe)
     folder = recipe.runs / recipe.name
     lightning.seed_everything(recipe.trainer.seed, verbose=False)  # the loader seeds itself
     fitting, held_out = _data(recipe)
     batches, held_out_batches = _loader(fitting, recipe, shuffle=True), _loader(held_out, recipe, shuffle=False)
-    clock = _clock(recipe.trainer)
-    network = _network(recipe, begin)
-    network.checkpointing = recipe.trainer.checkpointing
-    network.loss = _chosen_loss(recipe, network, fitting.scaling)
-    kind = ShardedLearner if recipe.trainer.strategy == "fsdp" else Learner
-    learner = kind(
-        network,
-        recipe.trainer,
-        batches.batch_sampler,
-        clock,
-        train=fitting.unpack,
-        valid=held_out.unpack,
-        members=recipe.members,
-    )
+    learner = _learner(recipe, begin, batches, fitting, held_out)
     last = folder / RESUME
     resume = resume and last.exists()
     if resume:
         _check_unchanged(recipe, folder)
     waits = InputWait(batches)
-    extras: list[callbacks.Callback] = [clock, waits, NonFiniteGuard(folder, fitting.names)]
+    extras: list[callbacks.Callback] = [learner.clock, waits, NonFiniteGuard(folder, fitting.names)]
     trainer = _trainer(recipe, folder, extras + ([Reporter(progress)] if progress else []), resume=resume)
     if trainer.is_global_zero:
         _write_recipe(recipe, folder)
@@ -130,8 +120,25 @@ def train(recipe: Recipe, *, resume: bool = True, progress: Progress | None = No
     return folder / f"{BEST}.safetensors"
 
 
+def _learner(recipe: Recipe, begin: Model | None, batches: Loader, fitting: Windows, held_out: Windows) -> Learner:
+    clock = _clock(recipe.trainer)
+    network = _network(recipe, begin)
+    network.checkpointing = recipe.trainer.checkpointing
+    network.loss = _chosen_loss(recipe, network, fitting.scaling)
+    kind = ShardedLearner if recipe.trainer.strategy == "fsdp" else Learner
+    return kind(
+        network,
+        recipe.trainer,
+        batches.batch_sampler,
+        clock,
+        train=fitting.unpack,
+        valid=held_out.unpack,
+        members=recipe.members,
+    )
+
+
 def untrained(recipe: Recipe) -> tuple[Nowcaster, Card]:
-    """The network of a recipe before its training, and its card."""
+    """Build the network of a recipe before its training, and its card."""
     recipe, begin = _resolved(recipe)
     lightning.seed_everything(recipe.trainer.seed, verbose=False)
     return _network(recipe, begin).eval(), _card(recipe, _data(recipe)[0], {})
@@ -151,7 +158,7 @@ def _fit(
     *,
     begin: Path | None,
 ) -> None:
-    """Trains; the sentence of an end that all processes come to is told by the first."""
+    """Train; of an error that all processes raise, only the first process reports it."""
     try:
         trainer.fit(learner, batches, held_out, ckpt_path=begin)
     except TrainingError:
@@ -165,7 +172,7 @@ def _fit(
 
 
 class Learner(lightning.LightningModule):
-    """A network and its optimiser; the loss is the network's own affair."""
+    """A network with its optimiser and schedule; the network computes its loss itself."""
 
     def __init__(
         self,
@@ -190,11 +197,11 @@ class Learner(lightning.LightningModule):
 
     @property
     def steps(self) -> int:
-        """Of the whole training. Lightning's own count would open the loader before it is told where to go on."""
+        """Steps of the whole training. Lightning's own count would start the loader before its state is restored."""
         return max(1, self.settings.epochs * math.ceil(len(self.batches) / self.settings.accumulate))
 
     def done(self, steps: int) -> float:
-        """Share of the training that is done after so many steps, and now; the clock is that of the first process."""
+        """Return the share of the training that is done, by steps or by the first process's clock, the larger one."""
         limit = self.settings.minutes
         share = self.clock.time_elapsed() / (60 * limit) if limit else 0.0
         if limit and self._trainer:
@@ -202,44 +209,48 @@ class Learner(lightning.LightningModule):
         return min(1.0, max(share, steps / self.steps))
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Update the progress, and seed torch by seed, epoch, batch and process."""
         self.progress = self.done(self.global_step)
         drawn = [self.settings.seed, self.current_epoch, index, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(drawn).generate_state(1, np.uint64)[0] >> 1))
 
     def on_after_batch_transfer(self, batch: Packed, index: int) -> Batch:
-        """Batches arrive as the stores keep them and become [0, 1] on the device."""
-        return self.unpack(batch) if self.trainer.training else self.unpack_valid(batch)
+        """Convert a batch, which arrives as the stores keep it, to [0, 1] on the device."""
+        unpacked: Batch = self.unpack(batch) if self.trainer.training else self.unpack_valid(batch)
+        return unpacked
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Compute and log the loss of a batch."""
         past, future, weight = self._repeated(batch["past"], batch["future"], self._weight(batch))
         loss = self.network.training_loss(past, future, self.progress, weight)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["past"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """The loss that the recipe chose, or the squared error, of the forecast, and of persistence beside it."""
+        """Log the recipe's loss, or the squared error, of the forecast and of persistence."""
         past, future, measure = batch["past"], batch["future"], self.network.loss or mse
         still = past[:, -1:].expand_as(future)
         for name, forecast in (("valid_loss", self.network(past)), ("persistence_loss", still)):
-            known = forecast.isfinite()  # what moves in from outside is not, where rain is carried along
+            known = forecast.isfinite()  # advection leaves gaps at the border
             loss = measure(*self._repeated(forecast.nan_to_num(), future, self._weight(batch) * known))
             self.log(name, loss, prog_bar=name == "valid_loss", batch_size=len(past), sync_dist=True)
 
     def _repeated(self, *parts: Tensor) -> Iterator[Tensor]:
-        """A batch once for every member."""
+        """Repeat a batch once for every ensemble member."""
         return (part if self.members == 1 else part.repeat(self.members, 1, 1, 1, 1) for part in parts)
 
     def _weight(self, batch: Batch) -> Tensor:
         return batch["mask"] * (1 + self.settings.wet_weight * batch["future"])
 
     def configure_optimizers(self) -> Any:
+        """Build the optimiser of the trained weights, and the schedule of its learning rate."""
         settings = self.settings
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
         weights = checkpoint.learned(self.network).values()
         optimiser = kind(weights, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
         return {"optimizer": optimiser, "lr_scheduler": self._schedule(optimiser)}
 
-    def _schedule(self, optimiser: torch.optim.Optimizer) -> dict:
+    def _schedule(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         rate, kinds = self.settings.learning_rate, torch.optim.lr_scheduler
         match self.settings.schedule:
             case "plateau":
@@ -253,18 +264,25 @@ class Learner(lightning.LightningModule):
 
 
 class ShardedLearner(Learner):
-    """Of which every process keeps a part of each weight, of its gradient and of what the optimiser knows of it."""
+    """A learner of which every process has a part of each weight, of its gradient and of the optimiser's state."""
 
     def configure_model(self) -> None:
+        """Shard the network over the processes."""
         for weight in self.network.parameters():
-            weight.data = weight.data.contiguous()  # parts of other layouts cannot be taken
+            weight.data = weight.data.contiguous()  # other layouts cannot be sharded
         mesh: Any = self.device_mesh
         fully_shard(self.network, mesh=mesh["data_parallel"])
         register_fsdp_forward_method(self.network, "training_loss")
 
 
 def rate_share(settings: TrainerSettings, done: float, steps: int) -> float:
-    """Share of the learning rate that a schedule takes when this share of the training is done."""
+    """Compute the factor on the learning rate when this share of the training is done.
+
+    Args:
+        settings: Schedule and warm-up.
+        done: Share of the training that is done, 0 to 1.
+        steps: Steps of the whole training.
+    """
     if done < settings.warm_up:
         return min(1.0, (done + 1 / steps) / settings.warm_up)
     match settings.schedule:
@@ -278,12 +296,13 @@ def rate_share(settings: TrainerSettings, done: float, steps: int) -> float:
 
 
 class Reporter(callbacks.Callback):
-    """Tells somebody else how far the training is."""
+    """Calls a function with the progress of the training."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Report epochs done, epochs in all, and the validation loss."""
         if not trainer.sanity_checking:
             loss = f"validation loss {float(trainer.callback_metrics['valid_loss']):.4g}"
             self.progress(trainer.current_epoch + 1, int(trainer.max_epochs or 1), loss)
@@ -301,14 +320,15 @@ def _data(recipe: Recipe) -> tuple[Windows, Windows]:
 
 
 def _check_unchanged(recipe: Recipe, folder: Path) -> None:
-    """A resumed run goes on as it began: other data or scales would make the card a lie."""
+    """Refuse to resume a run with other data or settings, since its card would be wrong."""
     before = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     for settings in (before, now):
         settings.pop("runs")
-        way = settings["trainer"]
-        planned = way["schedule"] not in UNPLANNED or way["warm_up"]
-        settings["trainer"] = {key: way[key] for key in way.keys() - (FREE if planned else FREE | LENGTH)}
+        kept = settings["trainer"]
+        planned = kept["schedule"] not in OPEN_ENDED or kept["warm_up"]
+        may_change = CHANGEABLE if planned else CHANGEABLE | LENGTH
+        settings["trainer"] = {key: kept[key] for key in kept.keys() - may_change}
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise ConfigError(
@@ -318,7 +338,7 @@ def _check_unchanged(recipe: Recipe, folder: Path) -> None:
 
 
 def _resolved(recipe: Recipe) -> tuple[Recipe, Model | None]:
-    """The recipe with the options of the network that it starts from, and that network.
+    """Return the recipe with the options of the checkpoint that it starts from, and that checkpoint.
 
     Raises:
         ConfigError: If the recipe is of another network.
@@ -355,7 +375,7 @@ def _network(recipe: Recipe, begin: Model | None) -> Nowcaster:
 
 
 def _check_new(recipe: Recipe, network: Nowcaster, new: list[str]) -> None:
-    """Weights that the checkpoint does not have are named; they must not be left as they were drawn."""
+    """Warn of weights that the checkpoint does not have, and refuse a tuning that would not train them."""
     if not new:
         return
     few = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
@@ -370,7 +390,7 @@ def _check_new(recipe: Recipe, network: Nowcaster, new: list[str]) -> None:
 
 
 def _chosen_loss(recipe: Recipe, network: Nowcaster, scaling: Scaling) -> Loss | None:
-    """The sum of the losses that a recipe names; None: it names none."""
+    """Build the sum of the losses that a recipe names; None if it names none."""
     parts = [(term.weight, network.error if term.name == OWN else _loss(term, recipe, scaling)) for term in recipe.loss]
 
     def together(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -380,7 +400,7 @@ def _chosen_loss(recipe: Recipe, network: Nowcaster, scaling: Scaling) -> Loss |
 
 
 def _loss(term: LossTerm, recipe: Recipe, scaling: Scaling) -> Loss:
-    """Limits are given as people say them, and become what a network sees."""
+    """Build a loss, its limits converted from physical values to the scale of the network."""
     if not term.limits:
         return loss(term.name, **term.options)
     source = term.quantity or recipe.windows.quantity
@@ -403,17 +423,18 @@ def _loader(windows: Windows, recipe: Recipe, *, shuffle: bool) -> Loader:
 
 
 def _clock(settings: TrainerSettings) -> callbacks.Timer:
-    """Ends the training in time, and knows how long it took, over all its parts if it was cut off."""
+    """Build the timer that ends the training in time, and measures its duration over all resumptions."""
     return callbacks.Timer(timedelta(minutes=settings.minutes) if settings.minutes else None, verbose=False)
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP over all processes, by torch's second implementation, which works on CPUs too; checkpoints are whole."""
+    """FSDP over all processes, by torch's FSDP2, which works on CPUs too; checkpoints are not sharded."""
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
+        """Shard over all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
@@ -449,7 +470,7 @@ def _trainer(recipe: Recipe, folder: Path, extras: list[callbacks.Callback], *, 
         logger=training_loggers(recipe, folder, resume=resume),
         default_root_dir=folder,
         enable_model_summary=False,
-        use_distributed_sampler=False,  # the loader's own draws know of several processes
+        use_distributed_sampler=False,  # the loader's own sampler is distributed
     )
 
 
@@ -461,7 +482,7 @@ def _export(
     begin: Model | None,
     costs: dict[str, object],
 ) -> None:
-    """Writes the best and the last weights as checkpoints with their card, or as prompt files over their base."""
+    """Write the best and the last weights as checkpoints with their card, or as prompt files of their base."""
     kept: Any = trainer.checkpoint_callback
     network, files = _network(recipe, begin), [folder / f"{name}.safetensors" for name in (LAST, BEST)]
     for file, source in zip(files, (folder / RESUME, Path(kept.best_model_path)), strict=True):
@@ -480,7 +501,7 @@ def _export(
 
 
 def _base(recipe: Recipe, network: Nowcaster, begin: Model | None) -> dict[str, str] | None:
-    """What lies below the weights that were learned, where those are not all: the prompt of a prompt has the same."""
+    """Return digest and path of the base, if not all weights were trained; a tuned prompt file keeps its base."""
     if begin is None or len(checkpoint.learned(network)) == len(list(network.parameters())):
         return None
     path = checkpoint.find(str(recipe.start_from))
@@ -489,7 +510,7 @@ def _base(recipe: Recipe, network: Nowcaster, begin: Model | None) -> dict[str, 
 
 
 def _costs(trainer: lightning.Trainer, clock: callbacks.Timer) -> dict[str, object]:
-    """Where the training ran, how long, and the most memory it held on a GPU."""
+    """Describe where the training ran, how long, and its peak memory on a GPU."""
     facts = {
         "seconds": round(clock.time_elapsed(), 1),
         "device": str(trainer.strategy.root_device),

@@ -1,1 +1,1 @@
-"""Scores, and which forecast meets which observation."""
+"""Scores, and the matching of forecasts with observations."""

@@ -1,4 +1,4 @@
-"""How sure a pooled score is: by drawing blocks of windows again, and from one training to the next."""
+"""Uncertainty of pooled scores: from a block bootstrap over windows, and from the spread over training seeds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nowcast.verification.scores import derive
 
 DRAWS = 1000
 LEVEL = 0.95
-"""Share of the draws that an interval holds."""
+"""Confidence level of the intervals."""
 ESTIMATES = ("value", "low", "high", "spread")
 
 
 def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray, over: Sequence[str] = ()) -> xr.Dataset:
-    """Scores pooled over all windows and seeds, with their uncertainty.
+    """Pool scores over all windows and seeds, with their uncertainty.
 
-    Windows that lie close together are alike, so whole blocks of them are drawn with replacement, sums are
-    added and ratios made, ``DRAWS`` times over; the draws are the same for every model.
+    Neighbouring windows are correlated, so whole blocks of them are drawn with replacement, ``DRAWS`` times; each
+    draw adds sums up before dividing. The draws are the same for every model.
 
     Args:
         scores: Sums (seed, window, ...) of one model, see ``nowcast.verification.scores.sums``.
@@ -33,7 +33,7 @@ def estimates(scores: xr.Dataset, names: Sequence[str], *, blocks: np.ndarray, o
     """
     totals = scores.sum("seed")
     value = derive(totals, names, over=("window", *over))
-    drawn = derive(_drawn(totals, blocks), names, over=over)
+    drawn = derive(_resampled(totals, blocks), names, over=over)
     low, high = (drawn.quantile(share, "draw", skipna=False) for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     each = derive(scores, names, over=("window", *over))
     spread = each.std("seed", ddof=1) if scores.sizes["seed"] > 1 else value * np.nan
@@ -50,10 +50,9 @@ def differences(
     over: Sequence[str] = (),
     level: float = LEVEL,
 ) -> xr.Dataset:
-    """How much higher the scores of one model are than those of another on the same windows, pooled.
+    """Subtract the pooled scores of one model from those of a second one on the same windows.
 
-    Both are drawn alike: what a block adds to the one, it adds to the other, and weather that is hard for both
-    widens nothing.
+    Both use the same draws, so that weather that is difficult for both does not widen the interval.
 
     Args:
         first: Sums (window, ...) of one model.
@@ -61,7 +60,7 @@ def differences(
         names: Keys of ``SCORES``.
         blocks: (window) which block each belongs to.
         over: Other dimensions to add up before dividing.
-        level: Share of the draws that the interval holds.
+        level: Confidence level of the interval.
 
     Returns:
         Second minus first, with a dimension ``estimate``: ``value``, ``low``, ``high``, see ``estimates``.
@@ -70,7 +69,7 @@ def differences(
         derive(two, names, over=dims) - derive(one, names, over=dims)
         for one, two, dims in (
             (first, second, ("window", *over)),
-            (_drawn(first, blocks), _drawn(second, blocks), over),
+            (_resampled(first, blocks), _resampled(second, blocks), over),
         )
     )
     low, high = (drawn.quantile(share, "draw", skipna=False) for share in ((1 - level) / 2, (1 + level) / 2))
@@ -78,13 +77,13 @@ def differences(
     return xr.concat(parts, xr.Variable("estimate", list(ESTIMATES[:3])), coords="minimal", compat="override")
 
 
-def _drawn(totals: xr.Dataset, blocks: np.ndarray) -> xr.Dataset:
-    """Sums (draw, ...) over as many blocks as there are, drawn with replacement."""
+def _resampled(totals: xr.Dataset, blocks: np.ndarray) -> xr.Dataset:
+    """Draw as many blocks as there are, with replacement, and add their sums up (draw, ...)."""
     number = np.unique(blocks, return_inverse=True)[1]
     count = int(number.max()) + 1
     times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
     if count == 1:
-        times[:] = np.nan  # a block drawn from one is no draw
+        times[:] = np.nan  # one block alone says nothing about the variance
     weights = xr.DataArray(times, dims=("draw", "block"))
     return totals.map(lambda sums: weights.dot(_per_block(sums, number, count), dim="block"))
 

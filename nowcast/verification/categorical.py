@@ -1,4 +1,4 @@
-"""Yes/no scores: was a threshold reached, and was it forecast to be?"""
+"""Categorical scores: was a threshold reached, and was it forecast to be?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ COUNTS = ["hits", "misses", "false_alarms", "correct_negatives"]
 
 
 def counts(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[float]) -> dict[str, np.ndarray]:
-    """Contingency tables of every lead time and threshold, int64 (lead, threshold).
+    """Count the contingency tables of every lead time and threshold, int64 (lead, threshold).
 
     Args:
         forecast: float32 (lead, y, x), NaN = no data.
-        observed: The same shape; only pixels where both exist count.
+        observed: The same shape; only pixels where neither is missing count.
         thresholds: Increasing; an event is a value at or above one. They are compared in float32, as
             the fields are: 0.7 stored as float32 reaches the threshold 0.7.
+
+    Raises:
+        OptionError: If the thresholds do not increase.
     """
     limits = np.asarray(thresholds, np.float32)
     if (np.diff(limits) <= 0).any():
@@ -34,7 +37,7 @@ def counts(forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[f
 
 
 def _joint(forecast: np.ndarray, observed: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Histogram of (class observed, class forecast); one pass serves all thresholds."""
+    """Count the pixels of each (observed class, forecast class); one pass serves all thresholds."""
     size = limits.size + 1
     pair = _classes(observed, limits) * np.int32(size) + _classes(forecast, limits)
     pair[np.isnan(forecast) | np.isnan(observed)] = size * size
@@ -42,7 +45,7 @@ def _joint(forecast: np.ndarray, observed: np.ndarray, limits: np.ndarray) -> np
 
 
 def _classes(field: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """How many limits each pixel reaches. Comparing one by one is faster than a search for so few."""
+    """Count the limits that each pixel reaches; for so few, comparing one by one is faster than a search."""
     reached = np.zeros(field.shape, np.int32)
     for limit in limits:
         reached += field >= limit
@@ -50,7 +53,7 @@ def _classes(field: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def _pooled(scores: xr.Dataset, over: Sequence[str]) -> tuple[xr.DataArray, ...]:
-    """Hits, misses, false alarms and correct negatives, added up; float64 because products of counts overflow."""
+    """Add up hits, misses, false alarms and correct negatives, in float64 because products of counts overflow."""
     pooled = scores[COUNTS].sum(over).astype(np.float64)
     return tuple(pooled[name] for name in COUNTS)
 
@@ -60,14 +63,14 @@ def _ratio(part: xr.DataArray, whole: xr.DataArray) -> xr.DataArray:
 
 
 def csi(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Critical success index: of all rain seen or forecast, the share that was both.
+    """Critical success index: of all events observed or forecast, the share that was both.
 
     Args:
         scores: A Scores Dataset.
         over: Dimensions to add up before dividing.
 
     Returns:
-        Values in [0, 1], 1 is perfect; NaN where it neither rained nor was forecast to.
+        Values in [0, 1], 1 is perfect; NaN where no event was observed or forecast.
 
     Reference: Schaefer (1990), doi:10.1175/1520-0434(1990)005<0570:TCSIAA>2.0.CO;2.
     """
@@ -76,25 +79,25 @@ def csi(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
 
 
 def pod(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Probability of detection: of all rain seen, the share that was forecast; [0, 1], 1 is perfect."""
+    """Probability of detection: of all events observed, the share that was forecast; [0, 1], 1 is perfect."""
     hits, misses, _, _ = _pooled(scores, over)
     return _ratio(hits, hits + misses)
 
 
 def far(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """False alarm ratio: of all rain forecast, the share that was not seen; [0, 1], 0 is perfect."""
+    """False-alarm ratio: of all events forecast, the share that was not observed; [0, 1], 0 is perfect."""
     hits, _, false_alarms, _ = _pooled(scores, over)
     return _ratio(false_alarms, hits + false_alarms)
 
 
 def bias(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Frequency bias: area of rain forecast over area of rain seen; 1 is perfect, above it too much."""
+    """Frequency bias: events forecast over events observed; 1 is perfect, more is overforecasting."""
     hits, misses, false_alarms, _ = _pooled(scores, over)
     return _ratio(hits + false_alarms, hits + misses)
 
 
 def ets(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Equitable threat score: the CSI without the hits that chance would give; [-1/3, 1], 1 is perfect.
+    """Equitable threat score: the CSI without the hits expected by chance; [-1/3, 1], 1 is perfect.
 
     Reference: Hogan et al. (2010), doi:10.1175/2009WAF2222350.1.
     """
@@ -105,7 +108,7 @@ def ets(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
 
 
 def hss(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Heidke skill score: accuracy above that of chance, as a share of what is possible; [-1, 1].
+    """Heidke skill score: accuracy above that of chance, as a share of the possible gain; [-1, 1], 1 is perfect.
 
     Reference: Hogan et al. (2010), doi:10.1175/2009WAF2222350.1.
     """

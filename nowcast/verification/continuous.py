@@ -1,4 +1,4 @@
-"""Scores of amounts: how far is the forecast from the observation?"""
+"""Continuous scores: how far is the forecast from the observation?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xarray as xr
 
 
 def errors(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums of errors over the pixels where both fields exist.
+    """Sum the errors over the pixels where neither field is missing.
 
     Args:
         forecast: (lead, y, x), NaN = no data.
@@ -40,7 +40,7 @@ def _mean(scores: xr.Dataset, name: str, over: Sequence[str]) -> xr.DataArray:
 
 
 def mse(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Mean squared error: per pixel, in the unit squared; NaN where nothing was compared."""
+    """Mean squared error: per pixel, in the unit of the quantity squared; NaN where nothing was compared."""
     return _mean(scores, "squared_error", over)
 
 
@@ -50,5 +50,5 @@ def mae(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
 
 
 def mean_error(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """Mean error: forecast minus observed per pixel, in the unit; positive means too much rain."""
+    """Mean error: forecast minus observed per pixel, in the unit of the quantity; positive means overforecasting."""
     return _mean(scores, "error", over)

@@ -1,4 +1,4 @@
-"""LPIPS: how different do two fields look to a network that has learned to see?
+"""LPIPS: the perceptual distance of two fields, by the features of an image network.
 
 Zhang et al. (2018), arXiv:1801.03924, version 0.1 with the AlexNet backbone.
 """
@@ -37,13 +37,13 @@ def lpips(
     weights: str | Path | None = None,
     device: str = "cpu",
 ) -> np.ndarray:
-    """The perceptual distance of each pair of frames; 0 is equal.
+    """Compute the perceptual distance of each pair of frames; 0 is equal.
 
     Args:
         forecast: (frame, y, x), at least 32 x 32 pixels, NaN = no data. Pixels where either field is
             missing are made equal in both, so they add no distance.
         observed: The same shape.
-        limits: Values that become black and white. Fields must lie between them: clip or scale first.
+        limits: Values that map to black and white. Fields must lie between them: clip or scale first.
         weights: Local file with torchvision's AlexNet; else the environment variable
             NOWCAST_LPIPS_WEIGHTS, else they are downloaded at first use.
         device: Torch device that runs the network.
@@ -61,7 +61,7 @@ def lpips(
 
 
 def distance_sums(forecast: np.ndarray, observed: np.ndarray, *, scaling: Scaling) -> dict[str, float]:
-    """What a Scores store keeps of one pair of (y, x) frames: the distance on [0, 1], and 1 if there is one."""
+    """Compute what a Scores store keeps of two (y, x) frames: the distance on [0, 1], and 1 if it is defined."""
     scaled = (scaling.encode(field)[None] for field in (forecast, observed))
     distance = lpips(*scaled, limits=(0.0, 1.0)).item()
     return {"lpips": 0.0, "lpips_frames": 0} if np.isnan(distance) else {"lpips": distance, "lpips_frames": 1}
@@ -88,12 +88,12 @@ def _distance(
         )
     first, second = torch.from_numpy(scaled).to(device)[:, None, None].expand(-1, 1, 3, -1, -1)
     with torch.inference_mode():
-        return network(first, second).item()
+        return float(network(first, second).item())
 
 
 @cache
 def _network(weights: str, device: str) -> LPIPS:
-    """Builds the network once per process."""
+    """Build the network once per process."""
     if not weights:
         return _build(untrained=False).to(device)
     # Seeded, so that the untrained network is the same in every process.
@@ -122,7 +122,7 @@ def _build(*, untrained: bool) -> LPIPS:
 
 
 def _load_backbone(network: LPIPS, path: Path) -> None:
-    """Fills lpips's slices, ``slice2.3.weight``, from torchvision's names, ``features.3.weight``."""
+    """Load torchvision's weights, ``features.3.weight``, into the slices of lpips, ``slice2.3.weight``."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     names = network.net.state_dict()
     network.net.load_state_dict({name: state["features." + name.partition(".")[2]] for name in names})

@@ -1,7 +1,7 @@
-"""Which forecasts meet which observations, and where the sums are kept.
+"""Matching of forecasts with observations, and the store of their scores.
 
-A forecast frame is scored once its valid time has been observed, on the pixels where both exist.
-What is stored are sums per run, lead and threshold; ratios are made on reading (``nowcast.verification.scores``).
+A forecast frame is scored once its valid time has been observed, on the pixels where neither is missing.
+Sums per run, lead time and threshold are stored; ratios are computed on reading (``nowcast.verification.scores``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from nowcast.verification import scores as score
 
 RUNS_PER_COMMIT = 64
 Pair = tuple[int, int, str]
+"""Lead step, position of the observed frame, digest of that frame."""
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
 SUMS = ("n", "squared_error", "absolute_error", "error", "ssim", "frames", "lpips", "lpips_frames")
 INTEGERS = ("n", "frames", "lpips_frames")
@@ -42,23 +43,23 @@ def verify(
         store: Cube store, or its path.
         forecasts: Forecast store, or its path.
         scores: Score store, or its path; made if it does not exist.
-        thresholds: Event limits in the quantity's unit; None: the quantity's own. A score store
-            keeps those it was made with.
+        thresholds: In the quantity's unit; None: the quantity's own. A score store keeps those it was made with.
         since: Only runs from this reference time on, UTC; None: all.
         lpips: Compute the perceptual distance too; needs its weights, and a second per frame on a CPU.
-        progress: Called with runs done, runs in all, name of the run.
+        progress: Called with runs done, runs in all, name of the score store.
 
     Returns:
         Number of forecast frames scored now.
 
     Raises:
         StoreError: If there are no frames or no forecasts, or scores cannot be written.
+        ConfigError: If the score store has other thresholds.
     """
     observed, runs, scores = FrameStore.of(store).read(), ForecastStore.of(forecasts).read(), ScoreStore.of(scores)
     name = channels(runs)[0]
     with scores.writing():
         limits = _limits(scores, name, thresholds)
-        _open_rows(runs, scores, limits, since)
+        _add_rows(runs, scores, limits, since)
         total = 0
         rows = _pending(runs, observed, scores.read()) if scores.exists() else []
         for start in range(0, len(rows), RUNS_PER_COMMIT):
@@ -80,8 +81,8 @@ def _limits(scores: ScoreStore, name: str, thresholds: Sequence[float] | None) -
     return np.asarray(get_quantity(name).thresholds if thresholds is None else thresholds, np.float64)
 
 
-def _open_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: datetime | None) -> None:
-    """Adds an empty row for every run that has none; withheld runs have nothing to score."""
+def _add_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: datetime | None) -> None:
+    """Add an empty row for every run that has none; withheld runs have nothing to score."""
     known = set(keys(scores.read())) if scores.exists() else set()
     started = runs["forecast_reference_time"].values
     recent = np.ones(started.size, bool) if since is None else started >= utc(since)
@@ -93,7 +94,9 @@ def _open_rows(runs: xr.Dataset, scores: ScoreStore, limits: np.ndarray, since: 
 
 def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
     shape = (runs.sizes["run"], runs.sizes["lead_time"], limits.size)
-    table: dict[str, tuple] = {name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS}
+    table: dict[str, tuple[Any, ...]] = {
+        name: (("run", "lead_time", "threshold"), np.zeros(shape, np.int64)) for name in COUNTS
+    }
     for name in SUMS:
         kind = np.int64 if name in INTEGERS else np.float64
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
@@ -116,9 +119,9 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
 
 
 def _pending(runs: xr.Dataset, observed: xr.Dataset, table: xr.Dataset) -> list[tuple[int, int, list[Pair]]]:
-    """(row in scores, row in runs, [(lead, frame observed then, its digest)]) of all that can be scored now.
+    """Find what can be scored now: (row in scores, row in runs, pairs of forecast and observed frames).
 
-    A frame that was corrected since is scored again.
+    A frame that was corrected since it was scored is scored again.
     """
     place = {key: index for index, key in enumerate(keys(runs))}
     frame = {key: index for index, key in enumerate(zip(observed["time"].values, event_labels(observed), strict=True))}
@@ -138,14 +141,20 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, table: xr.Dataset) -> list[
 
 
 def _score_batch(
-    rows: list, forecast: xr.DataArray, observed: xr.DataArray, scores: ScoreStore, limits: np.ndarray, *, lpips: bool
+    rows: list[tuple[int, int, list[Pair]]],
+    forecast: xr.DataArray,
+    observed: xr.DataArray,
+    scores: ScoreStore,
+    limits: np.ndarray,
+    *,
+    lpips: bool,
 ) -> int:
-    """Scores some runs and writes them back in one commit."""
+    """Score some runs, write them in one commit, and count the frames."""
     first, last = min(row for row, *_ in rows), max(row for row, *_ in rows)
     table = scores.read().isel(run=slice(first, last + 1)).load()
     count = 0
     for row, run, pairs in rows:
-        for lead, sums in _frames(run, pairs, forecast, observed, limits, lpips=lpips):
+        for lead, sums in _frame_sums(run, pairs, forecast, observed, limits, lpips=lpips):
             count += 1
             for name, value in sums.items():
                 table[name].values[row - first, lead] = value
@@ -153,23 +162,23 @@ def _score_batch(
     return count
 
 
-def _frames(
+def _frame_sums(
     run: int, pairs: list[Pair], forecast: xr.DataArray, observed: xr.DataArray, limits: np.ndarray, *, lpips: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     scaling = get_quantity(str(forecast.name)).scaling
-    for lead, frame, fingerprint in pairs:
+    for lead, frame, digest in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
         made, seen = (score.floored(field, scaling) for field in (made, seen))
         sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
-        sums["observed_digest"] = fingerprint
+        sums["observed_digest"] = digest
         if lpips:
-            from nowcast.verification.lpips import distance_sums  # torch and a network, only where they are asked for
+            from nowcast.verification.lpips import distance_sums  # imports torch, so only on request
 
             sums |= distance_sums(made, seen, scaling=scaling)
         yield lead, sums
 
 
 def keys(table: xr.Dataset) -> list[tuple[np.datetime64, str, str]]:
-    """(reference time, event, model) of every run."""
+    """List the key of every run: (reference time, sequence, model)."""
     names = ("forecast_reference_time", "sequence", "model")
     return list(zip(*(table[name].values for name in names), strict=True))

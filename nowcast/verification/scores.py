@@ -2,9 +2,9 @@
 
 ``sums`` compares arrays and returns what a Scores store keeps: counts and sums that may be added over
 runs, days or regions. ``derive`` turns a Scores Dataset into ratios, after adding up the dimensions it
-is told to, so that a month of dry mornings cannot outvote one wet evening.
+is given, so that many dry runs do not outweigh one wet run.
 
-One function and one line in ``SCORES`` add a score: ``name(scores, *, over) -> xr.DataArray``, NaN where
+To add a score, write one function and one line in ``SCORES``: ``name(scores, *, over) -> xr.DataArray``, NaN where
 it is undefined. The first words of its docstring, up to the colon, are its name on charts.
 """
 
@@ -42,18 +42,22 @@ __all__ = ["SCORES", "derive", "floored", "per_model", "score", "sums", "title"]
 def sums(
     forecast: np.ndarray, observed: np.ndarray, *, thresholds: Sequence[float], scaling: Scaling
 ) -> dict[str, np.ndarray]:
-    """Everything a Scores store keeps of some frames, over the pixels where both fields exist.
+    """Compute everything that a Scores store keeps of some frames, over the pixels where neither field is missing.
 
     Args:
         forecast: (y, x) or (lead, y, x) in physical units, NaN = no data.
         observed: The same, valid at the same times.
-        thresholds: Event limits in the unit of the fields, increasing; an event is a value at or above.
-        scaling: SSIM is taken of the fields scaled to [0, 1] by it.
+        thresholds: In the unit of the fields, increasing; an event is a value at or above one.
+        scaling: Maps the fields to [0, 1] for SSIM.
 
     Returns:
         int64 ``hits``, ``misses``, ``false_alarms``, ``correct_negatives`` ([lead,] threshold); int64 ``n``
         and float64 ``squared_error``, ``absolute_error``, ``error`` ([lead]); float64 ``ssim``, 0 where no
         window is complete, and int64 ``frames``, 1 where one is ([lead]).
+
+    Raises:
+        ShapeError: If the shapes differ or have another number of dimensions.
+        OptionError: If the thresholds do not increase.
     """
     forecast, observed = np.asarray(forecast, np.float32), np.asarray(observed, np.float32)
     if forecast.ndim not in (2, 3) or forecast.shape != observed.shape:
@@ -67,12 +71,12 @@ def sums(
 
 
 def floored(field: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """A field without what lies below the foot of a linear scale: how far below "no echo" lies is up to its source."""
+    """Clip a field at the low end of a linear scale: the value below it that means "no echo" depends on the source."""
     return np.maximum(field, np.float32(scaling.low)) if scaling.kind == "linear" else field
 
 
 def score(name: str) -> Callable[..., xr.DataArray]:
-    """The function behind a score's name.
+    """Return the function that computes a score.
 
     Raises:
         OptionError: If it is unknown; the message lists the known ones.
@@ -80,16 +84,17 @@ def score(name: str) -> Callable[..., xr.DataArray]:
     if name not in SCORES:
         raise OptionError(f"Unknown score {name!r}; known: {', '.join(SCORES)}.")
     module, _, function = SCORES[name].partition(":")
-    return getattr(import_module(f"nowcast.verification.{module}"), function)
+    found: Callable[..., xr.DataArray] = getattr(import_module(f"nowcast.verification.{module}"), function)
+    return found
 
 
 def title(name: str) -> str:
-    """What a score is called on a chart, such as ``Critical success index``."""
+    """Return the name of a score on charts, such as ``Critical success index``."""
     return (score(name).__doc__ or name).partition(":")[0]
 
 
 def derive(scores: xr.Dataset, names: Sequence[str], *, over: Sequence[str]) -> xr.Dataset:
-    """Adds up counts and sums over some dimensions, then divides.
+    """Add up counts and sums over some dimensions, then divide.
 
     Args:
         scores: A Scores Dataset.
@@ -106,9 +111,9 @@ def derive(scores: xr.Dataset, names: Sequence[str], *, over: Sequence[str]) -> 
 
 
 def per_model(scores: xr.Dataset) -> xr.Dataset:
-    """Adds up the runs of each model: the dimension ``run`` becomes ``model``.
+    """Add up the runs of each model: the dimension ``run`` becomes ``model``.
 
-    Runs that a fallback made do not count for the model that was asked for, nor for the fallback, which
+    Runs that a fallback made count neither for the product's own model nor for the fallback, which
     is scored on its own runs. The new variable ``runs`` (model, lead_time) says how many were scored.
     """
     own = scores.isel(run=np.flatnonzero(scores["state"].values == "ok"))

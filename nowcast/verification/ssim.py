@@ -1,4 +1,4 @@
-"""Structural similarity: does the forecast look like the observation, window by window?
+"""Structural similarity of forecast and observation.
 
 SSIM of Wang et al. (2004), doi:10.1109/TIP.2003.819861, as scikit-image computes it: Gaussian windows of 11 x 11
 pixels with a standard deviation of 1.5, constants 0.01 and 0.03, population covariance.
@@ -6,18 +6,20 @@ pixels with a standard deviation of 1.5, constants 0.01 and 0.03, population cov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import xarray as xr
-from skimage.metrics import structural_similarity
+from skimage import metrics
 
 from nowcast.core.errors import OptionError
 
+structural_similarity: Callable[..., Any] = metrics.structural_similarity  # scikit-image states no types
 WINDOW, SIGMA = 11, 1.5
 STRIP = 64
-"""Rows of windows that are looked at together."""
+"""Rows of windows that are computed together."""
 
 
 def similarity(forecast: np.ndarray, observed: np.ndarray, *, data_range: float) -> dict[str, np.ndarray]:
@@ -26,13 +28,13 @@ def similarity(forecast: np.ndarray, observed: np.ndarray, *, data_range: float)
     Args:
         forecast: (lead, y, x), NaN = no data.
         observed: The same shape and unit.
-        data_range: Span of the quantity in that unit; SSIM depends on it.
+        data_range: Difference of the highest and lowest possible value in that unit; SSIM depends on it.
 
     Returns:
         float64 ``ssim`` (lead), 0 where no window is complete; int64 ``frames`` (lead), 1 where one is.
 
     Raises:
-        ValueError: If ``data_range`` is not positive.
+        OptionError: If ``data_range`` is not positive.
     """
     if not data_range > 0:
         raise OptionError(f"data_range must be positive, got {data_range}.")

@@ -1,4 +1,4 @@
-"""Scores as rows for people and programs."""
+"""Scores as table rows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from nowcast.verification.scores import derive, per_model
 
 COLUMNS = ("mse", "mae", "ssim")
 PERCEPTUAL = "lpips"
-"""A column only where it was computed."""
+"""Score that is a column only where it was computed."""
 
 
 def table(scores: xr.Dataset, *, by_lead: bool = False) -> list[dict[str, object]]:
-    """Pooled scores, one row per model, or per model and lead time.
+    """Pool scores, one row per model, or per model and lead time.
 
     Args:
         scores: A Scores Dataset.
-        by_lead: Keep the lead times apart.
+        by_lead: Keep the lead times separate.
 
     Returns:
-        Rows with ``model``, ``CSI≥t`` for every threshold, errors, SSIM, the runs and the pixels
+        Rows with ``model``, ``CSI≥t`` for every threshold, errors, SSIM, and the frames and pixels
         compared; NaN where a score is undefined.
     """
     if not (scores["state"] == "ok").any():

@@ -1,1 +1,1 @@
-"""What a browser reads."""
+"""The page: its files and their server."""

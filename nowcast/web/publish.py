@@ -1,8 +1,8 @@
-"""Writes what a browser reads: the page, its pictures, and the manifest that names them.
+"""Writes the files of the page: its own, its images, and the manifest that names them.
 
-Everything in the site folder but the manifest, the scores and the page itself is immutable: a name
-carries the digest of the content. ``latest.json`` is written last and by rename, and files that it no
-longer names go only after that, so a reader sees a whole page whenever this process dies.
+Everything in the site folder but the manifest, the scores and the page's own files is immutable: a file name
+contains the digest of the content. ``latest.json`` is written last and by rename, and files that it no
+longer names are removed only after that, so the page is consistent even if this process ends at any moment.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -30,6 +31,8 @@ from nowcast.plotting import maps
 from nowcast.plotting.levels import Picture, geography
 from nowcast.verification.scores import derive, per_model
 
+Json = dict[str, Any]
+"""A JSON object."""
 MANIFEST, SCORES, MAPS = "latest.json", "scores.json", "maps/index.json"
 SCHEMA = 1
 AGE = AgeLimits()
@@ -52,7 +55,7 @@ def publish(
     replay: bool = False,
     retain: timedelta = timedelta(hours=6),
 ) -> Path:
-    """Brings the site folder up to date with the stores.
+    """Bring the site folder up to date with the stores.
 
     Args:
         observed: Cube, opened lazily; only the newest frames are read.
@@ -60,18 +63,18 @@ def publish(
         scores: Score store (run, lead_time, threshold), or None.
         site: Folder served to browsers; made if it does not exist.
         title: Heading of the page.
-        channel: Quantity shown; None is the first of the forecasts, or of the Cube.
-        products: Names of the products in the order of the page, the first one opens; products that
-            only the forecasts know follow.
-        thresholds: Event limits offered by the skill chart; None: those of the scores.
+        channel: Channel shown; None is the first of the forecasts, or of the Cube.
+        products: Names of the products in the order of the page, the first is shown at first; other products of
+            the forecasts follow.
+        thresholds: Thresholds offered by the skill chart; None: those of the scores.
         age: Minutes after which the page warns.
         keep_runs: Newest reference times kept on the page.
         keep_observed: Newest observed frames kept on the page.
-        replay: Archived data: the page's clock stands at the newest frame.
-        retain: Files that the manifest no longer names stay this long, for pages still open.
+        replay: Archived data: the page's clock is the time of the newest frame.
+        retain: How long files that the manifest no longer names stay, for pages that are still open.
 
     Returns:
-        The manifest ``latest.json``.
+        Path of the manifest ``latest.json``.
 
     Raises:
         BadInput: If the forecasts are on another grid than the observations, or nothing is observed.
@@ -94,23 +97,29 @@ def publish(
         "title": title,
         "attribution": _attribution(observed),
         "cadence_s": observed.attrs.get("cadence_seconds"),
-        "quantity": {"name": name, "unit": maps.table_for(name).unit, "long_name": picture.quantity.long_name},
-        "base": _publish_base(site, grid, picture),
-        "values": picture.manifest(),
-        "colours": _colours(name),
+        **_legend(site, name, grid, picture),
         "age_minutes": {"amber": age.amber, "red": age.red},
         "observed": frames,
         "products": _products(products, runs),
         "runs": runs,
-        "scores": None,
+        "scores": SCORES if scores is not None else None,
         "maps": _read(site / MAPS),
     }
     if scores is not None:
         write_atomic(site / SCORES, _json(_skill(scores, thresholds, keep_runs)))
-        manifest["scores"] = SCORES
     write_atomic(site / MANIFEST, _json(manifest))
     _remove_unnamed(site, manifest, retain)
     return site / MANIFEST
+
+
+def _legend(site: Path, name: str, grid: Grid, picture: Picture) -> Json:
+    """Describe what the images show and how to colour them; publish their background."""
+    return {
+        "quantity": {"name": name, "unit": maps.table_for(name).unit, "long_name": picture.quantity.long_name},
+        "base": _publish_base(site, grid, picture),
+        "values": picture.manifest(),
+        "colours": _colours(name),
+    }
 
 
 def publish_maps(
@@ -122,18 +131,18 @@ def publish_maps(
     channel: str | None = None,
     product: str | None = None,
 ) -> list[Path]:
-    """Draws the newest run as map pictures and a loop, to be passed on, and names them in the manifest.
+    """Draw the newest run as map images and a loop, for use outside the page, and name them in the manifest.
 
     Args:
         observed: Cube, opened lazily.
         forecasts: Forecast store.
         site: Folder served to browsers.
-        leads: Forecast steps drawn as single pictures, from 1; the loop has them all.
-        channel: Quantity drawn, as in ``publish``.
-        product: Product drawn; None is the first of the newest run.
+        leads: Lead times drawn as single images, counted from 1; the loop has all of them.
+        channel: Channel drawn, as in ``publish``.
+        product: Product drawn; None is the first of the newest runs.
 
     Returns:
-        The pictures; none if the run was withheld or there is none yet.
+        Paths of the images; none if the run was withheld or there is none yet.
     """
     name, index, drawn = channel or _channel(observed, forecasts), None, []
     run = _newest(forecasts, product)
@@ -142,7 +151,7 @@ def publish_maps(
         folder = site / "maps" / f"{reference:%Y%m%dT%H%MZ}" / _run_name(run, name, *leads)
         if not folder.exists():
             with atomic_folder(folder) as aside:
-                for file, content in _draw(observed, run[name], leads):
+                for file, content in _draw_maps(observed, run[name], leads):
                     (aside / file).write_bytes(content)
         drawn = sorted(folder.iterdir())
         links = [{"file": path.relative_to(site).as_posix(), "text": path.stem} for path in drawn]
@@ -153,17 +162,17 @@ def publish_maps(
     return drawn
 
 
-# --- pictures ---------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------
 
 
-def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> list[dict]:
+def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> list[Json]:
     folder = site / "observed"
     folder.mkdir(exist_ok=True)
 
-    def write(index: int) -> dict:
+    def write(index: int) -> Json:
         frame = frames.isel(time=index)
         stamp = _utc(frame["time"])
-        # A store remembers the digests, so that frames published before are not read again.
+        # A store keeps the digests, so that frames published before are not read again.
         content = str(frame["digest"].values) if "digest" in frame.coords else cube.digest(frame.values)
         name = f"{stamp:%Y%m%dT%H%M%SZ}-{_digest(_json([picture.meaning, content]))}.png"
         if not (folder / name).exists():
@@ -175,8 +184,8 @@ def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: 
 
 def _publish_runs(
     forecasts: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor, keep: int
-) -> list[dict]:
-    """Newest reference time first; the models of a run in the order of the store."""
+) -> list[Json]:
+    """Publish runs, the newest reference time first, the models of each in the order of the store."""
     references = forecasts["forecast_reference_time"].values
     runs = []
     for reference in np.unique(references)[::-1][:keep]:
@@ -186,11 +195,11 @@ def _publish_runs(
     return runs
 
 
-def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> dict:
+def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> Json:
     known = [key for key in ("model", "producer", "state", "reason", "checkpoint") if key in run.coords]
     labels = {key: str(run[key].values) for key in known}
     created = _utc(run["created"])
-    entry: dict = labels | {"created": _iso(created), "folder": None, "leads": []}
+    entry: Json = labels | {"created": _iso(created), "folder": None, "leads": []}
     if labels["state"] == "withheld":
         return entry
     folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
@@ -208,7 +217,7 @@ def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool:
 
 
 def _run_name(run: xr.Dataset, *meaning: object) -> str:
-    """Model and digest. A run is told by where it came from, so that old ones are not read again."""
+    """Name a run by its model and a digest of its provenance, so that the fields of old runs are not read again."""
     origin = ("model", "producer", "state", "reason", "created", "checkpoint", "snapshot", "input_frames")
     words = [str(run[key].values) for key in origin if key in run.coords]
     return f"{run['model'].values}-{_digest(_json([*words, *map(str, meaning)]))}"
@@ -221,8 +230,8 @@ def _newest(forecasts: xr.Dataset, product: str | None) -> xr.Dataset | None:
     return forecasts.isel(run=rows[0]) if rows.size else None
 
 
-def _draw(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:
-    """The chosen steps as (name, PNG), and a loop that begins with the radar frame of the run."""
+def _draw_maps(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+    """Draw the chosen lead times as (name, PNG), and a loop that begins with the observed frame of the run."""
     painter = maps.MapPainter(Grid.of(observed), str(run.name), source=_attribution(observed))
     start = observed[str(run.name)].sel(time=run["forecast_reference_time"].values, method="nearest")
     frames = [start, *(run.isel(lead_time=step) for step in range(run.sizes["lead_time"]))]
@@ -234,16 +243,16 @@ def _draw(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iter
 
 
 def _lead_name(minutes: float) -> str:
-    """+005.png; cadences that are not whole minutes keep their fraction: +005.75.png."""
+    """Name the file of a lead time in minutes: ``+005.png``, or with a fraction ``+005.75.png``."""
     whole, dot, fraction = f"{minutes:g}".partition(".")
     return f"+{whole:0>3}{dot}{fraction}.png"
 
 
-# --- what goes around the pictures ------------------------------------------------------------------
+# --- the rest of the page ---------------------------------------------------------------------------
 
 
 def _publish_page(site: Path) -> str:
-    """Copies the page's own files where they differ; returns their digest, by which a page reloads itself."""
+    """Copy the page's own files where they differ; an open page reloads itself when their digest changes."""
     shipped = files(__package__).joinpath("site").iterdir()
     contents = {item.name: item.read_bytes() for item in shipped if item.is_file()}
     for name, content in contents.items():
@@ -254,14 +263,14 @@ def _publish_page(site: Path) -> str:
 
 
 def _publish_base(site: Path, grid: Grid, picture: Picture) -> str:
-    """Boundaries and the longitude/latitude lattice in pixel coordinates; drawn once per grid."""
+    """Write boundaries and the longitude/latitude lattice in pixels, once per grid, and return the file's name."""
     name = f"base-{_digest(_json([picture.meaning, grid.digest]))}.json"
     if not (site / name).exists():
         write_atomic(site / name, _json(geography(grid, picture)))
     return name
 
 
-def _colours(name: str) -> dict[str, dict]:
+def _colours(name: str) -> dict[str, Json]:
     tables = {"default": maps.table_for(name), "safe": maps.table_for(name, safe=True)}
     return {
         kind: {"name": table.name, "breaks": [_round(value) for value in table.breaks], "colours": table.colours}
@@ -269,8 +278,8 @@ def _colours(name: str) -> dict[str, dict]:
     }
 
 
-def _products(wanted: Sequence[str], runs: list[dict]) -> list[str]:
-    """Configured names first; then those that only the forecasts know, newest run first."""
+def _products(wanted: Sequence[str], runs: list[Json]) -> list[str]:
+    """List the configured products, then those that only the forecasts have, newest run first."""
     return list(dict.fromkeys([*wanted, *(entry["model"] for run in runs for entry in run["models"])]))
 
 
@@ -284,7 +293,7 @@ def _channel(observed: xr.Dataset, forecasts: xr.Dataset) -> str:
 
 
 def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) -> dict[str, object]:
-    """Scores of the newest verified runs, pooled and run by run; None where undefined."""
+    """Derive the scores of the newest verified runs, pooled and run by run; None where undefined."""
     if thresholds is not None:
         known = np.isclose(scores["threshold"].values[:, None], np.asarray(thresholds)).any(axis=1)
         scores = scores.isel(threshold=np.flatnonzero(known))
@@ -292,7 +301,7 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
     reference = scores["forecast_reference_time"].values
     kept = np.unique(reference)[::-1][:keep]
     scores = scores.isel(run=np.isin(reference, kept))
-    issued = scores.assign_coords(state=("run", ["ok"] * scores.sizes["run"]))  # a product answers for its fallbacks
+    issued = scores.assign_coords(state=("run", ["ok"] * scores.sizes["run"]))  # fallbacks count for their product
     each = scores.assign(runs=(scores["n"] > 0).astype(np.int64))
     rows = list(zip(reference[np.isin(reference, kept)], scores["model"].values, _ratios(each, "run"), strict=True))
     return {
@@ -300,7 +309,7 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
         "Products are judged as they were issued, fallbacks included.",
         "thresholds": [_round(value) for value in scores["threshold"].values],
         "leads": [_minutes(lead) for lead in scores["lead_time"].values],
-        "pooled": _named(per_model(issued)) if kept.size else {},
+        "pooled": _by_model(per_model(issued)) if kept.size else {},
         "runs": [
             {
                 "reference_time": _iso(_utc(time)),
@@ -311,12 +320,12 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
     }
 
 
-def _named(pooled: xr.Dataset) -> dict[str, dict]:
+def _by_model(pooled: xr.Dataset) -> dict[str, Json]:
     return dict(zip(pooled["model"].values.tolist(), _ratios(pooled, "model"), strict=True))
 
 
-def _ratios(sums: xr.Dataset, along: str) -> list[dict]:
-    """Per row: scores by lead, categorical ones by threshold and lead, with the pixels and runs behind them."""
+def _ratios(sums: xr.Dataset, along: str) -> list[Json]:
+    """Derive scores per row: by lead time, categorical ones by threshold too, with the pixels and runs compared."""
     ratios = derive(sums, SKILL, over=())
     columns = {key: ratios[key].transpose(along, ..., "lead_time").values for key in SKILL}
     support = [
@@ -326,15 +335,16 @@ def _ratios(sums: xr.Dataset, along: str) -> list[dict]:
     return [row | {key: _numbers(values[at]) for key, values in columns.items()} for at, row in enumerate(support)]
 
 
-# --- writing, forgetting ----------------------------------------------------------------------------
+# --- reading and removing files ---------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict | None:
-    return json.loads(path.read_bytes()) if path.exists() else None
+def _read(path: Path) -> Json | None:
+    found: Json | None = json.loads(path.read_bytes()) if path.exists() else None
+    return found
 
 
-def _remove_unnamed(site: Path, manifest: Mapping, retain: timedelta) -> None:
-    """Removes pictures that the manifest does not name and that nobody can be looking at any more."""
+def _remove_unnamed(site: Path, manifest: Mapping[str, Any], retain: timedelta) -> None:
+    """Remove images that the manifest does not name and that are older than an open page may need."""
     named = {frame["file"] for frame in manifest["observed"]} | {manifest["base"]}
     named |= {entry["folder"] for run in manifest["runs"] for entry in run["models"] if entry["folder"]}
     named |= {entry["file"].rpartition("/")[0] for entry in (manifest["maps"] or {"files": []})["files"]}
@@ -356,13 +366,13 @@ def _json(value: object) -> bytes:
 
 
 def _round(value: float, digits: int = 5) -> float:
-    """Shortest number with so many significant digits; whole ones without a point."""
+    """Round to some significant digits; whole numbers become int."""
     short = float(f"{float(value):.{digits}g}")
     return int(short) if short.is_integer() else short
 
 
-def _numbers(values: np.ndarray) -> list:
-    """Nested lists; JSON has no NaN, so what is not finite becomes None."""
+def _numbers(values: np.ndarray) -> list[Any]:
+    """Convert an array to nested lists; JSON has no NaN, so values that are not finite become None."""
     if values.ndim > 1:
         return [_numbers(row) for row in values]
     return [_round(value, 7) if np.isfinite(value) else None for value in values]
@@ -377,7 +387,8 @@ def _digest(content: bytes) -> str:
 
 
 def _utc(stamp: xr.DataArray | np.datetime64) -> datetime:
-    return np.asarray(stamp).astype("datetime64[s]").item().replace(tzinfo=UTC)
+    naive: datetime = np.asarray(stamp).astype("datetime64[s]").item()
+    return naive.replace(tzinfo=UTC)
 
 
 def _iso(stamp: datetime) -> str:

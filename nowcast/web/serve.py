@@ -1,6 +1,6 @@
 """Serves a published site: a static file server with the cache headers that the page relies on.
 
-Any other web server or object store does as well, if it lets browsers ask again for ``*.json``.
+Any other web server or object store works too, if it makes browsers revalidate ``*.json``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from starlette.staticfiles import StaticFiles
 from nowcast.core.errors import BadInput
 
 IMMUTABLE = ("observed/", "runs/", "maps/", "base-")
-"""Paths whose names carry the digest of their content."""
+"""Paths whose names contain the digest of their content."""
 FOREVER = "public, max-age=31536000, immutable"
-ASK_AGAIN = "no-cache"
+REVALIDATE = "no-cache"
 """Browsers may keep a copy but ask every time whether it is still the newest."""
 
 
 def serve(directory: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serves a site folder until interrupted.
+    """Serve a site folder until interrupted.
 
     Args:
         directory: Folder that ``publish`` writes.
@@ -40,7 +40,11 @@ def serve(directory: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None
 
 
 def application(directory: Path) -> Starlette:
-    """The server as an ASGI application, for other servers and for tests."""
+    """Build the server as an ASGI application, for other servers and for tests.
+
+    Raises:
+        BadInput: If there is no such folder.
+    """
     if not directory.is_dir():
         raise BadInput(directory, "is not a folder", "publish a site there first")
     return Starlette(routes=[Mount("/", _Site(directory=directory, html=True))])
@@ -49,12 +53,12 @@ def application(directory: Path) -> Starlette:
 class _Site(StaticFiles):
     async def get_response(self, path: str, scope: MutableMapping[str, Any]) -> Response:
         response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = FOREVER if _immutable(path) and response.status_code < 400 else ASK_AGAIN
+        response.headers["Cache-Control"] = FOREVER if _immutable(path) and response.status_code < 400 else REVALIDATE
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
-        """Half-written and lock files, which begin with a dot, are nobody's business."""
+        """Look a path up, but hide unfinished files and locks, which begin with a dot."""
         hidden = any(part.startswith(".") for part in Path(path).parts)
         return ("", None) if hidden else super().lookup_path(path)
 

@@ -332,7 +332,7 @@ def test_flips_turn_a_window_as_a_whole(tmp_path: Path, packing: dict) -> None:
         assert sorted(past.ravel()) == list(range(256))
         seen.add((past[0, 0], past[0, -1]))
     assert seen == {(0, 15), (15, 0), (240, 255), (255, 240), (0, 240), (240, 0), (15, 255), (255, 15)}
-    assert not windows(path, changed(PAIRS, flips=True), augment=False)._turns
+    assert not windows(path, changed(PAIRS, flips=True), augment=False)._flips
 
 
 def test_both_ways_to_look_codes_up_agree() -> None:

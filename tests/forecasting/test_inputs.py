@@ -57,7 +57,7 @@ def frames(path: Path, quantity: str, *, zr: tuple[float, float] | None = OWN) -
         dbz = convert(cube["rainfall_rate"].values, "rainfall_rate", "reflectivity", zr=zr or (200.0, 1.6))
         echo = cube["rainfall_rate"].copy(data=dbz).assign_attrs(units="dBZ")
         cube = cube.drop_vars("rainfall_rate").assign(reflectivity=echo)
-    store.append(path, cube, message="m")
+    store.FrameStore(path).append(cube, message="m")
     return store.open_store(path)
 
 

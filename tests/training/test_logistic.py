@@ -58,7 +58,7 @@ def test_a_fitted_network_fits_better_than_a_new_one(tmp_path: Path, monkeypatch
     after = checkpoint.load(logistic.fit(asked, tmp_path / "linear.safetensors")).network
 
     def cost(network: Lagrangian, level: int) -> float:
-        seen, truth, _ = next(iter(logistic._drawn(network, asked)))
+        seen, truth, _ = next(iter(logistic._samples(network, asked)))
         logits = seen @ network.linear.weight[level, :, 0, 0]
         event = (truth >= network.levels[level]).float()
         return functional.binary_cross_entropy_with_logits(logits, event).item()

@@ -44,7 +44,7 @@ def half_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     frames = synthetic.cube(range(24))
     frames["rainfall_rate"][:] = RAIN
     frames["rainfall_rate"][:, :, 32:] = np.nan
-    store.append(tmp_path / "frames", frames, message="m")
+    store.FrameStore(tmp_path / "frames").append(frames, message="m")
     settings = recipe(tmp_path, epochs=3, batches_per_epoch=20, learning_rate=0.05)
     windows = {"crop": None, "crops_per_window": 1}
     return Recipe.model_validate(

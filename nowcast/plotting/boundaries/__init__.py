@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,9 +23,9 @@ COAST, BORDER = "coast", "border"
 LATTICE = 33
 """Points per side at which the corners and the inside of a grid are located."""
 PRECISION = 0.004
-"""Degrees to which the outlines are true; nothing is gained by working more finely."""
+"""Accuracy of the outlines in degrees; finer steps gain nothing."""
 TURNS = (-360.0, 0.0, 360.0)
-"""Where a longitude may appear again."""
+"""Offsets in degrees at which a longitude repeats."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +47,42 @@ class World:
 
 
 _lines: dict[str, list[Line]] = {}
+"""Digest of a grid -> its boundaries."""
 
 
 def boundaries(grid: Grid) -> list[Line]:
-    """Coasts and borders that cross a grid, cut a little outside its edge; computed once per grid."""
+    """Project the coasts and borders that cross a grid, cut a little outside its edge; computed once per grid."""
     if grid.digest not in _lines:
         _lines[grid.digest] = list(_project(world(), grid))
     return _lines[grid.digest]
 
 
 def land(lon: np.ndarray, lat: np.ndarray, *, resolution: int = 2048) -> np.ndarray:
-    """Share of land, 0 to 1, at (rows, columns) of longitude and latitude in degrees; 0 where they are not finite.
+    """Compute the share of land, 0 to 1, at longitudes and latitudes in degrees; 0 where they are not finite.
 
-    The outlines are painted on a plain longitude-latitude picture of up to ``resolution`` pixels a side,
-    which is then looked up: safe under any projection.
+    The outlines are filled in an image in longitude and latitude of up to ``resolution`` pixels a side, which is
+    then sampled: this works for any projection.
     """
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))
     west, east, south, north = _window(lon, lat)
     pixels = min(resolution / max(east - west, north - south), 40 / PRECISION)
-    picture = np.zeros((round((north - south) * pixels) + 1, round((east - west) * pixels) + 1), np.uint8)
+    image = np.zeros((round((north - south) * pixels) + 1, round((east - west) * pixels) + 1), np.uint8)
     shapes = [
         np.round((ring - [west - turn, south]) * pixels * 16).astype(np.int32)
         for ring in world().rings
         for turn in TURNS
         if _overlaps(ring, turn, (west, east, south, north))
     ]
-    cv2.fillPoly(picture, shapes, 255, cv2.LINE_AA, shift=4)
-    places = ((_near(lon, (west + east) / 2) - west) * pixels, (lat - south) * pixels)
-    beyond = -9.0  # pixels, off the picture: there cv2 reads zero
+    cv2.fillPoly(image, shapes, 255, cv2.LINE_AA, shift=4)
+    places = ((_wrapped(lon, (west + east) / 2) - west) * pixels, (lat - south) * pixels)
+    beyond = -9.0  # pixels, outside the image: there cv2 reads zero
     across, up = (np.nan_to_num(place, nan=beyond).astype(np.float32) for place in places)
-    return cv2.remap(picture, across, up, cv2.INTER_LINEAR) / np.float32(255)
+    return cv2.remap(image, across, up, cv2.INTER_LINEAR) / np.float32(255)
 
 
 @cache
 def world() -> World:
-    """Decodes the data file, once per process (half a second)."""
+    """Decode the data file, once per process (half a second)."""
     packed = files(__name__).joinpath("countries-10m.json.gz").read_bytes()
     topology = json.loads(gzip.decompress(packed))
     arcs = _decode(topology["arcs"], topology["transform"])
@@ -90,17 +92,17 @@ def world() -> World:
     return World(arcs, [COAST if count == 1 else BORDER for count in uses], outlines)
 
 
-def _decode(arcs: list[list[list[int]]], transform: dict) -> list[np.ndarray]:
-    """TopoJSON stores each arc as steps on an integer lattice, the first one from its origin."""
+def _decode(arcs: list[list[list[int]]], transform: dict[str, list[float]]) -> list[np.ndarray]:
+    """Decode TopoJSON arcs, which are steps on an integer lattice, the first one from its origin."""
     lengths = [len(arc) for arc in arcs]
     starts = np.cumsum([0, *lengths[:-1]])
     steps = np.asarray([step for arc in arcs for step in arc], np.int64)
     walked = steps.cumsum(axis=0)
-    places = walked - np.repeat(walked[starts] - steps[starts], lengths, axis=0)
+    places: np.ndarray = walked - np.repeat(walked[starts] - steps[starts], lengths, axis=0)
     return np.split(places * transform["scale"] + transform["translate"], starts[1:])
 
 
-def _rings(geometries: Iterable[dict]) -> Iterator[list[int]]:
+def _rings(geometries: Iterable[dict[str, Any]]) -> Iterator[list[int]]:
     for geometry in geometries:
         polygons = geometry["arcs"] if geometry["type"] == "MultiPolygon" else [geometry["arcs"]]
         for polygon in polygons:
@@ -108,12 +110,12 @@ def _rings(geometries: Iterable[dict]) -> Iterator[list[int]]:
 
 
 def _arc(index: int) -> int:
-    """A negative index means the arc ``~index``, walked backwards."""
+    """Return the arc of an index; a negative one means the arc ``~index``, reversed."""
     return index if index >= 0 else ~index
 
 
 def _outline(ring: list[int], arcs: list[np.ndarray]) -> np.ndarray:
-    """Joins arcs to a closed line whose longitudes do not jump at the date line."""
+    """Join arcs to a closed line whose longitudes do not jump at the date line."""
     line = np.concatenate([arcs[_arc(index)][:: 1 if index >= 0 else -1] for index in ring])
     line[:, 0] = np.unwrap(line[:, 0], period=360)
     if abs(line[-1, 0] - line[0, 0]) > 180:  # Antarctica runs around the pole: close it there.
@@ -130,7 +132,7 @@ def _project(earth: World, grid: Grid) -> Iterator[Line]:
     lonlat, owner = _densify([earth.arcs[i] for i in chosen], spacing)
     x, y = grid.project(*lonlat.T)
     if grid.crs.is_geographic:
-        x = _near(x, (grid.x[0] + grid.x[-1]) / 2)
+        x = _wrapped(x, (grid.x[0] + grid.x[-1]) / 2)
     inside = _inside(x, grid.x) & _inside(y, grid.y)
     # A step is drawn when one of its ends is inside and it does not jump across the map.
     with np.errstate(invalid="ignore"):
@@ -147,27 +149,27 @@ def _lattice(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _window(lon: np.ndarray, lat: np.ndarray) -> tuple[float, float, float, float]:
-    """West, east, south, north around the points, wider by their largest distance: so it holds a pole they surround."""
+    """Bound the points by west, east, south, north, widened by their largest spacing to include an enclosed pole."""
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))
-    lon = _near(lon, lon[lon.shape[0] // 2, lon.shape[1] // 2])
+    lon = _wrapped(lon, lon[lon.shape[0] // 2, lon.shape[1] // 2])
     margin = [max(np.nanmax(abs(np.diff(values, axis=axis)), initial=0) for axis in (0, 1)) for values in (lon, lat)]
     west, east = np.nanmin(lon) - margin[0], np.nanmax(lon) + margin[0]
     return west, east, max(np.nanmin(lat) - margin[1], -90), min(np.nanmax(lat) + margin[1], 90)
 
 
-def _near(lon: np.ndarray, centre: float) -> np.ndarray:
-    """The same longitudes within 180 degrees of ``centre``."""
-    return (lon - centre + 180) % 360 - 180 + centre
+def _wrapped(lon: np.ndarray, centre: float) -> np.ndarray:
+    """Shift longitudes by full turns to within 180 degrees of ``centre``."""
+    return np.asarray((lon - centre + 180) % 360 - 180 + centre)
 
 
 def _overlaps(points: np.ndarray, turn: float, window: tuple[float, float, float, float]) -> bool:
     west, east, south, north = window
     (left, low), (right, high) = points.min(axis=0), points.max(axis=0)
-    return left + turn < east and right + turn > west and low < north and high > south
+    return bool(left + turn < east and right + turn > west and low < north and high > south)
 
 
 def _densify(arcs: list[np.ndarray], spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Adds points so that no step is longer than ``spacing`` degrees: a border along a parallel must bend.
+    """Add points so that no step is longer than ``spacing`` degrees: a border along a parallel must bend.
 
     Returns:
         Points (n, 2) of all arcs in a row, and the arc of each (n).
@@ -175,7 +177,7 @@ def _densify(arcs: list[np.ndarray], spacing: float) -> tuple[np.ndarray, np.nda
     points = np.concatenate(arcs)
     owner = np.repeat(np.arange(len(arcs)), [len(arc) for arc in arcs])
     steps = np.diff(points, axis=0, append=points[-1:])
-    steps[:, 0] = _near(steps[:, 0], 0)
+    steps[:, 0] = _wrapped(steps[:, 0], 0)
     steps[np.append(owner[1:] != owner[:-1], True)] = 0
     parts = np.maximum(np.ceil(abs(steps).max(axis=1) / spacing), 1).astype(int)
     source = np.repeat(np.arange(parts.size), parts)
@@ -184,6 +186,6 @@ def _densify(arcs: list[np.ndarray], spacing: float) -> tuple[np.ndarray, np.nda
 
 
 def _inside(values: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Within the axis, or less than a fiftieth of it away."""
+    """Tell which values are within the axis, or less than a fiftieth of its length away."""
     margin = np.ptp(axis) / 50 + abs(axis[1] - axis[0])
-    return (values > axis.min() - margin) & (values < axis.max() + margin)
+    return np.asarray((values > axis.min() - margin) & (values < axis.max() + margin))
