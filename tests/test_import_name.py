@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from nowcast import store
 from nowcast.models import MODELS
 from nowcast.operations import promotion
 from tests import checkpoints, installed, synthetic
@@ -97,7 +96,7 @@ def test_a_shadow_run_does_not_take_their_packages_for_ours(theirs: Path) -> Non
     )
     said = python(theirs, "-c", script, given=settings.model_dump_json())
     assert said == "['new 2010-08-26T00:15Z ok']\n"
-    assert store.open_store(promotion.shadow_stores(settings)[0]).sizes["run"] == 1
+    assert promotion.shadow_stores(settings).forecasts.read().sizes["run"] == 1
 
 
 # --- what is installed --------------------------------------------------------------------------------

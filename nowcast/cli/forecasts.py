@@ -26,8 +26,9 @@ def forecast(
     Example: [bold]nowcast forecast --store var/frames --model extrapolation --out now.nc[/]
     """
     from nowcast.config import Product, override, words
+    from nowcast.forecasting.fallback import issue
+    from nowcast.forecasting.netcdf import write_netcdf
     from nowcast.forecasting.run import forecast as make
-    from nowcast.forecasting.run import issue, write_netcdf
     from nowcast.store import open_store
 
     moment = time.replace(tzinfo=UTC) if time else None

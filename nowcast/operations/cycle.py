@@ -21,7 +21,8 @@ from nowcast import config, readers
 from nowcast.config import Operations
 from nowcast.core import device_lock
 from nowcast.core.errors import BusyError, ConfigError, OptionError
-from nowcast.forecasting.run import export, issue
+from nowcast.forecasting.fallback import issue
+from nowcast.forecasting.netcdf import export
 from nowcast.ingestion.append import Summary
 from nowcast.ingestion.run import AUTO, Progress, ingest
 from nowcast.operations import shadow

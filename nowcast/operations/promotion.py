@@ -15,8 +15,8 @@ import xarray as xr
 from nowcast.config import CHAMPION, Operations
 from nowcast.core.cube import channels
 from nowcast.core.errors import ConfigError, ForecastError, RegistryError
-from nowcast.forecasting import run as forecasting
-from nowcast.forecasting.run import OK
+from nowcast.forecasting.fallback import OK
+from nowcast.forecasting.run import check_fits
 from nowcast.operations.comparison import BETTER, Comparison, Pair, assess
 from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
@@ -62,7 +62,7 @@ def register(settings: Operations, path: str | Path, *, name: str | None = None,
         cube = frames.read()
         step = int(cube.attrs.get("cadence_seconds") or model.cadence_seconds or 0)
         try:
-            forecasting.check_fits(model, quantity=settings.quantity or channels(cube)[0], cadence_seconds=step)
+            check_fits(model, quantity=settings.quantity or channels(cube)[0], cadence_seconds=step)
         except ForecastError as error:
             raise RegistryError(f"{file}: {error}; register it for another chain.") from None
     digest = registry.register(file, name=name, why=why)

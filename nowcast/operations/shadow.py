@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nowcast.config import CHAMPION, Operations, Product
 from nowcast.core.log import configure
-from nowcast.forecasting.run import issue
+from nowcast.forecasting.fallback import issue
 from nowcast.operations import promotion
 from nowcast.operations.comparison import BETTER
 from nowcast.verification.run import verify

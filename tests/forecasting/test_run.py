@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nowcast.config import Product, ScalingSettings
 from nowcast.core.errors import ConfigError, ForecastError
+from nowcast.forecasting import fallback, netcdf
 from nowcast.forecasting import run as forecasting
 from nowcast.models import MODELS, Nowcaster
 from nowcast.models.lagrangian import Lagrangian
@@ -76,7 +77,7 @@ def run_of(
     fallback: tuple[str, ...] = FALLBACK,
 ) -> xr.Dataset:
     path = synthetic.make_store(tmp_path / "frames", frames)
-    forecasting.issue(
+    fallback.issue(
         path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads
     )
     return open_store(tmp_path / "forecasts").isel(run=0).load()
@@ -93,7 +94,7 @@ def test_a_forecast_is_cf_and_knows_where_it_comes_from(tmp_path: Path) -> None:
     assert [time for time, _ in used] == [f"2010-08-26T00:{minute:02d}Z" for minute in (10, 15, 20, 25)]
     assert [digest for _, digest in used] == cube["digest"].values[-4:].tolist()
     assert made.attrs["snapshot"] == Store(tmp_path / "frames").snapshot()
-    with xr.open_dataset(forecasting.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
+    with xr.open_dataset(netcdf.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
         assert read["rainfall_rate"].attrs["standard_name"] == "rainfall_rate"
         assert read["rainfall_rate"].attrs["grid_mapping"] == "crs"
         assert read["lead_time"].attrs["standard_name"] == "forecast_period"
@@ -112,7 +113,7 @@ def test_probabilities_come_with_a_network_that_gives_them(tmp_path: Path) -> No
     assert (np.isnan(within) == np.isnan(made["rainfall_rate"].values[:12])).all()
     assert (np.diff(np.nan_to_num(within), axis=0) <= 0).all() and np.nanmin(within) >= 0 and np.nanmax(within) <= 1
     assert chance.isel(lead_time=slice(12, None)).isnull().all()  # it makes twelve at once
-    with xr.open_dataset(forecasting.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
+    with xr.open_dataset(netcdf.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
         stored = read["probability_of_rainfall_rate_above_threshold"]
         assert stored.attrs["grid_mapping"] == "crs" and stored.attrs["units"] == "1"
         np.testing.assert_allclose(stored, chance, atol=0.0026)
@@ -182,23 +183,23 @@ def test_a_forecast_is_made_once(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6))
     products = [Product(name="a", model="persistence"), Product(name="b", model="extrapolation")]
     options = {"fallback": (), "leads": 2}
-    assert len(forecasting.issue(path, str(tmp_path / "f"), products[:1], **options)) == 1
-    assert forecasting.issue(path, str(tmp_path / "f"), products, **options) == ["b 2010-08-26T00:25Z ok"]
-    assert forecasting.issue(path, str(tmp_path / "f"), products, **options) == []
+    assert len(fallback.issue(path, str(tmp_path / "f"), products[:1], **options)) == 1
+    assert fallback.issue(path, str(tmp_path / "f"), products, **options) == ["b 2010-08-26T00:25Z ok"]
+    assert fallback.issue(path, str(tmp_path / "f"), products, **options) == []
     assert open_store(tmp_path / "f").sizes["run"] == 2
 
 
 def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6))
-    forecasting.issue(path, str(tmp_path / "f"), [Product(name="p", model="persistence")], fallback=(), leads=2)
+    fallback.issue(path, str(tmp_path / "f"), [Product(name="p", model="persistence")], fallback=(), leads=2)
     reference = synthetic.START + 5 * synthetic.STEP
-    run = forecasting.read_run(str(tmp_path / "f"), reference, "p")
+    run = netcdf.read_run(str(tmp_path / "f"), reference, "p")
     made = forecasting.forecast(open_store(path), "persistence", leads=2)
     np.testing.assert_allclose(run["rainfall_rate"], made["rainfall_rate"], atol=0.0051)
     assert run.attrs["input_frames"] == made.attrs["input_frames"]
     assert run.attrs["state"] == "ok"
     with pytest.raises(ForecastError, match="has no q from"):
-        forecasting.read_run(str(tmp_path / "f"), reference, "q")
+        netcdf.read_run(str(tmp_path / "f"), reference, "q")
 
 
 def test_a_time_without_a_frame_says_which_is_the_newest(tmp_path: Path) -> None:
@@ -212,13 +213,13 @@ def test_rain_beyond_what_a_file_can_hold_is_cut_not_wrapped(tmp_path: Path) -> 
     frames["rainfall_rate"][:, 20:30, 20:30] = 8646.0
     FrameStore(tmp_path / "frames").append(frames, message="an outlier as OPERA has them")
     made = forecasting.forecast(open_store(tmp_path / "frames"), "persistence", leads=1)
-    with xr.open_dataset(forecasting.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
+    with xr.open_dataset(netcdf.write_netcdf(made, tmp_path / "out.nc"), decode_timedelta=True) as read:
         assert read["rainfall_rate"].max() == pytest.approx(327.67)
 
 
 def test_another_number_of_leads_needs_another_store(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6))
     products = [Product(name="p", model="persistence")]
-    forecasting.issue(path, str(tmp_path / "f"), products, fallback=(), leads=2)
+    fallback.issue(path, str(tmp_path / "f"), products, fallback=(), leads=2)
     with pytest.raises(ConfigError, match="holds forecasts of 2 leads, not 3; set leads: 2"):
-        forecasting.issue(path, str(tmp_path / "f"), products, fallback=(), leads=3)
+        fallback.issue(path, str(tmp_path / "f"), products, fallback=(), leads=3)

@@ -95,7 +95,7 @@ def make(
 ) -> None:
     """Forecasts from every frame, and their scores."""
     for index in indices:
-        forecasting.issue(
+        fallback.issue(
             stores.frames,
             stores.forecasts,
             products,

@@ -14,7 +14,7 @@ from filelock import FileLock
 from nowcast.config import Product
 from nowcast.core.cube import make
 from nowcast.core.errors import StoreError
-from nowcast.forecasting.run import issue
+from nowcast.forecasting.fallback import issue
 from nowcast.ingestion.run import ingest
 from nowcast.store import FrameStore, open_store, repository
 from nowcast.store.packing import Packing
