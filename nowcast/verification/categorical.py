@@ -85,7 +85,7 @@ def pod(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
 
 
 def far(scores: xr.Dataset, *, over: Sequence[str]) -> xr.DataArray:
-    """False-alarm ratio: of all events forecast, the share that was not observed; [0, 1], 0 is perfect."""
+    """False alarm ratio: of all events forecast, the share that was not observed; [0, 1], 0 is perfect."""  # noqa: D401
     hits, _, false_alarms, _ = _pooled(scores, over)
     return _ratio(false_alarms, hits + false_alarms)
 
