@@ -15,7 +15,7 @@ from nowcast import readers, store
 from nowcast.benchmark import run as benchmarking
 from nowcast.config import Participant, Product, QualitySettings
 from nowcast.core.errors import BadInput, MissingExtra
-from nowcast.forecasting import fallback
+from nowcast.forecasting import fallback as fallbacks
 from nowcast.forecasting import run as forecasting
 from nowcast.ingestion import decode
 from nowcast.ingestion import run as ingestion
@@ -78,7 +78,7 @@ def fail(*_: object, **__: object) -> None:
 def of_a_forecast(folder: Path, patch: pytest.MonkeyPatch) -> None:
     path = synthetic.make_store(folder / "frames", range(3))
     patch.setattr(forecasting, "predict", fail)
-    lines = fallback.issue(path, str(folder / "f"), [Product(name="p", model="persistence")], fallback=(), leads=1)
+    lines = fallbacks.issue(path, str(folder / "f"), [Product(name="p", model="persistence")], fallback=(), leads=1)
     assert lines == ["p 2010-08-26T00:10Z withheld persistence: a bug"]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import Product
-from nowcast.forecasting import fallback, netcdf
+from nowcast.forecasting import fallback as fallbacks
+from nowcast.forecasting import netcdf
 from tests import synthetic
 
 
@@ -18,7 +19,7 @@ def test_runs_of_one_time_are_files_named_by_it(tmp_path: Path) -> None:
     products = [Product(name=name, model="persistence") for name in ("first", "second")]
     for index in (2, 3):
         time = synthetic.START + index * synthetic.STEP
-        fallback.issue(frames, forecasts, products, fallback=(), leads=2, time=time)
+        fallbacks.issue(frames, forecasts, products, fallback=(), leads=2, time=time)
     reference = datetime(2010, 8, 26, 0, 15, tzinfo=UTC)
     paths = netcdf.export(forecasts, reference, tmp_path / "out")
     assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == [

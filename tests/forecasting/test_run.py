@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nowcast.config import Product, ScalingSettings
 from nowcast.core.errors import ConfigError, ForecastError
-from nowcast.forecasting import fallback, netcdf
+from nowcast.forecasting import fallback as fallbacks
+from nowcast.forecasting import netcdf
 from nowcast.forecasting import run as forecasting
 from nowcast.models import MODELS, Nowcaster
 from nowcast.models.lagrangian import Lagrangian
@@ -77,7 +78,7 @@ def run_of(
     fallback: tuple[str, ...] = FALLBACK,
 ) -> xr.Dataset:
     path = synthetic.make_store(tmp_path / "frames", frames)
-    fallback.issue(
+    fallbacks.issue(
         path, str(tmp_path / "forecasts"), [Product(name="wanted", model=model)], fallback=fallback, leads=leads
     )
     return open_store(tmp_path / "forecasts").isel(run=0).load()
@@ -183,15 +184,15 @@ def test_a_forecast_is_made_once(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6))
     products = [Product(name="a", model="persistence"), Product(name="b", model="extrapolation")]
     options = {"fallback": (), "leads": 2}
-    assert len(fallback.issue(path, str(tmp_path / "f"), products[:1], **options)) == 1
-    assert fallback.issue(path, str(tmp_path / "f"), products, **options) == ["b 2010-08-26T00:25Z ok"]
-    assert fallback.issue(path, str(tmp_path / "f"), products, **options) == []
+    assert len(fallbacks.issue(path, str(tmp_path / "f"), products[:1], **options)) == 1
+    assert fallbacks.issue(path, str(tmp_path / "f"), products, **options) == ["b 2010-08-26T00:25Z ok"]
+    assert fallbacks.issue(path, str(tmp_path / "f"), products, **options) == []
     assert open_store(tmp_path / "f").sizes["run"] == 2
 
 
 def test_a_run_comes_back_from_the_store_as_it_was_made(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6))
-    fallback.issue(path, str(tmp_path / "f"), [Product(name="p", model="persistence")], fallback=(), leads=2)
+    fallbacks.issue(path, str(tmp_path / "f"), [Product(name="p", model="persistence")], fallback=(), leads=2)
     reference = synthetic.START + 5 * synthetic.STEP
     run = netcdf.read_run(str(tmp_path / "f"), reference, "p")
     made = forecasting.forecast(open_store(path), "persistence", leads=2)
@@ -220,6 +221,6 @@ def test_rain_beyond_what_a_file_can_hold_is_cut_not_wrapped(tmp_path: Path) -> 
 def test_another_number_of_leads_needs_another_store(tmp_path: Path) -> None:
     path = synthetic.make_store(tmp_path / "frames", range(6))
     products = [Product(name="p", model="persistence")]
-    fallback.issue(path, str(tmp_path / "f"), products, fallback=(), leads=2)
+    fallbacks.issue(path, str(tmp_path / "f"), products, fallback=(), leads=2)
     with pytest.raises(ConfigError, match="holds forecasts of 2 leads, not 3; set leads: 2"):
-        fallback.issue(path, str(tmp_path / "f"), products, fallback=(), leads=3)
+        fallbacks.issue(path, str(tmp_path / "f"), products, fallback=(), leads=3)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from nowcast import cli
 from nowcast.config import Operations, Product
 from nowcast.core.errors import BadInput, ConfigError, ForecastError, RegistryError
+from nowcast.forecasting import fallback as fallbacks
 from nowcast.forecasting import run as forecasting
 from nowcast.operations import promotion
 from nowcast.operations.doctor import examine
@@ -95,7 +96,7 @@ def make(
 ) -> None:
     """Forecasts from every frame, and their scores."""
     for index in indices:
-        fallback.issue(
+        fallbacks.issue(
             stores.frames,
             stores.forecasts,
             products,

@@ -11,7 +11,7 @@ import xarray as xr
 
 from nowcast.config import Product
 from nowcast.core.errors import ConfigError, ForecastError
-from nowcast.forecasting import fallback
+from nowcast.forecasting import fallback as fallbacks
 from nowcast.store import FrameStore, open_store
 from nowcast.verification import run as verification
 from nowcast.verification.tables import table
@@ -21,7 +21,7 @@ PRODUCTS = [Product(name="persistence", model="persistence"), Product(name="extr
 
 
 def issue(tmp_path: Path, index: int, *, leads: int = 2, products: list[Product] = PRODUCTS, **options: object) -> None:
-    fallback.issue(
+    fallbacks.issue(
         str(tmp_path / "frames"),
         str(tmp_path / "f"),
         products,
@@ -119,7 +119,7 @@ def test_events_that_share_their_times_are_not_mixed(tmp_path: Path) -> None:
     still = synthetic.cube([0] * 6, sequence="still", cadence=None)
     still = still.assign_coords(time=synthetic.START + np.arange(6) * synthetic.STEP)
     FrameStore(path).append(still, message="another event")
-    fallback.issue(path, str(tmp_path / "f"), PRODUCTS[:1], leads=2, fallback=())
+    fallbacks.issue(path, str(tmp_path / "f"), PRODUCTS[:1], leads=2, fallback=())
     assert open_store(tmp_path / "f")["sequence"].values.tolist() == ["still"]
     with pytest.raises(ForecastError, match="2 events have a frame at"):
         issue(tmp_path, 3)
