@@ -12,11 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 import xarray as xr
-from skimage import metrics
 
 from nowcast.core.errors import OptionError
 
-structural_similarity: Callable[..., Any] = metrics.structural_similarity  # scikit-image states no types
 WINDOW, SIGMA = 11, 1.5
 STRIP = 64
 """Rows of windows that are computed together."""
@@ -54,6 +52,9 @@ def _mean_ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float) ->
 
 def _ssim_sum(forecast: np.ndarray, observed: np.ndarray, data_range: float) -> tuple[float, int]:
     """Sum SSIM over the complete windows of one strip, and count them."""
+    from skimage import metrics  # of the extra "verify": publishing and charts do without
+
+    structural_similarity: Callable[..., Any] = metrics.structural_similarity  # scikit-image states no types
     missing = np.isnan(forecast) | np.isnan(observed)
     # Beyond the strip there is no data either: a border of "missing" trims its edge.
     window = np.ones((WINDOW, WINDOW), np.uint8)
