@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nowcast.core.version import __version__
     from nowcast.forecasting.run import forecast
     from nowcast.ingestion.run import ingest
     from nowcast.models import build
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from nowcast.registry.checkpoint import load_checkpoint
     from nowcast.store import open_store
     from nowcast.verification.run import verify
+
+    __version__: str
 
 __all__ = [
     "__version__",
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 _PLACES = {
-    "__version__": "core.version",
     "build": "models",
     "forecast": "forecasting.run",
     "ingest": "ingestion.run",
@@ -50,6 +50,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Load a public function, and what it needs, at its first use: ``import nowcast`` alone takes a millisecond."""
+    if name == "__version__":
+        return import_module("nowcast.core.version").code_version()
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"nowcast.{_PLACES[name]}"), name)

@@ -13,11 +13,10 @@ import xarray as xr
 
 from nowcast.plotting.charts import leaderboard_chart
 from nowcast.verification.bootstrap import ESTIMATES
+from nowcast.verification.scores import LOWER_IS_BETTER
 
 TABLE, NUMBERS, FIGURE = "leaderboard.md", "leaderboard.csv", "leaderboard.png"
 NO_VALUE = "–"
-LOWER_IS_BETTER = {"mse", "mae", "lpips"}
-"""Scores of which lower values are better."""
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda value: f"{value / 1e6:.3g} M" if value else "0"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:.3g}"),

@@ -34,7 +34,7 @@ from nowcast.core.errors import ConfigError, TrainingError
 from nowcast.core.log import LogFormat
 from nowcast.core.machine import device_name
 from nowcast.core.units import UNIT_SIGNS
-from nowcast.core.version import __version__
+from nowcast.core.version import code_version
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates
@@ -263,7 +263,7 @@ def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
         "the test windows but the first; hours times devices, on CPUs times threads",
         "Machine": f"forecasts on {device_name('cuda' if torch.cuda.is_available() else 'cpu')}; "
         f"{platform.system()} {platform.machine()}",
-        "Versions": f"nowcast {__version__}, Python {platform.python_version()}, "
+        "Versions": f"nowcast {code_version()}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy")),
         "Made": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +12,8 @@ CHECKOUT = Path(__file__).parents[2]
 """The repository, where the package was not installed from a wheel."""
 
 
-def _version() -> str:
+@cache
+def code_version() -> str:
     """Find the installed version; in a checkout with its present commit, and ``.dirty`` where files differ from it.
 
     Installing a checkout notes the version once, and it goes on changing: forecasts and checkpoints made in it say
@@ -33,6 +35,3 @@ def _git(*arguments: str) -> str:
     except OSError:  # there is no git
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
-
-
-__version__ = _version()

@@ -13,7 +13,7 @@ from nowcast.core.cube import channels, utc
 from nowcast.core.errors import ForecastError
 from nowcast.core.files import atomic_file
 from nowcast.core.units import get_quantity
-from nowcast.core.version import __version__
+from nowcast.core.version import code_version
 from nowcast.forecasting.run import PROBABILITY, stamp
 from nowcast.store import ForecastStore, Place
 
@@ -47,7 +47,7 @@ def _one_run(runs: xr.Dataset, row: int) -> xr.Dataset:
     run["forecast_reference_time"].attrs["standard_name"] = "forecast_reference_time"
     created = f"{np.datetime_as_string(run['created'].values, unit='s')}Z"
     run.attrs = dict(runs.attrs) | attrs | {"date_created": created}
-    run.attrs["source"] = f"{attrs['producer'] or 'withheld'} (nowcast {__version__})"
+    run.attrs["source"] = f"{attrs['producer'] or 'withheld'} (nowcast {code_version()})"
     run.attrs["history"] = f"{created} made by {run.attrs['source']}"
     return run.drop_vars([*labels, "created"])
 

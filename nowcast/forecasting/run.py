@@ -20,7 +20,7 @@ from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ForecastError, OptionError
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER, convert, get_quantity
-from nowcast.core.version import __version__
+from nowcast.core.version import code_version
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Model, predict, predict_distribution
@@ -215,7 +215,7 @@ def as_dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model 
     dataset.attrs = {
         "Conventions": "CF-1.10, ACDD-1.3",
         "title": f"{get_quantity(frames.quantity).long_name} nowcast",
-        "source": f"{model.name} (nowcast {__version__})" if model else "withheld",
+        "source": f"{model.name} (nowcast {code_version()})" if model else "withheld",
         "model": model.name if model else "",
         "checkpoint": model.digest if model else "",
         "input_frames": json.dumps(inputs),

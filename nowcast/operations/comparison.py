@@ -17,11 +17,9 @@ from nowcast.config import Promotion
 from nowcast.core.errors import ConfigError
 from nowcast.core.units import UNIT_SIGNS
 from nowcast.verification.bootstrap import differences
-from nowcast.verification.scores import derive
+from nowcast.verification.scores import LOWER_IS_BETTER, derive
 
 BETTER, WORSE, UNKNOWN = "better", "worse", "cannot tell yet"
-LOWER_IS_BETTER = {"mse", "mae"}
-"""Scores of which lower values are better."""
 EVENTS = {"csi", "ets", "hss"}
 """Scores that depend on a threshold."""
 MOST_RUNS = 100_000

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from nowcast.config import ScalingSettings
 from nowcast.core import units
 from nowcast.core.errors import BadInput, MissingExtra
-from nowcast.core.version import __version__
+from nowcast.core.version import code_version
 from nowcast.models import Nowcaster, official
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
@@ -70,7 +70,7 @@ def import_official(
         quantity=quantity,
         scaling=scaling,
         cadence_seconds=cadence_seconds,
-        code_version=__version__,
+        code_version=code_version(),
         training={
             "imported_from": path.name,
             "source": source,

@@ -41,7 +41,7 @@ from nowcast.config import (  # noqa: E402
 )
 from nowcast.core.machine import device_name  # noqa: E402
 from nowcast.core.units import Scaling, convert  # noqa: E402
-from nowcast.core.version import __version__  # noqa: E402
+from nowcast.core.version import code_version  # noqa: E402
 from nowcast.data.loader import Batch, Loader, Packed, Unpack, Windows, loader  # noqa: E402
 from nowcast.data.sources import check_apart  # noqa: E402
 from nowcast.models import Nowcaster, build, loss, model_class  # noqa: E402
@@ -543,6 +543,6 @@ def _card(recipe: Recipe, fitting: Windows, facts: dict[str, object]) -> Card:
         recipe=recipe.model_dump(mode="json"),
         data=spans,
         training=facts,
-        code_version=__version__,
+        code_version=code_version(),
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )

@@ -36,7 +36,10 @@ SCORES = {
     "lpips": "lpips:mean_lpips",
 }
 
-__all__ = ["SCORES", "derive", "floored", "per_model", "score", "sums", "title"]
+LOWER_IS_BETTER = {"mse", "mae", "lpips"}
+"""Scores of which lower values are better."""
+
+__all__ = ["LOWER_IS_BETTER", "SCORES", "derive", "floored", "per_model", "score", "sums", "title"]
 
 
 def sums(

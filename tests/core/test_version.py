@@ -33,15 +33,15 @@ def test_a_checkout_says_its_commit_and_whether_files_changed(tmp_path: Path, mo
     git(tmp_path, "commit", "-q", "-m", "first")
     monkeypatch.setattr(version, "CHECKOUT", tmp_path)
     commit = git(tmp_path, "rev-parse", "--short", "HEAD")
-    assert version._version().endswith(f"+g{commit}")
+    assert version.code_version.__wrapped__().endswith(f"+g{commit}")
     (tmp_path / "code.py").write_text("2\n")
-    assert version._version().endswith(f"+g{commit}.dirty")
+    assert version.code_version.__wrapped__().endswith(f"+g{commit}.dirty")
 
 
 def test_an_installed_package_says_what_it_was_built_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version, "CHECKOUT", tmp_path)
     monkeypatch.setattr(version, "version", lambda name: "1.2.3")
-    assert version._version() == "1.2.3"
+    assert version.code_version.__wrapped__() == "1.2.3"
 
 
 @pytest.fixture
