@@ -17,6 +17,7 @@ import xarray as xr
 
 from nowcast.config import Operations
 from nowcast.core.cube import channels
+from nowcast.core.files import atomic_file
 from nowcast.core.grid import Grid
 from nowcast.operations import cycle as cycles
 from nowcast.operations.stores import Stores
@@ -79,8 +80,8 @@ def _settings(folder: Path) -> Operations:
 def _deliver(frame: Path, feed: Path) -> None:
     """Copy a file into the feed, then rename it, so that no cycle sees half of it."""
     if not (feed / frame.name).exists():
-        shutil.copy2(frame, feed / f".{frame.name}")
-        (feed / f".{frame.name}").rename(feed / frame.name)
+        with atomic_file(feed / frame.name) as aside:
+            shutil.copy2(frame, aside)
 
 
 def _pictures(stores: Stores, folder: Path) -> Path:
