@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -24,6 +26,15 @@ def test_there_are_notebooks():
 def test_is_committed_without_outputs(path: Path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert cells and all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+
+
+@each_notebook
+def test_imports_what_there_is(path: Path):
+    """What moved is noticed at once; running the notebooks takes longer."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.ImportFrom)]
+    ours = [(str(node.module), name.name) for node in nodes for name in node.names if str(node.module) != "__future__"]
+    assert [(module, name) for module, name in ours if not hasattr(import_module(module), name)] == []
 
 
 @pytest.mark.slow
