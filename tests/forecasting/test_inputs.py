@@ -82,6 +82,16 @@ def test_the_past_begins_after_the_last_gap_before_its_end(
     assert found.digests == [str(cube["digest"].sel(time=when).item()) for when in found.time]
 
 
+@pytest.mark.parametrize(("late", "first"), [(-75, 0), (-70, 0), (70, 0), (75, 0), (76, 2), (150, 2)])
+def test_frames_may_be_late_by_a_quarter_of_the_cadence(tmp_path: Path, late: int, first: int) -> None:
+    """75 s of 300 s; a later one leaves a gap before it."""
+    cube = synthetic.cube(range(4))
+    moved = cube["time"].values.copy()
+    moved[2:] += np.timedelta64(late, "s")
+    store.FrameStore(tmp_path / "s").append(cube.assign_coords(time=moved), message="m")
+    assert forecasting.past(store.open_store(tmp_path / "s")).time.size == 4 - first
+
+
 @pytest.mark.usefixtures("changed")
 def test_rain_is_raised_by_ten_decibels_of_its_own_source(tmp_path: Path) -> None:
     """10 dB are a factor of 10 ^ (1 / b) in rain rate."""

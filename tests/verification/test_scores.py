@@ -298,3 +298,11 @@ def test_lpips_without_weights_says_what_to_do(monkeypatch):
     monkeypatch.setattr(_api, "load_state_dict_from_url", offline)
     with pytest.raises(ConfigError, match="set NOWCAST_LPIPS_WEIGHTS"):
         lpips(np.zeros((1, 64, 64)), np.zeros((1, 64, 64)), limits=(0.0, 1.0))
+
+
+@pytest.mark.parametrize(("name", "mean"), [("mse", 2.5 / 4), ("mae", 1.5 / 4), ("mean_error", -0.5 / 4)])
+def test_means_of_errors_by_hand(name: str, mean: float) -> None:
+    """Sums of two runs over one and three pixels: the mean is that of all four, and no whole number."""
+    table = {"squared_error": [0.25, 2.25], "absolute_error": [0.5, 1.0], "error": [0.5, -1.0], "n": [1, 3]}
+    runs = xr.Dataset({key: ("run", values) for key, values in table.items()})
+    assert float(derive(runs, [name], over=["run"])[name]) == mean
