@@ -43,7 +43,9 @@ KERNELS = (3, 5)
 LEAST_CHANNELS = 32
 """In and out, from which it pays."""
 LEAST_PIXELS = 1024
-"""Over all uses of a kernel, from which it pays to transform it."""
+"""Over all uses of a kernel, from which it pays to transform it for a forecast."""
+LEAST_PIXELS_TRAINING = 8192
+"""The same for a training step, in which kernels are transformed back too."""
 POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0, 0.5)
 """Where polynomials are multiplied; infinity is one more. Near 1 in size, so that rounding stays small."""
 
@@ -80,7 +82,8 @@ def _cut(weight: Tensor, channels: slice, cache: WeightCache | None) -> Tensor:
 
 
 def _pays(x: Tensor, weight: Tensor, uses: int) -> bool:
-    large = min(weight.shape[:2]) >= LEAST_CHANNELS and uses * x.shape[0] * x[0, 0].numel() >= LEAST_PIXELS
+    least = LEAST_PIXELS_TRAINING if torch.is_grad_enabled() else LEAST_PIXELS
+    large = min(weight.shape[:2]) >= LEAST_CHANNELS and uses * x.shape[0] * x[0, 0].numel() >= least
     return large and weight.shape[-1] in KERNELS and x.shape[2] >= ROWS
 
 

@@ -30,7 +30,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from nowcast.config import Moving, Span, WindowSettings
 from nowcast.core.errors import ConfigError
 from nowcast.core.units import Scaling, get_quantity
-from nowcast.data.shared_memory import Parcel, Ring, keep_memory
+from nowcast.data.shared_memory import SharedBatch, SharedBuffer, keep_memory
 from nowcast.data.sources import Source, source
 
 CELL = 8
@@ -69,7 +69,7 @@ class Windows(Dataset[Batch]):
         self.channels = max(found.channels for found in self.sources)
         self.shape = (settings.in_steps + settings.out_steps, self.channels, *self._size())
         """T, C, H, W of a crop."""
-        self.ring: Ring | None = None
+        self.buffer: SharedBuffer | None = None
         self._memory: np.ndarray | None = None
 
     def _size(self) -> tuple[int, int]:
@@ -130,24 +130,26 @@ class Windows(Dataset[Batch]):
     def __getitem__(self, drawn: tuple[int, int]) -> Batch:
         """Return window ``drawn[0]``, its crops drawn with the seed ``drawn[1]``."""
         packed = self.__getitems__([drawn])
-        assert isinstance(packed, dict)  # only loader processes make a ``Parcel``
+        assert isinstance(packed, dict)  # only loader processes make a ``SharedBatch``
         batch: Batch = self.unpack(packed)
         return batch
 
-    def __getitems__(self, drawn: Sequence[tuple[int, int]]) -> Packed | Parcel:
+    def __getitems__(self, drawn: Sequence[tuple[int, int]]) -> Packed | SharedBatch:
         """Decode windows; in a loader process directly into shared memory, if a slot is free."""
         each = self.settings.crops_per_window
         shape = (len(drawn) * each, *self.shape)
         numbers = np.searchsorted(self.first, [index for index, _ in drawn], side="right") - 1
         rest = {"source": np.repeat(numbers, each), "window": np.repeat([index for index, _ in drawn], each)}
-        with self.ring.slot() if self.ring else nullcontext() as place:
-            frames = self.ring.memory[place].numpy()[: shape[0]] if self.ring and place else np.empty(shape, self.dtype)
+        with self.buffer.slot() if self.buffer else nullcontext() as place:
+            frames = (
+                self.buffer.memory[place].numpy()[: shape[0]] if self.buffer and place else np.empty(shape, self.dtype)
+            )
             for row, (number, (index, seed)) in enumerate(zip(numbers.tolist(), drawn, strict=True)):
                 target = frames[row * each : (row + 1) * each]
                 window = index - int(self.first[number])
                 self._decode(self.sources[number], window, np.random.default_rng(seed), target)
-        if self.ring and place:
-            return Parcel(self.ring, place, shape[0], rest)
+        if self.buffer and place:
+            return SharedBatch(self.buffer, place, shape[0], rest)
         return {name: torch.from_numpy(values) for name, values in ({"frames": frames} | rest).items()}
 
     def _decode(self, found: Source, window: int, rng: np.random.Generator, target: np.ndarray) -> None:
@@ -343,11 +345,11 @@ class Loader(DataLoader[Batch]):
         if self.num_workers and self._iterator is None:  # loader processes are about to start
             kind = torch.from_numpy(np.empty(0, windows.dtype)).dtype
             crops = self.per_batch * windows.settings.crops_per_window
-            windows.ring = Ring(self.num_workers, (crops, *windows.shape), kind)
+            windows.buffer = SharedBuffer(self.num_workers, (crops, *windows.shape), kind)
         self.done = self.draws.skip // self.per_batch
         for batch in self._timed(super().__iter__()):
             self.done += 1
-            arrived = batch.unwrap() if isinstance(batch, Parcel) else batch
+            arrived = batch.unwrap() if isinstance(batch, SharedBatch) else batch
             yield arrived if self.packed else windows.unpack(arrived)
 
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:

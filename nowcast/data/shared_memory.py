@@ -29,18 +29,18 @@ SLOTS = 4
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 _numbers = itertools.count()
-_rings: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
+_buffers: weakref.WeakValueDictionary[int, SharedBuffer] = weakref.WeakValueDictionary()
 """Rings of this process, by number, for the batches that it receives."""
 
 
-class Ring:
+class SharedBuffer:
     """Slots for batches of at most ``shape``, some for each loader process."""
 
     def __init__(self, workers: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.number = next(_numbers)
         self.memory = torch.empty((workers, SLOTS, *shape), dtype=dtype).share_memory_()
         self.busy = torch.zeros((workers, SLOTS), dtype=torch.uint8).share_memory_()
-        _rings[self.number] = self
+        _buffers[self.number] = self
 
     @contextmanager
     def slot(self) -> Iterator[tuple[int, int] | None]:
@@ -75,11 +75,11 @@ def keep_memory(_: int = 0) -> None:
         library.mallopt(MMAP_THRESHOLD, 2**25)
 
 
-class Parcel:
+class SharedBatch:
     """A batch in transfer from a loader process: its frames are in a slot, ``rest`` is pickled."""
 
-    def __init__(self, ring: Ring, place: tuple[int, int], count: int, rest: dict[str, np.ndarray]) -> None:
-        self.state = (ring.number, place, count, rest)
+    def __init__(self, buffer: SharedBuffer, place: tuple[int, int], count: int, rest: dict[str, np.ndarray]) -> None:
+        self.state = (buffer.number, place, count, rest)
         self.held: np.ndarray | None = None
 
     def __getstate__(self) -> Any:
@@ -89,9 +89,9 @@ class Parcel:
         """Receive the batch: the slot is released as soon as nothing refers to its frames."""
         self.state = state
         number, place, count, _ = state
-        ring = _rings[number]
-        self.held = ring.memory[place].numpy()[:count]
-        weakref.finalize(self.held, ring.release, place).atexit = False
+        buffer = _buffers[number]
+        self.held = buffer.memory[place].numpy()[:count]
+        weakref.finalize(self.held, buffer.release, place).atexit = False
 
     def unwrap(self) -> dict[str, Tensor]:
         """Return the batch, its frames as a view of the slot."""

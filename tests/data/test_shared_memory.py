@@ -18,7 +18,7 @@ import torch
 
 from nowcast.config import Span, WindowSettings
 from nowcast.data.loader import Loader, Windows, WindowSampler, loader
-from nowcast.data.shared_memory import SLOTS, Parcel, Ring
+from nowcast.data.shared_memory import SLOTS, SharedBatch, SharedBuffer
 from nowcast.store import FrameStore
 from tests import synthetic
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """30 frames in 16 bits."""
-    path = tmp_path_factory.mktemp("ring") / "store"
+    path = tmp_path_factory.mktemp("buffer") / "store"
     cube = synthetic.cube(range(30))
     cube["rainfall_rate"].encoding["quantum"] = 0.01
     FrameStore(path).append(cube, message="m")
@@ -57,7 +57,7 @@ def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]
 
 def busy(loader: Loader) -> int:
     gc.collect()
-    return int(loader.dataset.ring.busy.sum())  # type: ignore[attr-defined]
+    return int(loader.dataset.buffer.busy.sum())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -113,29 +113,29 @@ def test_two_loaders_of_the_same_windows_do_not_disturb_each_other(windows: Wind
 
 
 def test_a_slot_that_cannot_be_filled_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    ring = Ring(1, (2, 2), torch.uint8)
-    with ring.slot() as place:
+    buffer = SharedBuffer(1, (2, 2), torch.uint8)
+    with buffer.slot() as place:
         assert place is None, "this is no loader process"
     monkeypatch.setattr("nowcast.data.shared_memory.get_worker_info", lambda: type("Info", (), {"id": 0}))
-    with pytest.raises(OSError, match="disk"), ring.slot() as place:
+    with pytest.raises(OSError, match="disk"), buffer.slot() as place:
         assert place == (0, 0)
-        assert ring.busy.tolist() == [[1, 0, 0, 0]]
+        assert buffer.busy.tolist() == [[1, 0, 0, 0]]
         raise OSError("disk")
-    assert not ring.busy.any()
+    assert not buffer.busy.any()
 
 
 def test_a_batch_leaves_its_slot_when_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
     monkeypatch.setattr("nowcast.data.shared_memory.get_worker_info", lambda: type("Info", (), {"id": 1}))
-    ring = Ring(2, (3, 4), torch.int16)
-    with ring.slot() as place:
-        ring.memory[place][:2] = 7
-    parcel = pickle.loads(pickle.dumps(Parcel(ring, place, 2, {"source": np.array([0, 1])})))
-    assert ring.busy.sum() == 1
-    batch = parcel.pin_memory()
+    buffer = SharedBuffer(2, (3, 4), torch.int16)
+    with buffer.slot() as place:
+        buffer.memory[place][:2] = 7
+    batch = pickle.loads(pickle.dumps(SharedBatch(buffer, place, 2, {"source": np.array([0, 1])})))
+    assert buffer.busy.sum() == 1
+    batch = batch.pin_memory()
     assert batch["frames"].tolist() == [[7] * 4] * 2
     assert batch["source"].tolist() == [0, 1]
-    assert not ring.busy.any()
+    assert not buffer.busy.any()
 
 
 def test_an_error_in_a_process_comes_out_and_the_next_epoch_works(

@@ -32,6 +32,7 @@ def used(monkeypatch) -> set[str]:
     monkeypatch.setattr(speedups, "enabled", recorded)
     monkeypatch.setattr(winograd, "LEAST_CHANNELS", 1)
     monkeypatch.setattr(winograd, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(winograd, "LEAST_PIXELS_TRAINING", 1)
     return names
 
 

@@ -30,7 +30,7 @@ def test_same_convolution_and_gradients(side, shape, layout, portion, monkeypatc
     monkeypatch.setattr(winograd, "PORTION", portion)
     x, weight = frames(*shape).to(memory_format=layout).requires_grad_(), kernels(36, shape[1], side)
     upstream = frames(shape[0], 36, *shape[2:]).to(memory_format=layout)
-    with cached_weights(1000):
+    with cached_weights(10_000):
         made = convolve(x, weight)
     assert is_fast(made)
     exact_x, exact_weight = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
@@ -44,7 +44,7 @@ def test_same_convolution_and_gradients(side, shape, layout, portion, monkeypatc
 @pytest.mark.parametrize("channels", [slice(32), slice(32, None)])
 def test_part_of_a_kernel_and_a_bias(channels):
     x, weight, bias = frames(2, 32, 16, 16), kernels(36, 64, 5), torch.rand(36).requires_grad_()
-    with cached_weights(1000):
+    with cached_weights(10_000):
         made = convolve(x, weight, bias, channels=channels)
     assert is_fast(made)
     plain = functional.conv2d(x, weight[:, channels], bias, padding=2)
@@ -64,7 +64,7 @@ def test_four_outputs_of_a_row_from_few_products(side, products):
 
 def test_a_kernel_is_transformed_once_and_kept_only_inside():
     x, weight = frames(1, 32, 32, 32), kernels(32, 32, 5)
-    with cached_weights(2):
+    with cached_weights(8):
         first, second = convolve(x, weight), convolve(x, weight)
     assert first.grad_fn.next_functions == second.grad_fn.next_functions
     assert not is_fast(convolve(x, weight))
@@ -73,7 +73,7 @@ def test_a_kernel_is_transformed_once_and_kept_only_inside():
 @pytest.mark.parametrize("height", [16, 13])
 def test_what_comes_out_may_be_written_over(height):
     x, weight = frames(2, 32, height, 16), kernels(36, 32, 5)
-    with cached_weights(1000):
+    with cached_weights(10_000):
         made = convolve(x, weight)
     assert is_fast(made)
     made[:, 0] += 1
@@ -85,7 +85,7 @@ def test_what_comes_out_may_be_written_over(height):
 
 def test_only_where_it_pays():
     x, weight = frames(1, 32, 8, 8), kernels(32, 32, 5)
-    with cached_weights(16):
+    with cached_weights(128):
         assert is_fast(convolve(x, weight))
         assert not is_fast(convolve(x, kernels(32, 32, 7)))
         assert not is_fast(convolve(x[:, :31], kernels(32, 31, 5)))
@@ -93,8 +93,16 @@ def test_only_where_it_pays():
         assert not is_fast(convolve(x.double(), weight.double()))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not is_fast(convolve(x, weight))
-    with cached_weights(15):
+    with cached_weights(127):
         assert not is_fast(convolve(x, weight))
+
+
+def test_a_forecast_transforms_kernels_of_fewer_uses_than_a_training_step():
+    x, weight = frames(1, 32, 8, 8), kernels(32, 32, 5)
+    assert not winograd._pays(x, weight, 127)
+    with torch.no_grad():
+        assert winograd._pays(x, weight, 16)
+        assert not winograd._pays(x, weight, 15)
 
 
 def test_a_forecast_before_does_not_hinder_training():
