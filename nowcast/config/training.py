@@ -61,17 +61,20 @@ class Span(Frozen):
         return self
 
 
+Objects = Annotated[int, Field(ge=1, le=3)]
+
+
 class Moving(Frozen):
     """Clips generated on the fly from moving, bouncing images: Moving MNIST, or the same with any images."""
 
     images: Path
     """``train-images-idx3-ubyte.gz``, an ``.npy`` of grey images, or a folder of pictures."""
-    objects: Annotated[int, Field(ge=1, le=3)] = 2
-    """Images in a clip."""
+    objects: Objects | Annotated[tuple[Objects, ...], Field(min_length=1)] = 2
+    """Images in a clip; several numbers, such as [1, 2, 3]: one of them is drawn for each clip."""
     canvas: Annotated[int, Field(ge=8)] = 64
     """Side of the frames in pixels."""
     clips: Annotated[int, Field(ge=1)] = 10_000
-    """Clips in an epoch."""
+    """Clips in an epoch. Training draws new ones in every epoch, validation has the same in all of them."""
     images_from: Annotated[int, Field(ge=0)] = 0
     """First image used."""
     images_to: Annotated[int, Field(ge=1)] | None = None

@@ -51,7 +51,8 @@ class Windows(Dataset[Batch]):
     Args:
         spans: Spans of stores, and generated clips.
         settings: Size of the windows and crops, and how they are drawn.
-        augment: Whether crops are flipped and transposed, where ``settings.flips`` says so.
+        training: Whether crops are flipped and transposed, where ``settings.flips`` says so, and generated clips are
+            other ones at every draw.
         missing: Whether the past has NaN where nothing was measured, instead of 0.
 
     Raises:
@@ -59,9 +60,9 @@ class Windows(Dataset[Batch]):
     """
 
     def __init__(
-        self, spans: Sequence[Span | Moving], settings: WindowSettings, *, augment: bool, missing: bool = False
+        self, spans: Sequence[Span | Moving], settings: WindowSettings, *, training: bool, missing: bool = False
     ) -> None:
-        self.spans, self.settings, self.augment, self.missing = tuple(spans), settings, augment, missing
+        self.spans, self.settings, self.training, self.missing = tuple(spans), settings, training, missing
         self.sources: list[Source] = [source(span, settings) for span in spans]
         self.first = np.concatenate([[0], np.cumsum([found.weights.size for found in self.sources])])
         self.floats = any(found.table is None for found in self.sources)
@@ -123,6 +124,9 @@ class Windows(Dataset[Batch]):
         for window in windows:
             number = int(np.searchsorted(self.first, window, side="right")) - 1
             sequences, times = self.sources[number].beginnings()
+            if self.training and self.sources[number].endless:
+                found.append(f"{self.sources[number].name}, drawn anew")
+                continue
             place = window - int(self.first[number])
             found.append(f"{self.sources[number].name}, {sequences[place]}, {times[place].astype('datetime64[s]')}")
         return found
@@ -144,20 +148,31 @@ class Windows(Dataset[Batch]):
             frames = (
                 self.buffer.memory[place].numpy()[: shape[0]] if self.buffer and place else np.empty(shape, self.dtype)
             )
-            for row, (number, (index, seed)) in enumerate(zip(numbers.tolist(), drawn, strict=True)):
-                target = frames[row * each : (row + 1) * each]
-                window = index - int(self.first[number])
-                self._decode(self.sources[number], window, np.random.default_rng(seed), target)
+            for number in np.unique(numbers).tolist():
+                self._fill(frames, np.flatnonzero(numbers == number), number, drawn)
         if self.buffer and place:
             return SharedBatch(self.buffer, place, shape[0], rest)
         return {name: torch.from_numpy(values) for name, values in ({"frames": frames} | rest).items()}
 
+    def _fill(self, frames: np.ndarray, rows: np.ndarray, number: int, drawn: Sequence[tuple[int, int]]) -> None:
+        """Fill the crops of those windows of a batch that are of one source."""
+        found, each = self.sources[number], self.settings.crops_per_window
+        anew = self.training and found.endless
+        windows = [drawn[row][1] if anew else drawn[row][0] - int(self.first[number]) for row in rows]
+        if self._as_is(found):
+            found.read_many(windows, frames, rows)
+            return
+        for row, window in zip(rows.tolist(), windows, strict=True):
+            rng = np.random.default_rng(drawn[row][1])
+            self._decode(found, window, rng, frames[row * each : (row + 1) * each])
+
+    def _as_is(self, found: Source) -> bool:
+        """Whether the windows of a source need nothing but to be read."""
+        same_layout = not self.floats and found.dtype == self.dtype and found.channels == self.channels
+        return same_layout and self.settings.crop is None and not self._flips
+
     def _decode(self, found: Source, window: int, rng: np.random.Generator, target: np.ndarray) -> None:
         """Fill (crop, T, C, H, W)."""
-        same_layout = not self.floats and found.dtype == self.dtype and found.channels == self.channels
-        if same_layout and self.settings.crop is None and not self._flips:
-            found.read(window, target[0])
-            return
         fields = found.read(window, None if found.table is None else self._workspace(found))
         if self.floats and found.table is not None:
             fields = found.table[_bits(fields)]
@@ -185,7 +200,7 @@ class Windows(Dataset[Batch]):
 
     @property
     def _flips(self) -> bool:
-        return self.augment and self.settings.flips
+        return self.training and self.settings.flips
 
     def _flipped(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Flip and transpose at random, all frames of a window in the same way."""

@@ -46,9 +46,15 @@ class Source(Protocol):
     """Rows and columns."""
     step_seconds: int
     """Time between frames: the median over the windows."""
+    endless: bool
+    """Whether every number is a window: training draws another one each time."""
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read codes (T, C, H, W), into ``out`` if it is given, or float32 in [0, 1] if there is no table."""
+        ...
+
+    def read_many(self, windows: Sequence[int], out: np.ndarray, rows: np.ndarray) -> None:
+        """Read the codes of several windows into ``rows`` of ``out`` (B, T, C, H, W)."""
         ...
 
     def facts(self) -> dict[str, object]:
@@ -78,6 +84,8 @@ def source(span: Span | Moving, settings: WindowSettings) -> Source:
 
 class Stored:
     """The windows of a span of a store."""
+
+    endless = False
 
     def __init__(self, span: Span, settings: WindowSettings) -> None:
         self.span, self.settings, self.name = span, settings, _name(span)
@@ -207,6 +215,11 @@ class Stored:
             self._codes(name, places, out[:, index])
         return out
 
+    def read_many(self, windows: Sequence[int], out: np.ndarray, rows: np.ndarray) -> None:
+        """Read the codes of several windows into ``rows`` of ``out`` (B, T, C, H, W)."""
+        for row, window in zip(rows, windows, strict=True):
+            self.read(window, out[row])
+
     def physical(self, window: int) -> np.ndarray:
         """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
         places = self.positions(window)
@@ -258,7 +271,7 @@ class Stored:
 class Generated:
     """Windows of clips that are generated on the fly."""
 
-    channels, step_seconds = 1, 1
+    channels, step_seconds, endless = 1, 1, True
 
     def __init__(self, span: Moving, settings: WindowSettings) -> None:
         self.span, self.name = span, f"{span.images} (moving)"
@@ -298,6 +311,10 @@ class Generated:
             return frames[:, None]
         out[:, 0] = frames
         return out
+
+    def read_many(self, windows: Sequence[int], out: np.ndarray, rows: np.ndarray) -> None:
+        """Generate several clips together, which costs a fifth of one by one."""
+        out[rows, :, 0] = self.clips.clips(windows)
 
 
 def resized(frame: np.ndarray, side: int) -> np.ndarray:

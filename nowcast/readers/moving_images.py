@@ -1,6 +1,6 @@
 """Moving MNIST made on the fly, from digits or any other small pictures.
 
-Each clip shows ``count`` pictures that drift over a black canvas, turn at its borders and cover one
+Each clip shows a few pictures that drift over a black canvas, turn at its borders and cover one
 another by the larger grey level. Every clip follows from its number and the seed alone, whichever
 process asks for it and in whatever order.
 
@@ -47,7 +47,7 @@ class MovingImages:
         images: (image, row, column) uint8 grey levels, no larger than the canvas.
         canvas: Rows and columns of a frame.
         frames: Of a clip.
-        count: Pictures in a clip, 1 to 3.
+        count: Pictures in a clip, 1 to 3; or several such numbers, one of which is drawn for each clip.
         step: Way of a frame, in units of the range that a picture is free to move in.
         seed: Other clips for another one.
         elastic: How a picture turns at a border, see the module.
@@ -62,7 +62,7 @@ class MovingImages:
         *,
         canvas: int = 64,
         frames: int = 20,
-        count: int = 2,
+        count: int | Sequence[int] = 2,
         step: float = 0.1,
         seed: int,
         elastic: bool = False,
@@ -71,9 +71,10 @@ class MovingImages:
             raise ValueError(f"Pictures are {images.shape} of {images.dtype}; give (image, row, column) of uint8.")
         if max(images.shape[1:]) > canvas:
             raise ValueError(f"Pictures of {images.shape[1]}x{images.shape[2]} pixels do not fit a canvas of {canvas}.")
-        if not 1 <= count <= MOST or frames < 1 or not 0 <= step <= 1:
+        counts = np.atleast_1d(np.asarray(count))
+        if not counts.size or counts.min() < 1 or counts.max() > MOST or frames < 1 or not 0 <= step <= 1:
             raise ValueError(f"A clip needs 1 to {MOST} objects, a frame and a step of 0 to 1.")
-        self.images, self.canvas, self.frames, self.count = images, canvas, frames, count
+        self.images, self.canvas, self.frames, self.counts = images, canvas, frames, counts
         self.step, self.elastic = step, elastic
         self.free = canvas - np.array(images.shape[1:])
         self.key = _mixed(np.array([seed % 2**64], np.uint64))
@@ -85,7 +86,8 @@ class MovingImages:
 
     def clips(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(clip, frame, row, column) uint8; the clips of ``indices`` in their order."""
-        picked, paths = self._drawn(np.asarray(indices, np.uint64))
+        numbers = np.asarray(indices, np.uint64)
+        (picked, paths), shown = self._drawn(numbers), self.shown(numbers)
         corners = (paths * self.free).astype(np.int64)
         shift, most = corners @ [self.canvas, 1], int(self.free @ [self.canvas, 1])
         # Rows after one another, the canvas is one run of pixels in which a picture is only shifted: every frame is
@@ -98,20 +100,31 @@ class MovingImages:
         for first in range(0, len(picked), TOGETHER):
             now = slice(first, min(first + TOGETHER, len(picked)))
             number = now.stop - first
-            for thing in range(self.count):
+            for thing in range(picked.shape[1]):
                 places[:number] = self.images[picked[now, thing]]
+                places[:number][shown[now] <= thing] = 0
                 np.maximum(clips[now], windows[which[:number], most - shift[now, thing]], out=clips[now])
         return clips.reshape(-1, self.frames, self.canvas, self.canvas)
 
+    def shown(self, indices: np.ndarray) -> np.ndarray:
+        """Return the number of objects of each clip."""
+        bits = _mixed(_mixed(np.asarray(indices, np.uint64)) ^ ~self.key)
+        chosen: np.ndarray = self.counts[(bits % np.uint64(self.counts.size)).astype(np.int64)]
+        return chosen
+
     def paths(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(clip, object, frame, 2) rows and columns of the upper left corners, in units of the free range."""
+        """(clip, object, frame, 2) rows and columns of the upper left corners, in units of the free range.
+
+        Where the number of objects differs between clips, a clip with fewer has paths of others that it does not show.
+        """
         return self._drawn(np.asarray(indices, np.uint64))[1]
 
     def _drawn(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(clip, object) pictures and their paths."""
-        counter = indices[:, None] * np.uint64(DRAWS * MOST) + np.arange(DRAWS * self.count, dtype=np.uint64)
+        most = int(self.counts.max())
+        counter = indices[:, None] * np.uint64(DRAWS * MOST) + np.arange(DRAWS * most, dtype=np.uint64)
         bits = _mixed(_mixed(counter) ^ self.key)
-        drawn = ((bits >> np.uint64(11)) * 2.0**-53).reshape(-1, self.count, DRAWS)
+        drawn = ((bits >> np.uint64(11)) * 2.0**-53).reshape(-1, most, DRAWS)
         angle = 2 * np.pi * drawn[..., 3]
         velocity = self.step * np.stack([np.sin(angle), np.cos(angle)], axis=-1)
         travel = _reflected if self.elastic else _stopping

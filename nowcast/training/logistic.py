@@ -79,7 +79,7 @@ def _windows(recipe: Recipe) -> Iterator[Batch]:
     """Yield windows of whole frames of the training spans, each with all amounts of ``STRONGER``."""
     settings = recipe.windows.model_copy(update={"crop": None, "crops_per_window": 1, "stride": EVERY})
     for span in recipe.train:
-        windows = Windows([span], settings, augment=False, missing=True)
+        windows = Windows([span], settings, training=False, missing=True)
         for window in range(len(windows)):
             batch = windows[window, 0]
             for more in STRONGER:

@@ -310,8 +310,8 @@ class Reporter(callbacks.Callback):
 
 def _data(recipe: Recipe) -> tuple[Windows, Windows]:
     missing = model_class(recipe.model).handles_missing
-    fitting = Windows(recipe.train, recipe.windows, augment=True, missing=missing)
-    held_out = Windows(recipe.valid, recipe.windows, augment=False, missing=missing)
+    fitting = Windows(recipe.train, recipe.windows, training=True, missing=missing)
+    held_out = Windows(recipe.valid, recipe.windows, training=False, missing=missing)
     check_apart(fitting.sources, held_out.sources)
     steps = fitting.step_seconds, held_out.step_seconds
     if abs(steps[0] - steps[1]) > STEP_TOLERANCE * steps[0]:

@@ -130,7 +130,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_sevir_windows(events: str, tmp_path: Path) -> None:
     """25 x 384 x 384 in 8 bits."""
     settings = WindowSettings(quantity="vil", in_steps=13, out_steps=12, stride=12)
-    windows = Windows([Span(store=events)], settings, augment=False)
+    windows = Windows([Span(store=events)], settings, training=False)
     files = copy_chunks(windows, tmp_path / "chunks")
     options = {"batch_size": 4, "workers": WORKERS, "seed": 0, "shuffle": True, "batches": 120}
     packed, scaled = loader(windows, packed=True, **options), loader(windows, **options)  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_sevir_windows(events: str, tmp_path: Path) -> None:
 def test_archive_crops(feed: str, tmp_path: Path, each: int) -> None:
     """20 x 128 x 128 of 765 x 700 in 16 bits, batches of 16."""
     settings = WindowSettings(quantity="rainfall_rate", in_steps=8, out_steps=12, crop=128, crops_per_window=each)
-    windows = Windows([Span(store=feed)], settings, augment=False)
+    windows = Windows([Span(store=feed)], settings, training=False)
     files = copy_chunks(windows, tmp_path / "chunks")
     batches = loader(windows, batch_size=16, workers=WORKERS, seed=0, shuffle=True, batches=8 * each, packed=True)
     ours, hand = [], []

@@ -32,9 +32,9 @@ GREYS = np.arange(256, dtype=np.float32) / 255
 
 
 def windows(
-    path: str, settings: WindowSettings = SETTINGS, *, augment: bool = False, missing: bool = False, **span: object
+    path: str, settings: WindowSettings = SETTINGS, *, training: bool = False, missing: bool = False, **span: object
 ) -> Windows:
-    return Windows([Span(store=path, **span)], settings, augment=augment, missing=missing)  # type: ignore[arg-type]
+    return Windows([Span(store=path, **span)], settings, training=training, missing=missing)  # type: ignore[arg-type]
 
 
 def changed(settings: WindowSettings, **changes: object) -> WindowSettings:
@@ -241,7 +241,7 @@ def test_stores_of_different_packings_make_one_set(tmp_path: Path) -> None:
         values[1, 5, 5] = np.nan if level > 1 else 2
         paths.append(make(tmp_path / kind, values, **packing))
     for count, kind in ((1, np.uint8), (2, np.int16), (3, np.float32)):
-        found = Windows([Span(store=path) for path in paths[:count]], settings, augment=False)
+        found = Windows([Span(store=path) for path in paths[:count]], settings, training=False)
         assert found.dtype == kind
         batch = found.unpack(found.__getitems__([(index, 0) for index in range(count)]))
         assert batch["past"][:, 0, 0, 5, 5].tolist() == pytest.approx([0.1, 0.2, 0.3][:count])
@@ -267,7 +267,7 @@ def test_colour_video_beside_radar(tmp_path: Path, changes: dict, kind: type) ->
     scaling = ScalingSettings(kind="linear", low=0, high=10)
     chosen = changed(PAIRS, channels=3, scaling=scaling, **changes)
     spans = [Span(store=video(tmp_path / "video"), quantity="intensity"), Span(store=radar)]
-    found = Windows(spans, chosen, augment=True)
+    found = Windows(spans, chosen, training=True)
     assert found.dtype == kind
     assert found.scaling == scaling.build()
     batch = found.unpack(found.__getitems__([(0, 0), (1, 0)]))
@@ -282,7 +282,7 @@ def test_grey_video_beside_radar_in_one_channel(tmp_path: Path) -> None:
     grey = make(tmp_path / "grey", even(0.2, 0.4), name="intensity", sequence="clip", cadence=None, levels=GREYS)
     radar = make(tmp_path / "radar", even(5, 5), quantum=0.5)
     spans = [Span(store=radar), Span(store=grey, quantity="intensity", scaling={"kind": "linear", "low": 0, "high": 2})]
-    found = Windows(spans, PAIRS, augment=False)
+    found = Windows(spans, PAIRS, training=False)
     assert found[1, 0]["past"].mean().item() == pytest.approx(0.1)
     assert found[0, 0]["past"].mean().item() == pytest.approx(np.log(50) / np.log(3000))
 
@@ -297,9 +297,9 @@ def test_a_quantity_that_a_store_does_not_hold_is_refused(tmp_path: Path) -> Non
 def test_frames_of_different_sizes_need_a_common_one(tmp_path: Path) -> None:
     spans = [Span(store=make(tmp_path / "a", even(1, 2))), Span(store=synthetic.make_store(tmp_path / "b", range(2)))]
     with pytest.raises(ConfigError, match=r"different sizes \(\(16, 16\), \(48, 64\)\); set windows.resize"):
-        Windows(spans, PAIRS, augment=False)
-    assert Windows(spans, changed(PAIRS, resize=32), augment=False).shape == (2, 1, 32, 32)
-    assert Windows(spans, changed(PAIRS, crop=16), augment=False).shape == (2, 1, 16, 16)
+        Windows(spans, PAIRS, training=False)
+    assert Windows(spans, changed(PAIRS, resize=32), training=False).shape == (2, 1, 32, 32)
+    assert Windows(spans, changed(PAIRS, crop=16), training=False).shape == (2, 1, 16, 16)
 
 
 def test_crops_that_cannot_be_cut_are_refused(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_flips_turn_a_window_as_a_whole(tmp_path: Path, packing: dict) -> None:
     field = np.arange(256, dtype=np.float32).reshape(16, 16)
     path = make(tmp_path / "s", np.stack([field, field + 1]), **packing)
     scaling = ScalingSettings(kind="linear", low=0, high=300)
-    found = windows(path, changed(PAIRS, crop=16, flips=True, scaling=scaling), augment=True)
+    found = windows(path, changed(PAIRS, crop=16, flips=True, scaling=scaling), training=True)
     seen = set()
     for seed in range(64):
         batch = found[0, seed]
@@ -332,7 +332,7 @@ def test_flips_turn_a_window_as_a_whole(tmp_path: Path, packing: dict) -> None:
         assert sorted(past.ravel()) == list(range(256))
         seen.add((past[0, 0], past[0, -1]))
     assert seen == {(0, 15), (15, 0), (240, 255), (255, 240), (0, 240), (240, 0), (15, 255), (255, 15)}
-    assert not windows(path, changed(PAIRS, flips=True), augment=False)._flips
+    assert not windows(path, changed(PAIRS, flips=True), training=False)._flips
 
 
 def test_both_ways_to_look_codes_up_agree() -> None:
@@ -359,14 +359,43 @@ def test_loader_processes_get_no_tables(tmp_path: Path) -> None:
 def test_clips_are_made_on_the_fly(tmp_path: Path) -> None:
     span = Moving(images=idx(tmp_path / "digits.gz"), objects=2, clips=3)
     settings = changed(SETTINGS, quantity="intensity")
-    found = Windows([span], settings, augment=False)
+    found = Windows([span], settings, training=False)
     assert (len(found), found.dtype, found.shape) == (3, np.uint8, (5, 1, 64, 64))
     clip = found.sources[0].read(2)[:, 0] / np.float32(255)
     batch = found[2, 0]
     np.testing.assert_allclose(torch.cat([batch["past"], batch["future"]], dim=1)[0, :, 0].numpy(), clip, rtol=1e-6)
     assert batch["mask"].all()
-    small = Windows([span], changed(settings, resize=32), augment=False)[2, 0]["past"][0, :, 0].numpy()
+    small = Windows([span], changed(settings, resize=32), training=False)[2, 0]["past"][0, :, 0].numpy()
     np.testing.assert_allclose(small, clip[:2].reshape(2, 32, 2, 32, 2).mean(axis=(2, 4)), atol=1e-6)
+
+
+def clips_of_an_epoch(found: Windows, epoch: int, *, workers: int = 0, skip: int = 0) -> list[bytes]:
+    made = loader(found, batch_size=2, workers=workers, seed=5, shuffle=found.training)
+    made.draws.set_epoch(epoch)
+    made.draws.skip = skip
+    return [clip.numpy().tobytes() for batch in made for clip in torch.cat([batch["past"], batch["future"]], dim=1)]
+
+
+@pytest.mark.parametrize("resize", [None, 32])
+def test_training_sees_a_clip_once_and_validation_the_same_ones(tmp_path: Path, resize: int | None) -> None:
+    span = Moving(images=idx(tmp_path / "digits.gz"), clips=6)
+    settings = changed(SETTINGS, quantity="intensity", resize=resize)
+    training, validation = (Windows([span], settings, training=anew) for anew in (True, False))
+    epochs = [clips_of_an_epoch(training, epoch) for epoch in range(3)]
+    assert len({clip for clips in epochs for clip in clips}) == 18
+    assert epochs[1] == clips_of_an_epoch(training, 1), "an epoch follows from seed and number alone"
+    assert epochs[1][2:] == clips_of_an_epoch(training, 1, skip=2), "a resumed one too"
+    fixed = [clips_of_an_epoch(validation, epoch) for epoch in range(2)]
+    assert fixed[0] == fixed[1]
+    assert len(set(fixed[0])) == 6
+    assert "drawn anew" in training.names([0])[0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_loader_processes_draw_the_same_clips(tmp_path: Path) -> None:
+    span = Moving(images=idx(tmp_path / "digits.gz"), objects=[1, 2, 3], clips=4)
+    training = Windows([span], changed(SETTINGS, quantity="intensity"), training=True)
+    assert clips_of_an_epoch(training, 1, workers=2) == clips_of_an_epoch(training, 1)
 
 
 # --- how often they are drawn -------------------------------------------------------------------------
@@ -399,7 +428,7 @@ def test_spans_are_drawn_by_temperature_and_weight(tmp_path: Path) -> None:
 
     def odds(temperature: float, weight: float) -> np.ndarray | None:
         spans = [Span(store=paths[0]), Span(store=paths[1], weight=weight)]
-        return Windows(spans, changed(PAIRS, temperature=temperature), augment=False).probabilities()
+        return Windows(spans, changed(PAIRS, temperature=temperature), training=False).probabilities()
 
     assert odds(1, 1) is None
     assert odds(2, 1) == pytest.approx([4 / 6 / 16] * 16 + [2 / 6 / 4] * 4)
@@ -479,12 +508,12 @@ def test_frames_at_one_time_of_two_radars_do_not_overlap(tmp_path: Path) -> None
 def test_clips_of_one_seed_overlap(tmp_path: Path) -> None:
     digits = Moving(images=idx(tmp_path / "digits"), seed=1, clips=4)
     settings = changed(PAIRS, quantity="intensity")
-    train = Windows([digits], settings, augment=True)
+    train = Windows([digits], settings, training=True)
     for change in ({}, {"clips": 2}, {"canvas": 32}):
-        valid = Windows([digits.model_copy(update=change)], settings, augment=False)
+        valid = Windows([digits.model_copy(update=change)], settings, training=False)
         with pytest.raises(ConfigError, match="train and valid make the same clips; give them different seeds"):
             apart(train, valid)
-    apart(train, Windows([digits.model_copy(update={"seed": 2})], settings, augment=False))
+    apart(train, Windows([digits.model_copy(update={"seed": 2})], settings, training=False))
 
 
 def test_a_random_share_is_no_validation() -> None:
@@ -499,7 +528,7 @@ def test_a_random_share_is_no_validation() -> None:
 
 def test_the_loader_draws_what_is_drawn(tmp_path: Path) -> None:
     settings = changed(SETTINGS, crop=16, crops_per_window=2, flips=True)
-    source = windows(synthetic.make_store(tmp_path / "s", range(12)), settings, augment=True)
+    source = windows(synthetic.make_store(tmp_path / "s", range(12)), settings, training=True)
     want = [source[drawn]["past"] for drawn in WindowSampler(source, seed=3, count=None, shuffle=True)]
     batches = loader(source, batch_size=2, workers=0, seed=3, shuffle=True)
     assert all(torch.equal(batch["past"], past) for batch, past in zip(batches, want, strict=True))

@@ -38,7 +38,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def windows(path: str) -> Windows:
-    return Windows([Span(store=path)], SETTINGS, augment=True)
+    return Windows([Span(store=path)], SETTINGS, training=True)
 
 
 def batches(windows: Windows, workers: int, *, seed: int = 0, packed: bool = True, shuffle: bool = True) -> Loader:
@@ -201,7 +201,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(windows: Windows, workers: i
 def rank(number: int, port: int, path: str, folder: Path) -> None:
     """One of two training processes with a loader process each; writes the pixel sums of its batches."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    windows = Windows([Span(store=path)], SETTINGS, augment=True)
+    windows = Windows([Span(store=path)], SETTINGS, training=True)
     found = batches(windows, 1)  # made before the processes know of each other, as Lightning does
     torch.distributed.init_process_group("gloo", rank=number, world_size=2)
     sums = [[frame.long().sum().item() for frame in batch["frames"]] for batch in epoch(found, 2)]

@@ -57,6 +57,18 @@ def test_a_clip_has_the_shape_of_the_benchmark():
     assert clips.any(axis=(2, 3)).all()
 
 
+def test_the_number_of_objects_is_drawn_for_each_clip():
+    made = MovingImages(np.full((5, 2, 2), 255, np.uint8), canvas=64, count=[1, 3], seed=4)
+    clips, shown = made.clips(range(2000)), made.shown(np.arange(2000))
+    assert set(shown) == {1, 3}
+    assert 900 < (shown == 3).sum() < 1100
+    bright = (clips[:, 0] > 0).sum(axis=(1, 2))
+    assert (bright[shown == 1] == 4).all()
+    assert (bright[shown == 3] > 4).mean() > 0.99
+    one, three = (MovingImages(made.images, canvas=64, count=count, seed=4).clips(range(2000)) for count in (1, 3))
+    np.testing.assert_array_equal(clips, np.where((shown == 1)[:, None, None, None], one, three))
+
+
 def test_a_clip_follows_from_its_number_alone():
     made = MovingImages(pictures(), seed=3)
     together = made.clips([5, 0, 7, 5])

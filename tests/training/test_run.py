@@ -635,7 +635,7 @@ def test_the_batches_not_yet_seen_follow(tmp_path: Path, workers: int) -> None:
     train_store = tmp_path / "store"
     FrameStore(train_store).append(cube, message="m")
     settings = WindowSettings(quantity="rainfall_rate", in_steps=2, out_steps=3, crop=32)
-    windows = Windows([Span(store=str(train_store))], settings, augment=True)
+    windows = Windows([Span(store=str(train_store))], settings, training=True)
     whole = witnessed(windows, tmp_path / "whole", 0)
     assert len(whole) == len({codes for *_, codes in whole}) == 21
     for step in (3, 6, 7, 8) if not workers else (10,):
