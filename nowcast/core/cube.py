@@ -9,8 +9,10 @@ the promise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -34,6 +36,9 @@ def make(
     quantum: float | None = None,
     floor: float | None = None,
     levels: np.ndarray | None = None,
+    product: str = "",
+    accumulation: int = 0,
+    level: str = "",
     attrs: Mapping[str, object] | None = None,
 ) -> xr.Dataset:
     """Build a Cube from arrays.
@@ -49,11 +54,16 @@ def make(
         grid: Where the pixels are.
         sequence: Label(s) of unbroken runs; "" for a live feed, whose runs are found from ``cadence``.
         split: Label(s) ``train``, ``valid`` or ``test`` where the source itself divides its data.
-        cadence: Seconds between frames of a live feed.
+        cadence: Seconds between frames of a live feed as far as the source hints at them, 0 where it does not;
+            None where sequences are labelled.
         quantum: Step of the source's quantisation in the variable's unit.
         floor: Lowest value of a source of 8 bits: all values are ``floor + n * quantum``, n in 0..254.
         levels: The values that an uneven source of 8 bits can take, ascending, without NaN. 255 of them
             at most, or all 256 where nothing is ever missing.
+        product: The producer's name of the product, see ``Identity``; "" where there is none.
+        accumulation: Seconds in which an amount fell, whether it was made a rate or not; 0 for what was measured at
+            one time.
+        level: Height or elevation that was measured; "" where there is none.
         attrs: Title, source, licence and whatever else the source says about itself.
     """
     stamps = np.asarray(time, "datetime64[ns]")
@@ -69,8 +79,62 @@ def make(
     axis["time"].attrs = {"standard_name": "time", "axis": "T"}
     place, indexes = _place(grid)
     coords = xr.Coordinates(axis | frames | place, {"time": moments} | indexes)
-    head = dict(attrs or {}) | ({"cadence_seconds": int(cadence)} if cadence else {})
+    head = dict(attrs or {}) | {"product": product, "accumulation_seconds": int(accumulation), "level": level}
+    if cadence is not None:
+        head["cadence_seconds"] = int(cadence)
     return xr.Dataset(variables, coords=coords, attrs=head)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which product frames are of: two that differ in it may share grid and times, and are no versions of each other.
+
+    Only what stays the same for one product over years belongs here: no file name, institution or free text.
+    """
+
+    product: str
+    quantities: tuple[str, ...]
+    """Names of the channels."""
+    accumulation: int
+    """Seconds in which an amount fell; 0 for what was measured at one time."""
+    level: str
+
+    def __str__(self) -> str:
+        period = f"sum of {_duration(self.accumulation)}" if self.accumulation else ""
+        words = dict.fromkeys((self.product, *self.quantities, period, self.level))  # each once
+        return ", ".join(filter(None, words)) or "unnamed"
+
+    def fits(self, choice: str) -> bool:
+        """Tell whether a choice means this product: any of the words of ``str``, between commas; "" means all."""
+        return _words(choice) <= _words(str(self))
+
+
+def identity(about: xr.Dataset | Mapping[str, object], names: Sequence[str] | None = None) -> Identity:
+    """Read which product a Cube or store holds, from itself or from its attributes.
+
+    Args:
+        about: The Cube, or its attributes. Without ``accumulation_seconds`` they are older than identities, and their
+            ``product`` is not one.
+        names: Of its channels; None: those of the Cube.
+    """
+    attrs: Mapping[Any, object] = about.attrs if isinstance(about, xr.Dataset) else about
+    if isinstance(about, xr.Dataset):
+        names = names or channels(about)
+    stated = attrs if "accumulation_seconds" in attrs else {}
+    return Identity(
+        product=str(stated.get("product", "")),
+        quantities=tuple(names or ()),
+        accumulation=int(float(str(stated.get("accumulation_seconds", 0)))),
+        level=str(stated.get("level", "")),
+    )
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
+
+
+def _words(text: str) -> set[str]:
+    return {word for part in text.lower().split(",") if (word := " ".join(part.split()))}
 
 
 @lru_cache(maxsize=64)

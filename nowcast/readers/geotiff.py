@@ -95,6 +95,7 @@ def read(item: Item) -> xr.Dataset:
             time,
             grid(item.path, dataset),
             cadence=rasters.step(item.path, _when),
+            product=label,
             attrs={"title": TITLE, "licence": licence},
         )
 
@@ -212,6 +213,7 @@ def cube(
     where: Grid,
     *,
     cadence: int,
+    product: str,
     attrs: Mapping[str, object],
 ) -> xr.Dataset:
     """Read the band as a Cube of one frame.
@@ -230,6 +232,7 @@ def cube(
         cadence=cadence,
         quantum=packing.get("quantum"),
         floor=packing.get("floor"),
+        product=product,
         attrs=dict(attrs) | {"source": path.name},
     )
     return check(result, path)

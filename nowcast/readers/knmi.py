@@ -72,14 +72,23 @@ def read(item: Item) -> xr.Dataset:
             "source": item.path.name,
             "licence": LICENCE,
             "institution": "KNMI",
-            "product": attribute(file, "image1/image_product_name"),
             "zr_a": MARSHALL_PALMER[0],
             "zr_b": MARSHALL_PALMER[1],
         }
+        product = str(attribute(file, "image1/image_product_name"))
         grid = _grid(file, values.shape[1:])
     # KNMI names a reflectivity composite after the start of its lowest scan
     moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
-    cube = make({name: values}, [moment], grid, cadence=period, quantum=round(step, 9), attrs=attrs)
+    cube = make(
+        {name: values},
+        [moment],
+        grid,
+        cadence=period,
+        quantum=round(step, 9),
+        product=product,
+        accumulation=period if name == "rainfall_rate" else 0,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

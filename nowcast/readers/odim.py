@@ -21,10 +21,11 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
-from nowcast.core.cube import check, make
+from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
+from nowcast.readers import rasters
 from nowcast.readers.hdf5 import attribute, numbers, open_hdf5
 from nowcast.readers.items import Item, files, natural
 from nowcast.readers.rasters import metric_crs
@@ -46,6 +47,12 @@ HIGHEST = {"rainfall_rate": 1000.0, "reflectivity": 95.0}
 PRODUCT_CADENCE = ((r"T_PABV21_C_EUOC", 300), (r"T_PA[ABS]H2\d_C_EUOC", 900), (r"CPC\d{9}", 600))
 """Seconds between files where the period in the file is not it: CIRRUS, other OPERA, CombiPrecip."""
 USUAL_CADENCE = 300
+CODE = re.compile(r"(?!.*\d{6})[A-Za-z][\w.-]{0,31}")
+"""A producer's name of a product that is a code such as ``HX_top_view``, not words or a date."""
+NAMED = re.compile(r"composite_([a-z]\w*?)_\d{8}_\d{4}|([A-Z]{3})\d{9}")
+"""Names of DWD and MeteoSwiss, which have their codes of products in them."""
+ON_LEVELS = {"PPI": "degrees", "CAPPI": "m", "PCAPPI": "m"}
+"""Kinds of product of which ``prodpar`` is the elevation or height."""
 CORNERS = ("LL", "UL", "UR", "LR")
 
 Lookup = Callable[[str, str], object]
@@ -76,10 +83,11 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If the file is no composite, holds no known quantity, or contradicts itself.
     """
     with open_hdf5(item.path, FORM) as file:
-        data = _main(file, item.path)
+        data = _main(file, item)
         lookup = _lookup(data)
         seconds = _seconds(lookup)
         kind = str(lookup("what", "quantity"))
+        known = _identity(lookup, item.path)
         if kind == "ACRR" and seconds <= 0:
             raise BadInput(item.path, "is an accumulation over no time", "give one with start and end time")
         factor = 3600 / seconds if kind == "ACRR" else 1.0
@@ -97,6 +105,9 @@ def read(item: Item) -> xr.Dataset:
         cadence=_cadence(item.path.name, kind, seconds),
         quantum=quantum,
         floor=floor,
+        product=known.product,
+        accumulation=known.accumulation,
+        level=known.level,
         attrs=attrs,
     )
     return check(cube, item.path)
@@ -105,9 +116,10 @@ def read(item: Item) -> xr.Dataset:
 # --- finding one's way in the file ----------------------------------------------------------------
 
 
-def _main(file: h5py.File, path: Path) -> h5py.Group:
-    """Find the first data group of a known quantity."""
-    lookup, seen = _lookup(file), []
+def _main(file: h5py.File, item: Item) -> h5py.Group:
+    """Find the data group of the product that is asked for, else the first of a known quantity."""
+    lookup, path, seen = _lookup(file), item.path, []
+    known: list[h5py.Group] = []
     model = str(lookup("what", "object") or "COMP")
     if model not in ("COMP", "IMAGE"):
         raise BadInput(path, f"holds a {model}", "give a Cartesian composite (COMP or IMAGE)")
@@ -115,8 +127,28 @@ def _main(file: h5py.File, path: Path) -> h5py.Group:
         for data in _numbered(dataset, "data"):
             seen.append(str(_lookup(data)("what", "quantity") or "data without quantity"))
             if seen[-1] in QUANTITIES and "data" in data:
-                return data
+                known.append(data)
+    if known:
+        return next((data for data in known if _identity(_lookup(data), path).fits(item.product)), known[0])
     raise BadInput(path, f"holds {', '.join(seen) or 'no dataset1/data1'}", f"give one of {', '.join(QUANTITIES)}")
+
+
+def _identity(lookup: Lookup, path: Path) -> Identity:
+    """Name a product by its quantity, its kind (``MAX``, ``CAPPI``) and the producer's code for it, if one is stated.
+
+    DWD and MeteoSwiss have such codes in the names of their files.
+    """
+    kind = str(lookup("what", "quantity"))
+    sort, code = str(lookup("what", "product") or ""), str(lookup("what", "prodname") or "")
+    named = NAMED.match(path.name)
+    words = [kind, sort, code if CODE.fullmatch(code) else "", (named[1] or named[2]).upper() if named else ""]
+    level = lookup("what", "prodpar") if sort in ON_LEVELS else None
+    return Identity(
+        product=" ".join(dict.fromkeys(filter(None, words))),
+        quantities=(QUANTITIES[kind],),
+        accumulation=round(_seconds(lookup)) if kind == "ACRR" else 0,
+        level="" if level is None else f"{level:g} {ON_LEVELS[sort]}" if isinstance(level, float) else str(level),
+    )
 
 
 def _numbered(group: h5py.Group, word: str) -> list[h5py.Group]:
@@ -208,13 +240,11 @@ def _packing(name: str, step: float, floor: float | None) -> tuple[float | None,
 
 
 def _attrs(lookup: Lookup, kind: str, path: Path) -> dict[str, object]:
-    product = lookup("what", "prodname") or lookup("what", "product")
     attrs = {
         "title": TITLE,
         "source": path.name,
         "licence": LICENCE,
         "institution": lookup("what", "source"),
-        "product": product,
         "odim_quantity": kind,
         "zr_a": lookup("how", "zr_a"),
         "zr_b": lookup("how", "zr_b"),
@@ -237,7 +267,7 @@ def _stamp(lookup: Lookup, prefix: str) -> np.datetime64:
 def _seconds(lookup: Lookup) -> float:
     """Length of the period that the file covers; 0 where not stated."""
     span = _stamp(lookup, "end") - _stamp(lookup, "start")
-    return 0.0 if np.isnat(span) else float(span / np.timedelta64(1, "s"))
+    return 0.0 if np.isnat(span) else float(rasters.period(span / np.timedelta64(1, "s")))
 
 
 def _time(lookup: Lookup, kind: str) -> np.datetime64:

@@ -195,6 +195,12 @@ def duration(text: object) -> int:
     return round(days * 86400 + hours * 3600 + minutes * 60 + seconds)
 
 
+def period(seconds: float) -> int:
+    """Round the length of a period to what is meant: ends that are its last second make it a second short."""
+    whole = 60 * round(seconds / 60)
+    return whole if whole and abs(seconds - whole) <= 1 else round(seconds)
+
+
 def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
     """Find the seconds between the files of the source that one file of a single frame belongs to.
 

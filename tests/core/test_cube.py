@@ -6,7 +6,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nowcast.core.cube import channels, check, digest, label_runs, make
+from nowcast.core.cube import channels, check, digest, identity, label_runs, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 
@@ -32,8 +32,53 @@ def test_make_keeps_the_promise():
     assert (variable.attrs["units"], variable.attrs["standard_name"]) == ("mm h-1", "rainfall_rate")
     assert variable.attrs["grid_mapping"] == "crs"
     assert variable.encoding["quantum"] == 0.12
-    assert made.attrs == {"title": "rain", "cadence_seconds": 300}
+    unnamed = {"product": "", "accumulation_seconds": 0, "level": ""}
+    assert made.attrs == {"title": "rain", "cadence_seconds": 300} | unnamed
     assert made["sequence"].values.tolist() == ["", ""]
+
+
+def test_a_hint_of_no_step_still_makes_a_live_feed():
+    assert cube(cadence=0).attrs["cadence_seconds"] == 0
+    assert "cadence_seconds" not in cube(sequence="a").attrs
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({}, "rainfall_rate"),
+        ({"product": "RW", "accumulation": 3600}, "RW, rainfall_rate, sum of 60 min"),
+        ({"accumulation": 90, "level": "2 km"}, "rainfall_rate, sum of 90 s, 2 km"),
+        ({"product": "rainfall_rate"}, "rainfall_rate"),
+    ],
+)
+def test_identity_says_what_frames_are(what, words):
+    made = cube(**what)
+    assert str(identity(made)) == words
+    assert identity(made) == identity(made.attrs, channels(made))
+
+
+def test_whatever_differs_is_another_product():
+    kinds = [{}, {"product": "RW"}, {"accumulation": 3600}, {"level": "2 km"}, {"product": "rw"}]
+    assert len({identity(cube(**kind)) for kind in kinds}) == len(kinds)
+    rate, echo = (identity(cube().attrs, [name]) for name in ("rainfall_rate", "reflectivity"))
+    assert rate != echo
+
+
+def test_what_was_made_before_identities_has_none():
+    """There ``product`` was whatever the source called it, such as a title."""
+    old = cube().assign_attrs(product="Bias Corrected Radar Accumulation (10 min)")
+    del old.attrs["accumulation_seconds"]
+    assert identity(old).product == ""
+
+
+@pytest.mark.parametrize("choice", ["", "RW", "rw", "sum of 60 min", "rw,rainfall_rate", " RW , sum  of 60 min"])
+def test_a_choice_is_any_words_of_an_identity(choice):
+    assert identity(cube(product="RW", accumulation=3600)).fits(choice)
+
+
+@pytest.mark.parametrize("choice", ["R", "RY", "rw, sum of 5 min", "reflectivity"])
+def test_another_choice_does_not_fit(choice):
+    assert not identity(cube(product="RW", accumulation=3600)).fits(choice)
 
 
 def test_make_labels_each_frame():
