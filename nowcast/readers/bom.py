@@ -60,7 +60,7 @@ def read(item: Item) -> xr.Dataset:
     """
     with open_hdf5(item.path, FORM) as file:
         start, end = (_time(file, name) for name in ("start_time", "valid_time"))
-        seconds = end - start
+        seconds = rasters.period(end - start)
         if not 0 < seconds <= LONGEST:
             raise BadInput(item.path, "is an accumulation over no time", "fetch it again")
         rain = member(file, "precipitation")

@@ -12,7 +12,8 @@ the first that PROJ takes; longitude and latitude need none. Rows stay in the or
 
 Seconds between frames: ``time_coverage_resolution``, else the median step of the file (from
 ``consistent_timestep_start`` on, where stated), else the shortest step between the first files of its
-folder, else the period of its one amount. For one source that is one number.
+folder, else the period of its one amount if that is short. All are hints, 0 where there is none: the
+store knows the stamps of all frames.
 
 Source: Eaton et al., NetCDF Climate and Forecast (CF) Metadata Conventions, version 1.11.
 """
@@ -60,6 +61,8 @@ LONGITUDES = ("degrees_east", "degree_east", "degrees_e")
 DEGREES = dict.fromkeys(("degrees", "degree", *LATITUDES, *LONGITUDES), 1.0)
 PROJ_STRINGS = ("proj4", "proj4_params", "proj4text", "proj4string", "proj_params", "proj_string")
 AVERAGED = re.compile(r"\btime:\s*(mean|sum)\b")
+LONGEST_STEP = 900
+"""Seconds; longer periods are those of amounts that overlap."""
 HEIGHTS = ("height", "altitude", "height_above_mean_sea_level")
 LICENCES = ("license", "licence", "License", "Licence")
 ROLES = {
@@ -429,12 +432,8 @@ def _cadence(
         if usual <= 0:
             raise BadInput(path, "has times that do not increase", "sort its frames")
         return usual
-    try:
-        return rasters.step(path, when)
-    except BadInput:
-        if hours is None:
-            raise
-        return round(float(hours[0]) * 3600)
+    period = 0 if hours is None else rasters.period(3600 * float(hours[0]))
+    return rasters.step(path, when) or (period if period <= LONGEST_STEP else 0)
 
 
 # --- grid -----------------------------------------------------------------------------------------

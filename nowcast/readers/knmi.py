@@ -25,6 +25,7 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
+from nowcast.readers import rasters
 from nowcast.readers.hdf5 import attribute, member, numbers, open_hdf5
 from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import metric_crs
@@ -65,7 +66,7 @@ def read(item: Item) -> xr.Dataset:
         if attribute(file, "overview/number_image_groups") != 1:
             raise BadInput(item.path, "holds a forecast of several images", "give the observed composite")
         start, end = (_time(attribute(file, f"overview/product_datetime_{edge}")) for edge in ("start", "end"))
-        name, factor = _quantity(file, (end - start) / np.timedelta64(1, "s"))
+        name, factor = _quantity(file, rasters.period((end - start) / np.timedelta64(1, "s")))
         values, step = _values(file, name, factor)
         attrs = {
             "title": TITLE,
@@ -78,7 +79,9 @@ def read(item: Item) -> xr.Dataset:
         product = str(attribute(file, "image1/image_product_name"))
         grid = _grid(file, values.shape[1:])
     # KNMI names a reflectivity composite after the start of its lowest scan
-    moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
+    moment, period = (
+        (start, CADENCE) if name == "reflectivity" else (end, rasters.period((end - start) / np.timedelta64(1, "s")))
+    )
     cube = make(
         {name: values},
         [moment],

@@ -202,7 +202,7 @@ def period(seconds: float) -> int:
 
 
 def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
-    """Find the seconds between the files of the source that one file of a single frame belongs to.
+    """Find a hint of the seconds between the files of the source that one file of a single frame belongs to.
 
     The shortest time between the first files of its folder, so that it is one for all of them and a
     missing file does not make it longer. Looked up once for a folder.
@@ -211,19 +211,13 @@ def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
         path: The file.
         when: Time of a file; None: there are no neighbours.
 
-    Raises:
-        BadInput: If no neighbour tells.
+    Returns:
+        Seconds; 0 where no neighbour tells.
     """
     try:
-        if when:
-            return _step(path.parent, path.suffix, when)
-        raise LookupError
+        return _step(path.parent, path.suffix, when) if when else 0
     except LookupError:
-        raise BadInput(
-            path,
-            "does not say how far apart frames are, nor does another file beside it",
-            "put two of them in one folder, or state time_coverage_resolution",
-        ) from None
+        return 0
 
 
 @lru_cache(maxsize=64)

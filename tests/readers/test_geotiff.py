@@ -35,6 +35,9 @@ def test_floats(tmp_path):
         "title": geotiff.TITLE,
         "source": "rr_202406011200.tif",
         "licence": geotiff.LICENCE,
+        "product": "rr",
+        "accumulation_seconds": 0,
+        "level": "",
         "cadence_seconds": 300,
     }
 
@@ -213,9 +216,9 @@ def test_refuses(tmp_path, change, fault):
         read(tmp_path, **change)
 
 
-def test_refuses_a_file_alone(tmp_path):
-    with pytest.raises(BadInput, match="does not say how far apart frames are, nor does another file beside it"):
-        geotiff.read(Item(gridded.tiff(tmp_path / "rr_202406011200.tif", rain())))
+def test_a_file_alone_has_no_hint_of_its_step(tmp_path):
+    cube = geotiff.read(Item(gridded.tiff(tmp_path / "rr_202406011200.tif", rain())))
+    assert cube.attrs["cadence_seconds"] == 0
 
 
 def test_reads_nothing_else_that_gdal_could(tmp_path):
