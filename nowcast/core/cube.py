@@ -19,10 +19,13 @@ import xarray as xr
 from xarray.indexes import PandasIndex
 from xxhash import xxh3_64
 
-from nowcast.core.encoded import EncodedArray
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.core.units import get_quantity
+from nowcast.core.units import get_quantity, possible
+
+IMPOSSIBLE = "impossible_values"
+"""In the encoding of a Cube."""
 
 
 def make(
@@ -41,7 +44,7 @@ def make(
     level: str = "",
     attrs: Mapping[str, object] | None = None,
 ) -> xr.Dataset:
-    """Build a Cube from arrays.
+    """Build a Cube from arrays. Values that cannot be become no data, see ``Quantity.possible`` and ``impossible``.
 
     How the store packs it follows from the source's own quantisation, so that nothing is lost:
     ``quantum`` alone packs to 16 bits, with ``floor`` to 8 bits, ``levels`` to 8 bits by a table, none
@@ -73,7 +76,8 @@ def make(
     }
     packing = {"quantum": quantum, "floor": floor, "levels": levels}
     encoding = {key: value for key, value in packing.items() if value is not None}
-    variables = {name: _variable(name, values, encoding) for name, values in fields.items()}
+    clean = {name: _possible(name, values) for name, values in fields.items()}
+    variables = {name: _variable(name, values, encoding) for name, (values, _) in clean.items()}
     moments = PandasIndex(stamps, "time")
     axis = moments.create_variables()
     axis["time"].attrs = {"standard_name": "time", "axis": "T"}
@@ -82,7 +86,31 @@ def make(
     head = dict(attrs or {}) | {"product": product, "accumulation_seconds": int(accumulation), "level": level}
     if cadence is not None:
         head["cadence_seconds"] = int(cadence)
-    return xr.Dataset(variables, coords=coords, attrs=head)
+    made = xr.Dataset(variables, coords=coords, attrs=head)
+    made.encoding[IMPOSSIBLE] = sum(count for _, count in clean.values())
+    return made
+
+
+def impossible(cube: xr.Dataset) -> np.ndarray:
+    """Count the values of every frame that the source gave and that cannot be, which are no data in the Cube."""
+    count = np.asarray(cube.encoding.get(IMPOSSIBLE, 0))
+    known = count.shape == (cube.sizes["time"],)
+    return count if known else np.zeros(cube.sizes["time"], np.int64)
+
+
+def _possible(name: str, values: np.ndarray | EncodedArray) -> tuple[np.ndarray | EncodedArray, np.ndarray]:
+    """Make values that cannot be no data, and count them: the one door that all frames come through."""
+    if not isinstance(values, EncodedArray):
+        return possible(np.asarray(values, np.float32), name)
+    if _all_possible(values.table, name):
+        return values, np.zeros(values.shape[0], np.int64)
+    return possible(values.decoded(), name)
+
+
+@lru_cache(maxsize=64)
+def _all_possible(table: Table, name: str) -> bool:
+    known = table.values[~np.isnan(table.values)]
+    return not known.size or not possible(known[None, None], name)[1].any()
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,8 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
     corners: Any = ()
     with suppress(BadInput):  # of old files
         corners = attribute(file, "geographic/geo_product_corners")
-    misfit, grid = _placed(own, shape, tuple(offsets), unit, tuple(corners))
-    if misfit > 1:
+    off, grid = _placed(own, shape, tuple(offsets), unit, tuple(corners))
+    if sum(misfit > 1 for misfit in off) > 1:  # three corners outvote the fourth
         raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
     return grid
 
@@ -158,19 +158,19 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
 @lru_cache(maxsize=8)
 def _placed(
     own: str, shape: tuple[int, int], numbers: tuple[float, ...], unit: float, corners: tuple[float, ...]
-) -> tuple[float, Grid]:
+) -> tuple[list[float], Grid]:
     """Lay out the grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in place.
 
     Returns:
-        How far the grid lies from the stated corners, in pixels, and the grid.
+        How far every stated corner lies from the grid's, in pixels, and the grid.
     """
     row, column, width, height = numbers[0], numbers[1], numbers[2] * unit, numbers[3] * unit
-    grids: list[tuple[float, Grid]] = []
+    grids: list[tuple[list[float], Grid]] = []
     for definition in (own, PROJECTION):
         with suppress(ProjError, ValueError):
             grid = Grid.regular(
                 metric_crs(definition), shape, upper_left=(column * width, row * height), pixel=(width, -height)
             )
             lon, lat = np.reshape(corners, (-1, 2)).T
-            grids.append((grid.misfit(lon, lat) if corners else 0.0, grid))
-    return min(grids, key=lambda fit: fit[0])
+            grids.append((sorted(grid.misfits(lon, lat).tolist()) if corners else [0.0], grid))
+    return min(grids, key=lambda fit: fit[0][-2:])

@@ -66,6 +66,8 @@ NAMES = (
             "rr",
             "mmh",
             "sri",
+            "mmhr",
+            "rrai",
             "rainfall",
             "rain",
             "precipitation",
