@@ -100,7 +100,8 @@ def _facts(name: str, items: list[Item], cube: xr.Dataset, labels: dict[str, np.
 def _sequences(cube: xr.Dataset) -> str:
     """List the first few, in the order of the source."""
     if "cadence_seconds" in cube.attrs:
-        return f"live feed, a frame every {cube.attrs['cadence_seconds']} s"
+        step = cube.attrs["cadence_seconds"]
+        return f"live feed, a frame every {step} s" if step else "live feed, whose step two frames will tell"
     labels = list(dict.fromkeys(map(str, cube["sequence"].values)))
     return ", ".join(labels[:LISTED]) + (f" and {len(labels) - LISTED} more" if len(labels) > LISTED else "")
 

@@ -25,7 +25,7 @@ from pyproj import CRS
 from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.core.units import by_table
+from nowcast.core.units import by_table, get_quantity
 from nowcast.readers import rasters
 from nowcast.readers.hdf5 import attribute, numbers, open_hdf5
 from nowcast.readers.items import Item, files, natural
@@ -41,6 +41,7 @@ FORM = "an ODIM_H5 composite"
 QUANTITIES = {"RATE": "rainfall_rate", "ACRR": "rainfall_rate", "DBZH": "reflectivity", "TH": "reflectivity"}
 FLOOR_DBZ = -32.0
 """Reflectivity of a scanned pixel without echo (undetect); the lowest that most producers can encode."""
+LOWEST_DBZ = get_quantity("reflectivity").possible[0]
 MISSING_8 = 255
 MOST_PIXELS = 2**26
 """More are a damaged file."""
@@ -210,8 +211,9 @@ class _Coding:
         """float32, NaN = no data."""
         plain = self.gain == 1 and self.offset == 0
         values = (raw if plain else raw * self.gain + self.offset).astype(np.float32)
-        if self.floor < 0:  # reflectivity: fainter than the floor is as good as no echo
-            np.maximum(values, np.float32(self.floor), out=values)
+        if self.floor < 0:  # reflectivity: fainter than the floor is as good as no echo, unless it cannot be at all
+            faint = (values >= LOWEST_DBZ) | np.isneginf(values)
+            np.maximum(values, np.float32(self.floor), out=values, where=faint)
         for code, meaning in ((self.undetect, self.floor), (self.nodata, np.nan)):
             if not np.isnan(code):
                 values[raw == code] = meaning

@@ -200,7 +200,9 @@ def test_what_a_convention_misses_in_a_sound_file_is_said_with_the_remedy(tmp_pa
 
 def test_the_product_is_named(tmp_path: Path) -> None:
     path = gridded.tiff(tmp_path / "OPERA@20240601T1200@0@ACRR.tif", np.ones((2, 20, 24), np.float32))
-    assert inspect(path).facts["product"] == "acrr, rainfall_rate, sum of 60 min"
+    facts = inspect(path).facts
+    assert facts["product"] == "acrr, rainfall_rate, sum of 60 min"
+    assert facts["sequences"] == "live feed, whose step two frames will tell"
 
 
 def test_impossible_values_are_told(tmp_path: Path) -> None:

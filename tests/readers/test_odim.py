@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pyproj import Proj
 
-from nowcast.core.cube import identity
+from nowcast.core.cube import identity, impossible
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, odim
@@ -445,6 +445,21 @@ def test_one_wrong_redundant_number_refuses_nothing(tmp_path, monkeypatch, wrong
 )
 def test_a_hint_of_the_step(name, kind, seconds, want):
     assert odim._cadence(name, kind, seconds) == want
+
+
+@pytest.mark.parametrize("code", [-9999.0, -9999000.0, 1e20, np.inf])
+@pytest.mark.parametrize("quantity", ["RATE", "DBZH"])
+def test_an_undeclared_code_is_no_data_and_not_dry(tmp_path, quantity, code):
+    what = {"nodata": None, "undetect": None, "quantity": quantity}
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / "a.h5", data=field((44, 38), code, 3.0), **what)))
+    np.testing.assert_array_equal(next(iter(cube.data_vars.values())).values[0, 0, :3], [np.nan, 3, 0])
+    assert impossible(cube).tolist() == [1]
+
+
+def test_the_decibels_of_nothing_are_no_echo(tmp_path):
+    what = {"nodata": None, "undetect": None, "quantity": "DBZH"}
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / "a.h5", data=field((44, 38), -np.inf, -50.0), **what)))
+    assert start(cube, "reflectivity", 2).tolist() == [-32, -32]
 
 
 def test_half_dbz_steps_are_kept_for_packing(tmp_path):
