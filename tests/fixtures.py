@@ -208,6 +208,8 @@ def odim(path: Path, data: np.ndarray, attrs: Mapping[str, Mapping[str, object]]
         for group, values in attrs.items():
             node = file.require_group(group)
             for name, value in values.items():
+                if value is None:
+                    continue
                 node.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
     return path
 

@@ -256,7 +256,7 @@ def tiff(
     scale: float | None = None,
     offset: float | None = None,
     units: str | None = None,
-    description: str | None = None,
+    description: str | Sequence[str | None] | None = None,
     tags: Mapping[str, str] | None = None,
     **options: object,
 ) -> Path:
@@ -285,7 +285,7 @@ def tiff(
         if units:
             file.units = (units,)
         if description:
-            file.descriptions = (description,)
+            file.descriptions = (description,) if isinstance(description, str) else description
         file.update_tags(**(tags or {}))
     return path
 

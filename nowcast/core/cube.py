@@ -9,18 +9,23 @@ the promise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from xarray.indexes import PandasIndex
 from xxhash import xxh3_64
 
-from nowcast.core.encoded import EncodedArray
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.core.units import get_quantity
+from nowcast.core.units import get_quantity, possible
+
+IMPOSSIBLE = "impossible_values"
+"""In the encoding of a Cube."""
 
 
 def make(
@@ -34,9 +39,12 @@ def make(
     quantum: float | None = None,
     floor: float | None = None,
     levels: np.ndarray | None = None,
+    product: str = "",
+    accumulation: int = 0,
+    level: str = "",
     attrs: Mapping[str, object] | None = None,
 ) -> xr.Dataset:
-    """Build a Cube from arrays.
+    """Build a Cube from arrays. Values that cannot be become no data, see ``Quantity.possible`` and ``impossible``.
 
     How the store packs it follows from the source's own quantisation, so that nothing is lost:
     ``quantum`` alone packs to 16 bits, with ``floor`` to 8 bits, ``levels`` to 8 bits by a table, none
@@ -49,11 +57,16 @@ def make(
         grid: Where the pixels are.
         sequence: Label(s) of unbroken runs; "" for a live feed, whose runs are found from ``cadence``.
         split: Label(s) ``train``, ``valid`` or ``test`` where the source itself divides its data.
-        cadence: Seconds between frames of a live feed.
+        cadence: Seconds between frames of a live feed as far as the source hints at them, 0 where it does not;
+            None where sequences are labelled.
         quantum: Step of the source's quantisation in the variable's unit.
         floor: Lowest value of a source of 8 bits: all values are ``floor + n * quantum``, n in 0..254.
         levels: The values that an uneven source of 8 bits can take, ascending, without NaN. 255 of them
             at most, or all 256 where nothing is ever missing.
+        product: The producer's name of the product, see ``Identity``; "" where there is none.
+        accumulation: Seconds in which an amount fell, whether it was made a rate or not; 0 for what was measured at
+            one time.
+        level: Height or elevation that was measured; "" where there is none.
         attrs: Title, source, licence and whatever else the source says about itself.
     """
     stamps = np.asarray(time, "datetime64[ns]")
@@ -63,14 +76,93 @@ def make(
     }
     packing = {"quantum": quantum, "floor": floor, "levels": levels}
     encoding = {key: value for key, value in packing.items() if value is not None}
-    variables = {name: _variable(name, values, encoding) for name, values in fields.items()}
+    clean = {name: _possible(name, values) for name, values in fields.items()}
+    variables = {name: _variable(name, values, encoding) for name, (values, _) in clean.items()}
     moments = PandasIndex(stamps, "time")
     axis = moments.create_variables()
     axis["time"].attrs = {"standard_name": "time", "axis": "T"}
     place, indexes = _place(grid)
     coords = xr.Coordinates(axis | frames | place, {"time": moments} | indexes)
-    head = dict(attrs or {}) | ({"cadence_seconds": int(cadence)} if cadence else {})
-    return xr.Dataset(variables, coords=coords, attrs=head)
+    head = dict(attrs or {}) | {"product": product, "accumulation_seconds": int(accumulation), "level": level}
+    if cadence is not None:
+        head["cadence_seconds"] = int(cadence)
+    made = xr.Dataset(variables, coords=coords, attrs=head)
+    made.encoding[IMPOSSIBLE] = sum(count for _, count in clean.values())
+    return made
+
+
+def impossible(cube: xr.Dataset) -> np.ndarray:
+    """Count the values of every frame that the source gave and that cannot be, which are no data in the Cube."""
+    count = np.asarray(cube.encoding.get(IMPOSSIBLE, 0))
+    known = count.shape == (cube.sizes["time"],)
+    return count if known else np.zeros(cube.sizes["time"], np.int64)
+
+
+def _possible(name: str, values: np.ndarray | EncodedArray) -> tuple[np.ndarray | EncodedArray, np.ndarray]:
+    """Make values that cannot be no data, and count them: the one door that all frames come through."""
+    if not isinstance(values, EncodedArray):
+        return possible(np.asarray(values, np.float32), name)
+    if _all_possible(values.table, name):
+        return values, np.zeros(values.shape[0], np.int64)
+    return possible(values.decoded(), name)
+
+
+@lru_cache(maxsize=64)
+def _all_possible(table: Table, name: str) -> bool:
+    known = table.values[~np.isnan(table.values)]
+    return not known.size or not possible(known[None, None], name)[1].any()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which product frames are of: two that differ in it may share grid and times, and are no versions of each other.
+
+    Only what stays the same for one product over years belongs here: no file name, institution or free text.
+    """
+
+    product: str
+    quantities: tuple[str, ...]
+    """Names of the channels."""
+    accumulation: int
+    """Seconds in which an amount fell; 0 for what was measured at one time."""
+    level: str
+
+    def __str__(self) -> str:
+        period = f"sum of {_duration(self.accumulation)}" if self.accumulation else ""
+        words = dict.fromkeys((self.product, *self.quantities, period, self.level))  # each once
+        return ", ".join(filter(None, words)) or "unnamed"
+
+    def fits(self, choice: str) -> bool:
+        """Tell whether a choice means this product: any of the words of ``str``, between commas; "" means all."""
+        return _words(choice) <= _words(str(self))
+
+
+def identity(about: xr.Dataset | Mapping[str, object], names: Sequence[str] | None = None) -> Identity:
+    """Read which product a Cube or store holds, from itself or from its attributes.
+
+    Args:
+        about: The Cube, or its attributes. Without ``accumulation_seconds`` they are older than identities, and their
+            ``product`` is not one.
+        names: Of its channels; None: those of the Cube.
+    """
+    attrs: Mapping[Any, object] = about.attrs if isinstance(about, xr.Dataset) else about
+    if isinstance(about, xr.Dataset):
+        names = names or channels(about)
+    stated = attrs if "accumulation_seconds" in attrs else {}
+    return Identity(
+        product=str(stated.get("product", "")),
+        quantities=tuple(names or ()),
+        accumulation=int(float(str(stated.get("accumulation_seconds", 0)))),
+        level=str(stated.get("level", "")),
+    )
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
+
+
+def _words(text: str) -> set[str]:
+    return {word for part in text.lower().split(",") if (word := " ".join(part.split()))}
 
 
 @lru_cache(maxsize=64)

@@ -45,6 +45,10 @@ class EncodedArray(BackendArray):
     def _values(self, key: tuple[Any, ...]) -> np.ndarray:
         return by_table(self.codes[key], self.table.values)
 
+    def decoded(self) -> np.ndarray:
+        """Make all values."""
+        return self._values((slice(None),) * len(self.shape))
+
     def lazy(self) -> indexing.MemoryCachedArray:
         """Make the data of a variable: decoded once, at the first look."""
         cached: Callable[[object], indexing.MemoryCachedArray] = indexing.MemoryCachedArray

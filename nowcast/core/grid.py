@@ -123,12 +123,16 @@ class Grid:
         return _from_lonlat(self.crs).transform(lon, lat)
 
     def misfit(self, lon: np.ndarray, lat: np.ndarray) -> float:
-        """Measure how far the outer corners that a file states lie from the grid's, in pixels.
+        """Measure how far the outer corners that a file states lie from the grid's at most, in pixels.
 
         Args:
             lon: Of the lower left corner, then clockwise; NaN where one is not stated.
             lat: Likewise.
         """
+        return float(np.nanmax(self.misfits(lon, lat)))
+
+    def misfits(self, lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+        """Measure how far every corner lies from the grid's, see ``misfit``; NaN where it is not stated."""
         x, y = self.project(lon, lat)
         width, height = self.x[1] - self.x[0], self.y[1] - self.y[0]
         left, right = self.x[0] - width / 2, self.x[-1] + width / 2
@@ -136,7 +140,8 @@ class Grid:
         bottom, top = min(first, last), max(first, last)
         off_x = (np.asarray(x) - [left, left, right, right]) / width
         off_y = (np.asarray(y) - [bottom, top, top, bottom]) / height
-        return float(np.nanmax(np.abs([off_x, off_y])))
+        off: np.ndarray = np.maximum(np.abs(off_x), np.abs(off_y))
+        return off
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +28,9 @@ class Quantity:
     """How a network sees it unless a recipe says otherwise."""
     resolution: float
     """Step to which forecasts are stored; 32,767 steps must reach any forecast value."""
+    possible: tuple[float, float] = (-math.inf, math.inf)
+    """Lowest and highest value that it can have. What lies beyond is no bad weather but no measurement: codes of no
+    data that a file does not declare, such as -9999 or 1e20."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ QUANTITIES = {
             (0.1, 1.0, 5.0, 10.0),
             Scaling("decibel", 0.1, 300.0),
             0.01,
+            (0.0, 1e5),
         ),
         Quantity(
             "reflectivity",
@@ -113,6 +118,7 @@ QUANTITIES = {
             (10.0, 20.0, 30.0, 40.0),
             Scaling("linear", -10.0, 60.0),
             0.01,
+            (-100.0, 200.0),
         ),
         Quantity(
             "vil",
@@ -123,6 +129,7 @@ QUANTITIES = {
             _vil_of_levels(16, 74, 133, 160, 181, 219),
             Scaling("linear", 0.0, 80.0),
             0.00262,
+            (0.0, 1e4),
         ),
         Quantity(
             "visible_reflectance",
@@ -141,6 +148,7 @@ QUANTITIES = {
             (),
             Scaling("linear", -90.0, 30.0),
             0.01,
+            (-273.15, 1e3),
         ),
         Quantity(
             "brightness_temperature_107",
@@ -150,6 +158,7 @@ QUANTITIES = {
             (),
             Scaling("linear", -90.0, 50.0),
             0.01,
+            (-273.15, 1e3),
         ),
         Quantity(
             "lightning_flashes",
@@ -186,6 +195,32 @@ def get_quantity(name: str) -> Quantity:
     if name not in QUANTITIES:
         raise OptionError(f"Unknown quantity {name!r}; known: {', '.join(QUANTITIES)}.")
     return QUANTITIES[name]
+
+
+ROUNDING = 1e-3
+"""By which a measured value may lie below the lowest possible one: what interpolation and packing leave of a zero."""
+
+
+def possible(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Take out what a quantity cannot be: not finite, or beyond ``Quantity.possible``.
+
+    Args:
+        values: float32 (frame, row, column), NaN = no data; not altered.
+        name: Of the quantity.
+
+    Returns:
+        The values, NaN in place of the impossible and the lowest possible value in place of what rounding put below
+        it; and the number of impossible ones in every frame. The same array where there is nothing to do.
+    """
+    low, high = get_quantity(name).possible
+    lowest, highest = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    count = np.zeros(len(values), np.int64)
+    if not (lowest < low or highest > high or np.isinf(lowest) or np.isinf(highest)):
+        return values, count
+    wrong = (values < low - ROUNDING) | (values > high) | np.isinf(values)
+    count = np.count_nonzero(wrong, axis=(1, 2))
+    values = np.where(wrong, np.float32(np.nan), np.maximum(values, np.float32(low)))
+    return values.astype(np.float32, copy=False), count
 
 
 MARSHALL_PALMER = (200.0, 1.6)

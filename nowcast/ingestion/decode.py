@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import channels, digest
+from nowcast.core.cube import channels, digest, impossible
 from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.ingestion import quality
 from nowcast.readers import Item, get
@@ -100,6 +100,8 @@ def inspect(
         log.debug("%s is refused", item, exc_info=True)
         return DecodedItem(item, refused=str(error))
     labels["status"] |= clipped
+    if count := int(impossible(cube).sum()):
+        log.warning("%s: %s values cannot be, such as negative rain; they are no data", item, count)
     frames = zip(*(values for values, _ in plain.values()), strict=True)
     labels["digest"] = np.asarray([digest(*frame) for frame in frames], object)
     labels["source"] = np.full(cube.sizes["time"], signature, object)

@@ -11,7 +11,7 @@ import xarray as xr
 from numcodecs.zstd import Zstd
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import channels
+from nowcast.core.cube import channels, identity, impossible
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.core.units import COLOURS, get_quantity
@@ -85,11 +85,14 @@ def _facts(name: str, items: list[Item], cube: xr.Dataset, labels: dict[str, np.
         "frames": f"{stamps.size} in the first item, {stamps.min()}Z to {stamps.max()}Z",
         "sequences": _sequences(cube),
         "split": ", ".join(sorted({str(label) for label in cube["split"].values})) if "split" in cube.coords else "",
+        "product": str(identity(cube)),
         "grid": str(grid),
         "corners": _corners(grid),
     }
     facts |= {channel: _channel(cube[channel]) for channel in channels(cube)}
     facts["quality"] = "; ".join(sorted({quality.describe(int(status)) for status in labels["status"]}))
+    if count := int(impossible(cube).sum()):
+        facts["quality"] += f"; {count} values cannot be, such as negative rain, and are no data"
     facts["licence"] = str(cube.attrs.get("licence", ""))
     return {key: value for key, value in facts.items() if value}
 
@@ -97,7 +100,8 @@ def _facts(name: str, items: list[Item], cube: xr.Dataset, labels: dict[str, np.
 def _sequences(cube: xr.Dataset) -> str:
     """List the first few, in the order of the source."""
     if "cadence_seconds" in cube.attrs:
-        return f"live feed, a frame every {cube.attrs['cadence_seconds']} s"
+        step = cube.attrs["cadence_seconds"]
+        return f"live feed, a frame every {step} s" if step else "live feed, whose step two frames will tell"
     labels = list(dict.fromkeys(map(str, cube["sequence"].values)))
     return ", ".join(labels[:LISTED]) + (f" and {len(labels) - LISTED} more" if len(labels) > LISTED else "")
 

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import channels
+from nowcast.core.cube import channels, impossible
 from nowcast.core.errors import BadInput
 from nowcast.core.units import get_quantity
 from nowcast.store.packing import Packing
@@ -33,8 +33,10 @@ FLAGS = {
     "partial_coverage": 32,
     "jump": 64,
     "off_cadence": 128,
+    "impossible_values": 256,
 }
-"""Bits of a frame's status. A dry frame is a good frame: the flag lets training thin them out."""
+"""Bits of a frame's status. A dry frame is a good frame: the flag lets training thin them out. Impossible values, such
+as negative rain, were made no data when the frame was read, see ``cube.impossible``."""
 LABELS = ("missing_share", "wet_share", "mean_value", "status")
 """What the store keeps of every frame."""
 
@@ -124,6 +126,7 @@ def measure(
         "dry": dry & (missing < 1),
         "out_of_range": np.any([[view.out_of_range for view in row] for row in views], axis=0),
         "speckle": np.any([[view.speckled for view in row] for row in views], axis=0),
+        "impossible_values": impossible(cube) > 0,
     }
     return {
         "missing_share": missing.astype(np.float32),

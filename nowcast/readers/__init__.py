@@ -33,7 +33,7 @@ from typing import Protocol
 
 import xarray as xr
 
-from nowcast.core.errors import BadInput, OptionError
+from nowcast.core.errors import BadInput, MissingExtra, OptionError
 from nowcast.readers.decoding import is_decoder_error
 from nowcast.readers.items import Item
 
@@ -75,6 +75,8 @@ READERS = {
 }
 """Name -> module."""
 
+CONVENTIONS = ("odim", "netcdf", "geotiff")
+"""Readers of files of many producers: what they say of a file helps where no reader takes it."""
 LOOKED_AT = 200
 """Files of a folder that are looked at to find out what it is."""
 
@@ -120,7 +122,28 @@ def detect(source: Path) -> str:
         for name in READERS:
             if _recognised(get(name), path):
                 return name
-    raise BadInput(source, "is of no known source", f"name a reader ({', '.join(READERS)}) to see what it misses")
+    fault, remedy = "is of no known source", f"name a reader ({', '.join(READERS)}) to see what it misses"
+    if (complaint := _complaint(source)) is not None:
+        name, missed = complaint
+        fault, remedy = f"{fault}: for the reader {name} it {missed.fault}", missed.remedy or remedy
+    raise BadInput(source, fault, remedy)
+
+
+def _complaint(source: Path) -> tuple[str, BadInput] | None:
+    """Find what the reader of a convention misses in a file that is sound and of its form."""
+    path = source if source.is_file() else next(_named_alike(source), source)
+    for name in CONVENTIONS:
+        if not _named(get(name), path):
+            continue
+        try:
+            for item in islice(get(name).find(path), 1):
+                get(name).read(item)
+        except BadInput as error:
+            if not error.fault.startswith(("is damaged", "is not", "has no ")):
+                return name, error
+        except (MissingExtra, OSError):
+            logger.debug("%s: not looked at by %s", path, name, exc_info=True)
+    return None
 
 
 def _named_alike(folder: Path) -> Iterator[Path]:
@@ -132,8 +155,12 @@ def _named_alike(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in known if any(fnmatch(name, pattern) for pattern in patterns))
 
 
+def _named(reader: Reader, path: Path) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in reader.PATTERNS)
+
+
 def _recognised(reader: Reader, path: Path) -> bool:
-    if not any(fnmatch(path.name, pattern) for pattern in reader.PATTERNS):
+    if not _named(reader, path):
         return False
     try:
         return reader.recognises(path)

@@ -9,6 +9,7 @@ Source: the attributes of the files themselves.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ CADENCE = None
 
 FORM = "a Rainfields accumulation"
 NAMES = {"precipitation", "proj", "x", "y", "start_time", "valid_time"}
+PRODUCT = re.compile(r"\.(prcp-\w+)\.nc")
+"""In the name, such as ``prcp-c10``, corrected sums of 10 minutes: the title in the file is free text."""
 EPOCH = "seconds since 1970-01-01 00:00:00 UTC"
 UNITS = {"km": 1000.0, "m": 1.0}
 LONGEST = 86400
@@ -57,7 +60,7 @@ def read(item: Item) -> xr.Dataset:
     """
     with open_hdf5(item.path, FORM) as file:
         start, end = (_time(file, name) for name in ("start_time", "valid_time"))
-        seconds = end - start
+        seconds = rasters.period(end - start)
         if not 0 < seconds <= LONGEST:
             raise BadInput(item.path, "is an accumulation over no time", "fetch it again")
         rain = member(file, "precipitation")
@@ -65,7 +68,7 @@ def read(item: Item) -> xr.Dataset:
         how = _codes(rain, 3600 / seconds)
         values = how.decode(rain[()][None])
         attrs = {"title": TITLE, "source": item.path.name, "institution": "Bureau of Meteorology", "licence": LICENCE}
-        for key, name in (("licence", "licence"), ("product", "title"), ("station", "station_name")):
+        for key, name in (("licence", "licence"), ("station", "station_name")):
             if name in file.attrs:
                 attrs[key] = str(attribute(file, name))
     cube = make(
@@ -73,8 +76,10 @@ def read(item: Item) -> xr.Dataset:
         [np.datetime64(end, "s")],
         grid,
         cadence=seconds,
-        attrs=attrs,
         quantum=how.packing.get("quantum"),
+        product=named[1] if (named := PRODUCT.search(item.path.name)) else "",
+        accumulation=seconds,
+        attrs=attrs,
     )
     return check(cube, item.path)
 

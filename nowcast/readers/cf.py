@@ -12,7 +12,8 @@ the first that PROJ takes; longitude and latitude need none. Rows stay in the or
 
 Seconds between frames: ``time_coverage_resolution``, else the median step of the file (from
 ``consistent_timestep_start`` on, where stated), else the shortest step between the first files of its
-folder, else the period of its one amount. For one source that is one number.
+folder, else the period of its one amount if that is short. All are hints, 0 where there is none: the
+store knows the stamps of all frames.
 
 Source: Eaton et al., NetCDF Climate and Forecast (CF) Metadata Conventions, version 1.11.
 """
@@ -20,6 +21,7 @@ Source: Eaton et al., NetCDF Climate and Forecast (CF) Metadata Conventions, ver
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -33,7 +35,7 @@ import xarray as xr
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 
-from nowcast.core.cube import check, make
+from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import rasters
@@ -58,6 +60,10 @@ LATITUDES = ("degrees_north", "degree_north", "degrees_n")
 LONGITUDES = ("degrees_east", "degree_east", "degrees_e")
 DEGREES = dict.fromkeys(("degrees", "degree", *LATITUDES, *LONGITUDES), 1.0)
 PROJ_STRINGS = ("proj4", "proj4_params", "proj4text", "proj4string", "proj_params", "proj_string")
+AVERAGED = re.compile(r"\btime:\s*(mean|sum)\b")
+LONGEST_STEP = 900
+"""Seconds; longer periods are those of amounts that overlap."""
+HEIGHTS = ("height", "altitude", "height_above_mean_sea_level")
 LICENCES = ("license", "licence", "License", "Licence")
 ROLES = {
     "y": {"projection_y_coordinate", "latitude", "grid_latitude", "y", "lat", "rlat", "yc", "northing"},
@@ -91,6 +97,7 @@ class Field:
     """A known quantity on a known grid, of which frames can be read."""
 
     path: Path
+    identity: Identity
     array: Array
     places: tuple[int | None, int, int]
     """Of time, y and x among the dims; time may have none."""
@@ -137,9 +144,12 @@ class Field:
             self.time[frames],
             self.grid,
             cadence=self.cadence,
-            attrs=attrs,
             quantum=packing.get("quantum"),
             floor=packing.get("floor"),
+            product=self.identity.product,
+            accumulation=self.identity.accumulation,
+            level=self.identity.level,
+            attrs=attrs,
         )
         return check(cube, self.path)
 
@@ -155,7 +165,7 @@ def items(path: Path, arrays: Arrays, *, count: int | None = None) -> Iterator[s
     Raises:
         BadInput: If it holds nothing known.
     """
-    _, array, places = _choose(path, arrays)
+    _, array, places = _choose(path, arrays, next(_named(arrays), None))
     frames = 1 if places[0] is None else array.shape[places[0]]
     if places[0] is None or frames == 1:
         yield ""
@@ -178,7 +188,7 @@ def times(path: Path, arrays: Arrays) -> np.ndarray:
     Raises:
         BadInput: If there are none.
     """
-    _, array, places = _choose(path, arrays)
+    _, array, places = _choose(path, arrays, next(_named(arrays), None))
     return _times(path, arrays, array, places[0])[0]
 
 
@@ -188,6 +198,7 @@ def field(
     attrs: Mapping[str, object],
     *,
     source: str,
+    product: str = "",
     when: Callable[[Path], np.datetime64] | None = None,
 ) -> Field:
     """Find out what a file holds.
@@ -197,12 +208,31 @@ def field(
         arrays: What is in it.
         attrs: Its global attributes.
         source: What to call it.
+        product: Which of several variables to take, see ``cube.Identity.fits``; where none is, the preferred one.
         when: Time of a neighbour of a single frame; None: it has no neighbours.
 
     Raises:
         BadInput: If that is nothing known, or it is not said clearly enough.
     """
-    label, array, places = _choose(path, arrays)
+    read = partial(_field, path, arrays, attrs, source=source, when=when)
+    if product:
+        for label in _named(arrays):
+            with suppress(BadInput):  # of a variable that nobody asked for
+                if (found := read(label)).identity.fits(product):
+                    return found
+    return read(next(_named(arrays), None))
+
+
+def _field(
+    path: Path,
+    arrays: Arrays,
+    attrs: Mapping[str, object],
+    wanted: str | None,
+    *,
+    source: str,
+    when: Callable[[Path], np.datetime64] | None,
+) -> Field:
+    label, array, places = _choose(path, arrays, wanted)
     name = NAMES[array.text("standard_name").replace(" ", "_") or label.lower()]
     kind, factor = rasters.measured(path, label, name, array.attrs.get("units"))
     time, bounds = _times(path, arrays, array, places[0])
@@ -213,12 +243,13 @@ def field(
         factor = factor if np.ptp(hours) else factor / float(hours[0])
     about = {
         "source": source,
-        "product": array.attrs.get("long_name"),
+        "description": array.attrs.get("long_name"),
         "institution": attrs.get("institution") or attrs.get("institute"),
         "licence": next((attrs[key] for key in LICENCES if key in attrs), None),
     }
     return Field(
         path=path,
+        identity=Identity(label, (name,), _accumulation(array, hours, bounds), _level(arrays, array)),
         array=array,
         places=places,
         codes=rasters.codes(array.attrs, array.dtype, name, factor),
@@ -228,6 +259,25 @@ def field(
         cadence=_cadence(path, attrs, time, hours, when),
         attrs={key: str(value) for key, value in about.items() if value is not None},
     )
+
+
+def _accumulation(array: Array, hours: np.ndarray | None, bounds: np.ndarray | None) -> int:
+    """Seconds in which amounts fell or over which rates are means; 0 where it is none or they differ."""
+    if hours is None and bounds is not None and AVERAGED.search(array.text("cell_methods")):
+        hours = (bounds[:, 1] - bounds[:, 0]) / np.timedelta64(1, "h")
+    return 0 if hours is None or np.ptp(hours) else rasters.period(3600 * float(hours[0]))
+
+
+def _level(arrays: Arrays, array: Array) -> str:
+    """Read the one height of a variable that has a vertical axis of length 1, or a scalar one."""
+    scalars = str(array.attrs.get("coordinates", "")).split()
+    for name, other in arrays.items():
+        along = other.dims and set(other.dims) <= set(array.dims) and math.prod(other.shape) == 1
+        vertical = other.text("standard_name") in HEIGHTS or other.text("axis") == "z"
+        if vertical and other.dtype.kind in "iuf" and (along or (name in scalars and math.prod(other.shape) == 1)):
+            value = float(np.ravel(other.read((slice(None),) * len(other.dims)))[0])
+            return f"{value:g} {other.attrs.get('units', '')}".strip()
+    return ""
 
 
 # --- the variable ---------------------------------------------------------------------------------
@@ -243,9 +293,8 @@ def _named(arrays: Arrays) -> Iterator[str]:
         yield from (label for label, word in words.items() if not word and label.lower() == known)
 
 
-def _choose(path: Path, arrays: Arrays) -> tuple[str, Array, tuple[int | None, int, int]]:
-    """Choose the variable to read: its name, itself, and the places of time, y and x among its dims."""
-    label = next(_named(arrays), None)
+def _choose(path: Path, arrays: Arrays, label: str | None) -> tuple[str, Array, tuple[int | None, int, int]]:
+    """Look at the variable to read: its name, itself, and the places of time, y and x among its dims."""
     if label is None:
         raise BadInput(
             path,
@@ -353,7 +402,8 @@ def _periods(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the seconds that each amount fell in, and when they end."""
     if bounds is not None:
-        seconds, time = (bounds[:, 1] - bounds[:, 0]) / np.timedelta64(1, "s"), bounds[:, 1]
+        stated, time = (bounds[:, 1] - bounds[:, 0]) / np.timedelta64(1, "s"), bounds[:, 1]
+        seconds = np.array([float(rasters.period(span)) for span in stated])
     elif stated := rasters.duration(array.attrs.get("accumulation_period")):
         seconds = np.full(time.size, float(stated))
     else:
@@ -382,12 +432,8 @@ def _cadence(
         if usual <= 0:
             raise BadInput(path, "has times that do not increase", "sort its frames")
         return usual
-    try:
-        return rasters.step(path, when)
-    except BadInput:
-        if hours is None:
-            raise
-        return round(float(hours[0]) * 3600)
+    period = 0 if hours is None else rasters.period(3600 * float(hours[0]))
+    return rasters.step(path, when) or (period if period <= LONGEST_STEP else 0)
 
 
 # --- grid -----------------------------------------------------------------------------------------

@@ -61,11 +61,16 @@ def read(item: Item) -> xr.Dataset:
         if time is None:
             raise BadInput(item.path, "does not say when it was measured", "add yyyymmddHHMM to its name")
         how = _codes(item.path, about, np.dtype(dataset.dtypes[0]))
-        attrs = {"title": TITLE, "licence": LICENCE, "institution": "FMI"}
-        if "quantity" in about:
-            attrs["product"] = about["quantity"]
+        served = SERVICE.search(item.path.name)
         return geotiff.cube(
-            item.path, dataset, how, time, geotiff.grid(item.path, dataset), cadence=CADENCE, attrs=attrs
+            item.path,
+            dataset,
+            how,
+            time,
+            geotiff.grid(item.path, dataset),
+            cadence=CADENCE,
+            product=about.get("quantity") or (served[1].lower() if served else ""),
+            attrs={"title": TITLE, "licence": LICENCE, "institution": "FMI"},
         )
 
 

@@ -75,7 +75,6 @@ def read(item: Item) -> xr.Dataset:
         "source": item.path.name,
         "licence": LICENCE,
         "institution": "FMI",
-        "product": f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip(),
     }
     cube = make(
         {"reflectivity": EncodedArray(levels[None], TABLE)},
@@ -84,6 +83,7 @@ def read(item: Item) -> xr.Dataset:
         cadence=CADENCE,
         quantum=STEP,
         floor=FLOOR,
+        product=f"{notes.get('producttype', '')} {notes.get('productname', '')}".strip(),
         attrs=attrs,
     )
     return check(cube, item.path)

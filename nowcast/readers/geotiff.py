@@ -1,11 +1,16 @@
 """GeoTIFF: rain rate or reflectivity in one band, whoever wrote it. One file is one frame.
 
 What it is: the tags ``standard_name``, ``quantity``, ``long_name`` or the description of the band, else a
-word of the file's name (``202406011205_dbz.tif``, ``2023-01-01-00-00_ROMA_SRI.tif``). Its unit: that of the
-band, or the tag ``units``; without one it is mm/h or dBZ. When: a tag that gives a time, else
+word of the file's name (``202406011205_dbz.tif``, ``2023-01-01-00-00_ROMA_SRI.tif``,
+``20240110T0030Z_MSC_Radar-Composite_MMHR_1km.tif``). Of several bands that say what they are the first known
+one is taken; OPERA's, of which the second is a quality, do not say it (``OPERA@20260810T0000@0@DBZH.tiff``).
+Its unit: that of the band, or the tag ``units``; without one it is mm/h, dBZ or, of ``acrr``, mm, but integers of
+8 or 16 bits need one, or a scale: they may be anything, such as colours. Sums of rain become rates over the tag
+``accumulation_period`` (``PT1H``); OPERA's are those of an hour. When: a tag that gives a time, else
 yyyymmddHHMM[SS] in the name, else TIFFTAG_DATETIME, which often is the time of writing. Scale, offset and
 nodata are those of the band, else the tags Gain, Offset, Nodata and Undetect, also where GDAL_METADATA
-holds them as XML. Seconds between frames follow from the first files of the folder.
+holds them as XML; floats of -9999000 and -8888000 are OPERA's codes for no data and no echo. A mask in the file
+is kept to. Seconds between frames follow from the first files of the folder, as a hint.
 
 Projection and place are the file's own; side files are not looked at. Source: OGC GeoTIFF standard,
 version 1.1; GDAL's GTiff driver.
@@ -28,7 +33,7 @@ import xarray as xr
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from nowcast.core.cube import check, make
+from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import rasters
@@ -46,6 +51,14 @@ CADENCE = None
 """Differs by source: every cube carries its own, see ``rasters.step``."""
 
 FORM = "a GeoTIFF"
+OPERA = re.compile(r"OPERA@\d{8}T\d{4}@\d+@([A-Z]+)")
+NODATA, UNDETECT = -9999000.0, -8888000.0
+"""Of OPERA; nothing else is measured as such numbers."""
+HOUR = 3600
+AMOUNTS = ("acrr", "precip_accum")
+"""Words that mean sums, where no unit is stated."""
+COLOURS = ("palette", "red", "green", "blue", "cyan", "magenta", "yellow", "black", "hue", "saturation", "lightness")
+"""What GDAL calls bands that are pictures."""
 XML = re.compile(r'<Item name="([^"]*)"([^>]*)>([^<]*)</Item>')
 XML_UNIT = re.compile(r'\bunits?="([^"]*)"')
 QUANTITY_TAGS = ("standard_name", "quantity", "long_name", "description")
@@ -55,10 +68,9 @@ NODATA_TAGS, LAST_TIME_TAG = ("nodata", "missing_value", "_fillvalue"), "tifftag
 
 
 def recognises(path: Path) -> bool:
-    """Whether a GeoTIFF has one band, a projection and a known quantity."""
+    """Whether a GeoTIFF has a projection and a band of a known quantity."""
     with opened(path) as dataset:
-        about = tags(dataset)
-        return dataset.count == 1 and dataset.crs is not None and _named(path, about) is not None
+        return dataset.crs is not None and bool(_bands(path, dataset))
 
 
 def find(source: Path) -> Iterator[Item]:
@@ -72,46 +84,88 @@ def read(item: Item) -> xr.Dataset:
     Raises:
         BadInput: If the file does not say clearly what it holds, where and when.
     """
-    with opened(item.path) as dataset:
-        about = tags(dataset)
-        known = _named(item.path, about)
-        if known is None:
-            raise BadInput(
-                item.path,
-                "does not say that it holds rain rate or reflectivity",
-                "add a tag standard_name, or rr or dbz to its name",
-            )
-        label, name = known
-        stated = next((about[key] for key in UNIT_TAGS if key in about), "dBZ" if name == ECHO else "mm h-1")
-        kind, factor = rasters.measured(item.path, label, name, stated)
+    path = item.path
+    with opened(path) as dataset:
+        bands = _bands(path, dataset)
+        if not bands:
+            raise _unknown(path, dataset)
+        choices = {band: _identity(path, tags(dataset, band), *known) for band, known in bands.items()}
+        band = next((band for band, one in choices.items() if one.fits(item.product)), next(iter(choices)))
+        about, (label, name) = tags(dataset, band), bands[band]
+        kind, factor = rasters.measured(path, label, name, _unit(about, label, name))
         if kind == "amount":
-            raise BadInput(item.path, f"holds an amount of rain in {stated}", "give a rate or a reflectivity")
-        time = _time(item.path, about)
+            if not choices[band].accumulation:
+                raise BadInput(
+                    path, f"does not say how long {label} fell", "add the tag accumulation_period, such as PT1H"
+                )
+            factor *= HOUR / choices[band].accumulation
         licence = about.get("license") or about.get("licence") or LICENCE
         return cube(
-            item.path,
+            path,
             dataset,
-            codes(dataset, about, name, factor),
-            time,
-            grid(item.path, dataset),
-            cadence=rasters.step(item.path, _when),
+            codes(dataset, about, name, factor, band=band),
+            _time(path, about),
+            grid(path, dataset),
+            band=band,
+            cadence=rasters.step(path, _when),
+            product=label,
+            accumulation=choices[band].accumulation,
             attrs={"title": TITLE, "licence": licence},
         )
 
 
-def _named(path: Path, about: Mapping[str, str]) -> tuple[str, str] | None:
-    """Find the word that tells what a raster is, and the quantity it stands for."""
+# --- which band, and what it is -------------------------------------------------------------------
+
+
+def _bands(path: Path, dataset: DatasetReader) -> dict[int, tuple[str, str]]:
+    """Find the bands that can be read: the word that tells what each is, and the quantity it stands for."""
+    said = {band: _said(tags(dataset, band, own=dataset.count > 1)) for band in range(1, dataset.count + 1)}
+    known = {band: found for band, found in said.items() if found is not None}
+    if not known and (dataset.count == 1 or OPERA.match(path.name)) and (found := _in_name(path)):
+        known = {1: found}
+    return known
+
+
+def _said(about: Mapping[str, str]) -> tuple[str, str] | None:
     if any(about.get(key, "").lower() == "dbz" for key in UNIT_TAGS):
         return "dBZ", ECHO
-    for key in QUANTITY_TAGS:
-        word = about.get(key, "").lower().replace(" ", "_")
-        if word in NAMES:
-            return word, NAMES[word]
+    words = (about.get(key, "").lower().replace(" ", "_") for key in QUANTITY_TAGS)
+    return next(((word, NAMES[word]) for word in words if word in NAMES), None)
+
+
+def _in_name(path: Path) -> tuple[str, str] | None:
     words = re.split(r"[^a-z]+", path.stem.lower())
-    for word in (*map("_".join, pairwise(words)), *words):
-        if word in NAMES:
-            return word, NAMES[word]
-    return None
+    found = (word for word in (*map("_".join, pairwise(words)), *words) if word in NAMES)
+    return next(((word, NAMES[word]) for word in found), None)
+
+
+def _unknown(path: Path, dataset: DatasetReader) -> BadInput:
+    if dataset.count == 1:
+        return BadInput(
+            path,
+            "does not say that it holds rain rate or reflectivity",
+            "add a tag standard_name, or rr or dbz to its name",
+        )
+    size = "x".join(map(str, dataset.shape))
+    return BadInput(
+        path,
+        f"has {dataset.count} bands of {size} pixels, none of which is said to be rain rate or reflectivity",
+        "describe its band as rainfall_rate or reflectivity, or extract it: gdal_translate -b 1",
+    )
+
+
+def _unit(about: Mapping[str, str], label: str, name: str) -> str:
+    usual = "dBZ" if name == ECHO else "mm" if label in AMOUNTS else "mm h-1"
+    return next((about[key] for key in UNIT_TAGS if key in about), usual)
+
+
+def _identity(path: Path, about: Mapping[str, str], label: str, name: str) -> Identity:
+    """Name what a band holds, and the period of a sum; 0 where it is none, or none is stated."""
+    known = rasters.unit(_unit(about, label, name))
+    period = 0
+    if known and known[0] == "amount":
+        period = rasters.duration(about.get("accumulation_period", "")) or (HOUR if OPERA.match(path.name) else 0)
+    return Identity(label, (name,), period, "")
 
 
 def _time(path: Path, about: Mapping[str, str]) -> np.datetime64:
@@ -147,30 +201,57 @@ def opened(path: Path) -> Iterator[DatasetReader]:
             yield dataset
 
 
-def tags(dataset: DatasetReader) -> dict[str, str]:
-    """All tags of the file and its band, names in small letters; those that hold XML are taken apart."""
-    found = {**dataset.tags(), **dataset.tags(1)}
+def tags(dataset: DatasetReader, band: int = 1, *, own: bool = False) -> dict[str, str]:
+    """All tags of a band and, unless only its ``own`` are asked for, of the file; names in small letters.
+
+    Those that hold XML are taken apart.
+    """
+    found = {**({} if own else dataset.tags()), **dataset.tags(band)}
     for name, unit, text in XML.findall(found.pop("GDAL_METADATA", "")):
         found[name] = text
         if name.lower() == "quantity" and (match := XML_UNIT.search(unit)):
             found["unit"] = match[1]
-    for key, value in (("units", dataset.units[0]), ("description", dataset.descriptions[0])):
+    for key, value in (("units", dataset.units[band - 1]), ("description", dataset.descriptions[band - 1])):
         if value:
             found.setdefault(key, value)
     return {key.lower(): str(value).strip() for key, value in found.items()}
 
 
-def codes(dataset: DatasetReader, about: Mapping[str, str], name: str, factor: float) -> Codes:
-    """How the band's numbers become values."""
-    band = {"scale_factor": dataset.scales[0], "add_offset": dataset.offsets[0]}
-    if tuple(band.values()) == (1.0, 0.0):
-        band = {"scale_factor": float(about.get("gain", 1)), "add_offset": float(about.get("offset", 0))}
-    absent = [dataset.nodata, *(float(about[key]) for key in NODATA_TAGS if about.get(key))]
-    missing = frozenset(code for code in absent if code is not None and not np.isnan(code))
-    dtype = np.dtype(dataset.dtypes[0])
-    scale, offset = map(rasters.number, band.values())
+def codes(dataset: DatasetReader, about: Mapping[str, str], name: str, factor: float, *, band: int = 1) -> Codes:
+    """How the band's numbers become values.
+
+    Raises:
+        BadInput: If it has colours, or integers of which nothing is said.
+    """
+    how = {"scale_factor": dataset.scales[band - 1], "add_offset": dataset.offsets[band - 1]}
+    if tuple(how.values()) == (1.0, 0.0):
+        how = {"scale_factor": float(about.get("gain", 1)), "add_offset": float(about.get("offset", 0))}
+    dtype = np.dtype(dataset.dtypes[band - 1])
+    scaled = tuple(how.values()) != (1.0, 0.0) or "gain" in about
+    _refuse_colours(dataset, about, dtype, band, scaled=scaled)
+    absent = [dataset.nodatavals[band - 1], *(float(about[key]) for key in NODATA_TAGS if about.get(key))]
     undetect = float(about["undetect"]) if about.get("undetect") else None
+    if dtype.kind == "f":
+        absent.append(NODATA)
+        undetect = UNDETECT if undetect is None else undetect
+    missing = frozenset(code for code in absent if code is not None and not np.isnan(code))
+    scale, offset = map(rasters.number, how.values())
     return Codes(dtype, name, scale, offset, factor, missing, undetect=undetect)
+
+
+def _refuse_colours(
+    dataset: DatasetReader, about: Mapping[str, str], dtype: np.dtype, band: int, *, scaled: bool
+) -> None:
+    if scaled:
+        return
+    if dataset.colorinterp[band - 1].name in COLOURS:
+        raise BadInput(dataset.name, "is a picture in colours, not what was measured", "get the original data")
+    if dtype.kind in "iu" and dtype.itemsize <= 2 and not any(key in about for key in UNIT_TAGS):
+        raise BadInput(
+            dataset.name,
+            f"holds {dtype} with neither scale nor unit",
+            "add them, such as gdal_edit.py -scale 0.5 -offset -32 -units dBZ, or give the original data",
+        )
 
 
 def grid(path: Path, dataset: DatasetReader) -> Grid:
@@ -185,9 +266,8 @@ def grid(path: Path, dataset: DatasetReader) -> Grid:
     if shear or turn or width <= 0 or not height:
         raise BadInput(path, "is rotated against its projection", "warp it to north up")
     pixels = max(math.prod(dataset.shape), math.prod(dataset.block_shapes[0]))
-    if dataset.count != 1 or min(dataset.shape) < 2 or pixels > MOST_PIXELS:
-        size = "x".join(map(str, dataset.shape))
-        raise BadInput(path, f"has {dataset.count} bands of {size} pixels", "give one band of a frame")
+    if min(dataset.shape) < 2 or pixels > MOST_PIXELS:
+        raise BadInput(path, f"has {'x'.join(map(str, dataset.shape))} pixels", "give a frame")
     crs, factor = _projection(dataset.crs.to_wkt(), dataset.crs.to_epsg(confidence_threshold=100))
     rows, columns = dataset.shape
     y = (top + height * (np.arange(rows) + 0.5)) * factor
@@ -212,16 +292,21 @@ def cube(
     where: Grid,
     *,
     cadence: int,
+    product: str,
+    accumulation: int = 0,
+    band: int = 1,
     attrs: Mapping[str, object],
 ) -> xr.Dataset:
-    """Read the band as a Cube of one frame.
+    """Read a band as a Cube of one frame.
 
     Raises:
         BadInput: If its numbers are complex.
     """
     if how.dtype.kind not in "iuf":
         raise BadInput(path, f"holds numbers of type {how.dtype}", "give integers or floats")
-    values = how.decode(dataset.read(1)[None])
+    values = how.decode(dataset.read(band)[None])
+    if [flag.name for flag in dataset.mask_flag_enums[band - 1]] == ["per_dataset"]:  # no transparency of a picture
+        values[0, dataset.read_masks(band) == 0] = np.nan
     packing = how.packing
     result = make(
         {how.name: values},
@@ -230,6 +315,8 @@ def cube(
         cadence=cadence,
         quantum=packing.get("quantum"),
         floor=packing.get("floor"),
+        product=product,
+        accumulation=accumulation,
         attrs=dict(attrs) | {"source": path.name},
     )
     return check(result, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nowcast.core.errors import BadInput
@@ -20,6 +20,8 @@ class Item:
 
     path: Path
     key: str = ""
+    product: str = field(default="", compare=False)
+    """Which one to take where a file holds several, see ``cube.Identity.fits``; "" leaves the choice to the reader."""
 
     @property
     def signature(self) -> str:

@@ -25,6 +25,7 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
+from nowcast.readers import rasters
 from nowcast.readers.hdf5 import attribute, member, numbers, open_hdf5
 from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import metric_crs
@@ -65,21 +66,32 @@ def read(item: Item) -> xr.Dataset:
         if attribute(file, "overview/number_image_groups") != 1:
             raise BadInput(item.path, "holds a forecast of several images", "give the observed composite")
         start, end = (_time(attribute(file, f"overview/product_datetime_{edge}")) for edge in ("start", "end"))
-        name, factor = _quantity(file, (end - start) / np.timedelta64(1, "s"))
+        name, factor = _quantity(file, rasters.period((end - start) / np.timedelta64(1, "s")))
         values, step = _values(file, name, factor)
         attrs = {
             "title": TITLE,
             "source": item.path.name,
             "licence": LICENCE,
             "institution": "KNMI",
-            "product": attribute(file, "image1/image_product_name"),
             "zr_a": MARSHALL_PALMER[0],
             "zr_b": MARSHALL_PALMER[1],
         }
+        product = str(attribute(file, "image1/image_product_name"))
         grid = _grid(file, values.shape[1:])
     # KNMI names a reflectivity composite after the start of its lowest scan
-    moment, period = (start, CADENCE) if name == "reflectivity" else (end, int((end - start).astype(int)))
-    cube = make({name: values}, [moment], grid, cadence=period, quantum=round(step, 9), attrs=attrs)
+    moment, period = (
+        (start, CADENCE) if name == "reflectivity" else (end, rasters.period((end - start) / np.timedelta64(1, "s")))
+    )
+    cube = make(
+        {name: values},
+        [moment],
+        grid,
+        cadence=period,
+        quantum=round(step, 9),
+        product=product,
+        accumulation=period if name == "rainfall_rate" else 0,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 
@@ -137,8 +149,8 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
     corners: Any = ()
     with suppress(BadInput):  # of old files
         corners = attribute(file, "geographic/geo_product_corners")
-    misfit, grid = _placed(own, shape, tuple(offsets), unit, tuple(corners))
-    if misfit > 1:
+    off, grid = _placed(own, shape, tuple(offsets), unit, tuple(corners))
+    if sum(misfit > 1 for misfit in off) > 1:  # three corners outvote the fourth
         raise BadInput(file.filename, "states corners that lie elsewhere than its grid", "report it to KNMI")
     return grid
 
@@ -146,19 +158,19 @@ def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:
 @lru_cache(maxsize=8)
 def _placed(
     own: str, shape: tuple[int, int], numbers: tuple[float, ...], unit: float, corners: tuple[float, ...]
-) -> tuple[float, Grid]:
+) -> tuple[list[float], Grid]:
     """Lay out the grid on the file's own projection or on KNMI's usual one, whichever puts the stated corners in place.
 
     Returns:
-        How far the grid lies from the stated corners, in pixels, and the grid.
+        How far every stated corner lies from the grid's, in pixels, and the grid.
     """
     row, column, width, height = numbers[0], numbers[1], numbers[2] * unit, numbers[3] * unit
-    grids: list[tuple[float, Grid]] = []
+    grids: list[tuple[list[float], Grid]] = []
     for definition in (own, PROJECTION):
         with suppress(ProjError, ValueError):
             grid = Grid.regular(
                 metric_crs(definition), shape, upper_left=(column * width, row * height), pixel=(width, -height)
             )
             lon, lat = np.reshape(corners, (-1, 2)).T
-            grids.append((grid.misfit(lon, lat) if corners else 0.0, grid))
-    return min(grids, key=lambda fit: fit[0])
+            grids.append((sorted(grid.misfits(lon, lat).tolist()) if corners else [0.0], grid))
+    return min(grids, key=lambda fit: fit[0][-2:])

@@ -88,11 +88,19 @@ def read(item: Item) -> xr.Dataset:
         "source": item.path.name,
         "licence": LICENCE,
         "institution": "MeteoSwiss",
-        "product": product,
         "zr_a": ZR_A,
         "zr_b": ZR_B,
     }
-    cube = make({"rainfall_rate": values[None]}, [time], _grid(), cadence=CADENCE, levels=LEVELS, attrs=attrs)
+    cube = make(
+        {"rainfall_rate": values[None]},
+        [time],
+        _grid(),
+        cadence=CADENCE,
+        levels=LEVELS,
+        product=product,
+        accumulation=60 * MINUTES,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

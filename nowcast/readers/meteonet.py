@@ -156,7 +156,6 @@ def read(item: Item) -> xr.Dataset:
         "source": item.path.name,
         "licence": LICENCE,
         "institution": "Meteo-France",
-        "product": f"{product} {zone}".strip(),
         "zr_a": MARSHALL_PALMER[0],
         "zr_b": MARSHALL_PALMER[1],
     }
@@ -179,6 +178,8 @@ def read(item: Item) -> xr.Dataset:
         cadence=None if clip else CADENCE,
         quantum=step,
         floor=floor,
+        product=f"{product} {zone}".strip(),
+        accumulation=CADENCE if name == "rainfall_rate" else 0,
         attrs=attrs,
     )
     return check(cube, item)

@@ -55,6 +55,11 @@ class Product:
     """Of an accumulation."""
     cadence: int = CADENCE
 
+    @property
+    def sums(self) -> bool:
+        """Whether it is an accumulation."""
+        return "QPE" in self.name
+
 
 def _products() -> dict[tuple[int, int], Product]:
     periods = (1, 3, 6, 12, 24, 48, 72)
@@ -107,6 +112,8 @@ HIGHEST = {"rainfall_rate": 1000.0, "reflectivity": 95.0, "vil": 150.0}
 NO_COVERAGE_DBZ, FLOOR_DBZ = -900.0, -32.0
 """Reflectivity below which nothing was scanned, and that of a scanned pixel without echo."""
 
+ABOVE_SEA = 102
+"""Kind of surface: a height in metres above the mean sea level."""
 HEAD_BYTES = 16
 MOST_PIXELS = 2**25
 MOST_BYTES = 2**26
@@ -155,9 +162,18 @@ def read(item: Item) -> xr.Dataset:
         "source": item.path.name,
         "licence": LICENCE,
         "institution": "NOAA NSSL",
-        "product": product.name,
     }
-    cube = make({product.quantity: values[None]}, [time], grid, cadence=product.cadence, quantum=step, attrs=attrs)
+    cube = make(
+        {product.quantity: values[None]},
+        [time],
+        grid,
+        cadence=product.cadence,
+        quantum=step,
+        product=product.name,
+        accumulation=round(3600 * product.hours) if product.sums else 0,
+        level=_level(sections[4]),
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 
@@ -210,6 +226,14 @@ def _product(section: memoryview, path: Path) -> Product:
     if template != 0 or ahead:
         raise BadInput(path, "is no analysis of one time", "give MRMS's own files")
     return PRODUCTS[category, number]
+
+
+def _level(section: memoryview) -> str:
+    """Read the height as the file names have it; "" for what belongs to none."""
+    kind, scale, value = struct.unpack_from(">BBI", section, 22)
+    if kind != ABOVE_SEA or value in (0, 0xFFFFFFFF):
+        return ""
+    return f"{value * 10.0 ** -(scale if scale < 128 else 128 - scale) / 1000:05.2f} km"
 
 
 def _time(section: memoryview, path: Path) -> np.datetime64:

@@ -60,7 +60,7 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If the file does not say clearly what it holds, where and when.
     """
     with _opened(item.path) as (arrays, attrs):
-        field = cf.field(item.path, arrays, attrs, source=item.path.name, when=_when)
+        field = cf.field(item.path, arrays, attrs, source=item.path.name, product=item.product, when=_when)
         if not item.key and field.time.size > 1 and field.bytes > LARGEST:
             raise BadInput(
                 item.path, f"holds {field.time.size} frames, unlike the first file of its folder", "take it by itself"

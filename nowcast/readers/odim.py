@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -21,10 +22,11 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
-from nowcast.core.cube import check, make
+from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.core.units import by_table
+from nowcast.core.units import by_table, get_quantity
+from nowcast.readers import rasters
 from nowcast.readers.hdf5 import attribute, numbers, open_hdf5
 from nowcast.readers.items import Item, files, natural
 from nowcast.readers.rasters import metric_crs
@@ -39,13 +41,30 @@ FORM = "an ODIM_H5 composite"
 QUANTITIES = {"RATE": "rainfall_rate", "ACRR": "rainfall_rate", "DBZH": "reflectivity", "TH": "reflectivity"}
 FLOOR_DBZ = -32.0
 """Reflectivity of a scanned pixel without echo (undetect); the lowest that most producers can encode."""
+LOWEST_DBZ = get_quantity("reflectivity").possible[0]
 MISSING_8 = 255
 MOST_PIXELS = 2**26
 """More are a damaged file."""
 HIGHEST = {"rainfall_rate": 1000.0, "reflectivity": 95.0}
-PRODUCT_CADENCE = ((r"T_PABV21_C_EUOC", 300), (r"T_PA[ABS]H2\d_C_EUOC", 900), (r"CPC\d{9}", 600))
-"""Seconds between files where the period in the file is not it: CIRRUS, other OPERA, CombiPrecip."""
-USUAL_CADENCE = 300
+STEPS = (
+    (r"T_PABV21_C_EUOC|OPERA@.*@DBZH", 300),
+    (r"T_PA[ABS]H2\d_C_EUOC|OPERA@.*@(RATE|ACRR)", 900),
+    (r"\d{12}_ODIM_ng_radar_rainrate_composite", 900),
+    (r"composite_(hx|dmax|rv|rs|wn|pg)_|[RA]ZC\d{9}", 300),
+)
+"""Seconds between the files of OPERA, the Met Office, DWD and MeteoSwiss, by their names; hints, see ``_cadence``."""
+LONGEST_STEP = 900
+"""Longer periods are those of sums that overlap."""
+CODE = re.compile(r"(?!.*\d{6})[A-Za-z][\w.-]{0,31}")
+"""A producer's name of a product that is a code such as ``HX_top_view``, not words or a date."""
+NAMED = re.compile(r"composite_([a-z]\w*?)_\d{8}_\d{4}|([A-Z]{3})\d{9}")
+"""Names of DWD and MeteoSwiss, which have their codes of products in them."""
+ON_LEVELS = {"PPI": "degrees", "CAPPI": "m", "PCAPPI": "m"}
+"""Kinds of product of which ``prodpar`` is the elevation or height."""
+CENTRED = 0.25
+"""Pixels by which corners may miss the centres of theirs; those of edges are rounded more coarsely."""
+FITTING = 0.6
+"""Pixels by which corners fit a grid that was made from them: half of one where they are its centres."""
 CORNERS = ("LL", "UL", "UR", "LR")
 
 Lookup = Callable[[str, str], object]
@@ -76,17 +95,20 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If the file is no composite, holds no known quantity, or contradicts itself.
     """
     with open_hdf5(item.path, FORM) as file:
-        data = _main(file, item.path)
+        data = _main(file, item)
         lookup = _lookup(data)
         seconds = _seconds(lookup)
         kind = str(lookup("what", "quantity"))
+        known = _identity(lookup, item.path)
         if kind == "ACRR" and seconds <= 0:
             raise BadInput(item.path, "is an accumulation over no time", "give one with start and end time")
         factor = 3600 / seconds if kind == "ACRR" else 1.0
         values, step, floor = _values(data["data"], lookup, QUANTITIES[kind])
-        grid = _grid(lookup, values.shape, item.path)
+        grid, outvoted = _grid(lookup, values.shape, item.path)
         time, attrs = _time(lookup, kind), _attrs(lookup, kind, item.path)
     name = QUANTITIES[kind]
+    if outvoted:
+        attrs["outvoted"] = outvoted
     if factor != 1:
         values *= np.float32(factor)
     quantum, floor = _packing(name, step * factor, floor)
@@ -97,6 +119,9 @@ def read(item: Item) -> xr.Dataset:
         cadence=_cadence(item.path.name, kind, seconds),
         quantum=quantum,
         floor=floor,
+        product=known.product,
+        accumulation=known.accumulation,
+        level=known.level,
         attrs=attrs,
     )
     return check(cube, item.path)
@@ -105,9 +130,10 @@ def read(item: Item) -> xr.Dataset:
 # --- finding one's way in the file ----------------------------------------------------------------
 
 
-def _main(file: h5py.File, path: Path) -> h5py.Group:
-    """Find the first data group of a known quantity."""
-    lookup, seen = _lookup(file), []
+def _main(file: h5py.File, item: Item) -> h5py.Group:
+    """Find the data group of the product that is asked for, else the first of a known quantity."""
+    lookup, path, seen = _lookup(file), item.path, []
+    known: list[h5py.Group] = []
     model = str(lookup("what", "object") or "COMP")
     if model not in ("COMP", "IMAGE"):
         raise BadInput(path, f"holds a {model}", "give a Cartesian composite (COMP or IMAGE)")
@@ -115,8 +141,28 @@ def _main(file: h5py.File, path: Path) -> h5py.Group:
         for data in _numbered(dataset, "data"):
             seen.append(str(_lookup(data)("what", "quantity") or "data without quantity"))
             if seen[-1] in QUANTITIES and "data" in data:
-                return data
+                known.append(data)
+    if known:
+        return next((data for data in known if _identity(_lookup(data), path).fits(item.product)), known[0])
     raise BadInput(path, f"holds {', '.join(seen) or 'no dataset1/data1'}", f"give one of {', '.join(QUANTITIES)}")
+
+
+def _identity(lookup: Lookup, path: Path) -> Identity:
+    """Name a product by its quantity, its kind (``MAX``, ``CAPPI``) and the producer's code for it, if one is stated.
+
+    DWD and MeteoSwiss have such codes in the names of their files.
+    """
+    kind = str(lookup("what", "quantity"))
+    sort, code = str(lookup("what", "product") or ""), str(lookup("what", "prodname") or "")
+    named = NAMED.match(path.name)
+    words = [kind, sort, code if CODE.fullmatch(code) else "", (named[1] or named[2]).upper() if named else ""]
+    level = lookup("what", "prodpar") if sort in ON_LEVELS else None
+    return Identity(
+        product=" ".join(dict.fromkeys(filter(None, words))),
+        quantities=(QUANTITIES[kind],),
+        accumulation=round(_seconds(lookup)) if kind == "ACRR" else 0,
+        level="" if level is None else f"{level:g} {ON_LEVELS[sort]}" if isinstance(level, float) else str(level),
+    )
 
 
 def _numbered(group: h5py.Group, word: str) -> list[h5py.Group]:
@@ -124,15 +170,19 @@ def _numbered(group: h5py.Group, word: str) -> list[h5py.Group]:
 
 
 def _lookup(group: h5py.Group) -> Lookup:
-    """Read an attribute from the nearest level that has it: data group, dataset, root."""
+    """Read an attribute from the nearest level that has it: data group, dataset, root.
+
+    DMI has the quantity at the data group itself, not in its ``what``.
+    """
     levels = [group]
     while levels[-1].name != "/":
         levels.append(levels[-1].parent)
 
     def lookup(part: str, name: str) -> object:
         for level in levels:
-            if part in level and name in level[part].attrs:
-                return attribute(level[part], name)
+            for place in filter(None, (level.get(part), level)):
+                if name in place.attrs:
+                    return attribute(place, name)
         return None
 
     return lookup
@@ -161,8 +211,9 @@ class _Coding:
         """float32, NaN = no data."""
         plain = self.gain == 1 and self.offset == 0
         values = (raw if plain else raw * self.gain + self.offset).astype(np.float32)
-        if self.floor < 0:  # reflectivity: fainter than the floor is as good as no echo
-            np.maximum(values, np.float32(self.floor), out=values)
+        if self.floor < 0:  # reflectivity: fainter than the floor is as good as no echo, unless it cannot be at all
+            faint = (values >= LOWEST_DBZ) | np.isneginf(values)
+            np.maximum(values, np.float32(self.floor), out=values, where=faint)
         for code, meaning in ((self.undetect, self.floor), (self.nodata, np.nan)):
             if not np.isnan(code):
                 values[raw == code] = meaning
@@ -187,6 +238,8 @@ def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, 
         floor,
     )
     raw = numbers(data)
+    if raw.dtype.kind in "iu" and raw.dtype.itemsize <= 2 and not (lookup("what", "gain") or lookup("what", "offset")):
+        raise BadInput(data.file.filename, f"holds {raw.dtype} without gain or offset", "ask the producer for them")
     if raw.dtype.kind not in "iu":
         return coding.values(raw), 0.0, None
     if raw.dtype.itemsize > 2:
@@ -208,13 +261,11 @@ def _packing(name: str, step: float, floor: float | None) -> tuple[float | None,
 
 
 def _attrs(lookup: Lookup, kind: str, path: Path) -> dict[str, object]:
-    product = lookup("what", "prodname") or lookup("what", "product")
     attrs = {
         "title": TITLE,
         "source": path.name,
         "licence": LICENCE,
         "institution": lookup("what", "source"),
-        "product": product,
         "odim_quantity": kind,
         "zr_a": lookup("how", "zr_a"),
         "zr_b": lookup("how", "zr_b"),
@@ -237,33 +288,42 @@ def _stamp(lookup: Lookup, prefix: str) -> np.datetime64:
 def _seconds(lookup: Lookup) -> float:
     """Length of the period that the file covers; 0 where not stated."""
     span = _stamp(lookup, "end") - _stamp(lookup, "start")
-    return 0.0 if np.isnat(span) else float(span / np.timedelta64(1, "s"))
+    return 0.0 if np.isnat(span) else float(rasters.period(span / np.timedelta64(1, "s")))
 
 
 def _time(lookup: Lookup, kind: str) -> np.datetime64:
     nominal, start, end = (_stamp(lookup, prefix) for prefix in ("", "start", "end"))
+    if str(end).endswith(":59"):  # the last second of the period
+        end += np.timedelta64(1, "s")
     if np.isnat(nominal) or (kind == "ACRR" and not start < nominal <= end):
         return end
     return nominal
 
 
 def _cadence(name: str, kind: str, seconds: float) -> int:
-    """Seconds to the next file: of a product known by its name, else the period covered, else five minutes."""
-    for pattern, cadence in PRODUCT_CADENCE:
+    """Seconds to the next file as a hint: of a product known by its name, else the period of a sum, else 0, unknown.
+
+    The period of what is no sum is that of its scans, which may overlap the next file's.
+    """
+    for pattern, cadence in STEPS:
         if re.match(pattern, name):
             return cadence
-    return int(seconds) if 60 <= seconds <= 900 else USUAL_CADENCE
+    return int(seconds) if kind == "ACRR" and 60 <= seconds <= LONGEST_STEP else 0
 
 
 # --- grid -----------------------------------------------------------------------------------------
 
 
-def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> Grid:
-    """North-up grid; the corners in degrees decide where it lies, and must fit its extent to a pixel."""
+def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> tuple[Grid, str]:
+    """Lay out the north-up grid, and name the stated number that all others outvote, if there is one.
+
+    ODIM states it three times: by four corners in degrees, by the size of a pixel and their number, and in newer
+    files by the upper left corner in metres. What most of them say is taken; of four corners, one may be wrong.
+    """
     rows, columns = shape
-    size = _number(lookup, "where", "ysize", rows), _number(lookup, "where", "xsize", columns)
-    if size != (rows, columns) or min(size) < 2:
-        raise BadInput(path, f"has {rows}x{columns} pixels but states {size[0]:g}x{size[1]:g}", "fetch it again")
+    stated = _number(lookup, "where", "ysize", rows), _number(lookup, "where", "xsize", columns)
+    if min(shape) < 2:
+        raise BadInput(path, f"has {rows}x{columns} pixels", "fetch it again")
     if lookup("where", "projdef") is None:
         raise BadInput(path, "names no projection (where/projdef)", "ask the producer")
     crs = metric_crs(str(lookup("where", "projdef")))
@@ -272,35 +332,95 @@ def _grid(lookup: Lookup, shape: tuple[int, ...], path: Path) -> Grid:
         for axis in ("lon", "lat")
     )
     pixel = _number(lookup, "where", "xscale", np.nan), _number(lookup, "where", "yscale", np.nan)
-    upper_left = _number(lookup, "where", "UL_x", np.nan), _number(lookup, "where", "UL_y", np.nan)
-    if np.isnan(upper_left).any():
-        upper_left, sizes = _measure(crs, lon, lat, (rows, columns), path)
-        pixel = _agreeing(pixel, sizes, (rows, columns))
-    # corners in degrees carry rounding noise, which must not make two grids of one
-    upper_left = round(upper_left[0], 2) + 0.0, round(upper_left[1], 2) + 0.0
-    grid = Grid.regular(crs, (rows, columns), upper_left=upper_left, pixel=pixel)
-    if np.isfinite(lon).all() and not grid.misfit(lon, lat) <= 1:
+    first = _by_corner(lookup, crs, (rows, columns), pixel)
+    grid, off = _best(first, _by_corners(crs, lon, lat, (rows, columns), pixel), lon, lat, path)
+    wrong = [CORNERS[place] for place in np.flatnonzero(off > 1)]
+    if stated != (rows, columns) and (wrong or not np.isfinite(lon + lat).all()):
+        raise BadInput(path, f"has {rows}x{columns} pixels but states {stated[0]:g}x{stated[1]:g}", "fetch it again")
+    if len(wrong) > 1 or (wrong and not np.isfinite(lon + lat).all()):
         raise BadInput(path, "states corners that do not fit its pixel size", "report it to the producer")
-    return grid
+    size = abs(grid.x[1] - grid.x[0]), abs(grid.y[1] - grid.y[0])
+    doubts = {
+        f"the {''.join(wrong)} corner": bool(wrong),
+        f"{stated[0]:g}x{stated[1]:g} pixels": stated != (rows, columns),
+        "the size of a pixel": np.isfinite(pixel).all()
+        and not any(np.allclose(np.multiply(pixel, unit), size, rtol=0.01) for unit in (1, 1000)),
+        "the upper left corner in metres": first is not None and grid is not first,
+    }
+    return grid, next((words for words, wrong in doubts.items() if wrong), "")
 
 
-def _measure(
-    crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int], path: Path
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Upper left corner, and width and height of a pixel, from the corners in degrees."""
-    x, y = Grid(crs, np.zeros(1), np.zeros(1)).project(lon, lat)
-    if not np.isfinite([x, y]).all():
+def _best(
+    first: Grid | None, others: Iterator[Grid], lon: np.ndarray, lat: np.ndarray, path: Path
+) -> tuple[Grid, np.ndarray]:
+    """Choose the first grid that all corners fit, else the one that three of them fit best.
+
+    Returns:
+        The grid, and how far every stated corner lies from its own, in pixels.
+    """
+    found: list[tuple[Grid, np.ndarray]] = []
+    for grid, most in chain([(first, 1.0)], ((other, FITTING) for other in others)):
+        if grid is not None:
+            found.append((grid, np.nan_to_num(grid.misfits(lon, lat))))
+            if found[-1][1].max() <= most:
+                return found[-1]
+    if not found:
         raise BadInput(path, "does not state all four corners", "ask the producer")
-    left, right, bottom, top = x[:2].mean(), x[2:].mean(), y[[0, 3]].mean(), y[1:3].mean()
-    return (left, top), ((right - left) / shape[1], (top - bottom) / shape[0])
+    return min(found, key=lambda one: ((one[1] > 1).sum(), np.sort(one[1])[2]))
+
+
+def _by_corner(lookup: Lookup, crs: CRS, shape: tuple[int, int], pixel: tuple[float, float]) -> Grid | None:
+    """Lay out the grid from its upper left corner in metres."""
+    upper_left = _number(lookup, "where", "UL_x", np.nan), _number(lookup, "where", "UL_y", np.nan)
+    return _regular(crs, shape, upper_left, pixel) if np.isfinite([*upper_left, *pixel]).all() else None
+
+
+def _by_corners(
+    crs: CRS, lon: np.ndarray, lat: np.ndarray, shape: tuple[int, int], pixel: tuple[float, float]
+) -> Iterator[Grid]:
+    """Lay out the grid from corners in degrees: from all four, and without each of them.
+
+    They are outer corners, as ODIM demands, unless the pixels fit between the centres of those in the corners.
+    """
+    x, y = Grid(crs, np.zeros(1), np.zeros(1)).project(lon, lat)
+    lacking = np.flatnonzero(~np.isfinite(x + y)).tolist()
+    if len(lacking) > 1:
+        return
+    for left_out in lacking or (None, 0, 1, 2, 3):
+        sides = [[place for place in pair if place != left_out] for pair in ((0, 1), (2, 3), (0, 3), (1, 2))]
+        left, right, bottom, top = (part[side].mean() for part, side in zip((x, x, y, y), sides, strict=True))
+        extent = right - left, top - bottom
+        if min(extent) <= 0:
+            continue
+        size, centred = _agreeing(pixel, extent, shape)
+        if left_out is not None and size is None:
+            continue  # three corners alone are not enough to outvote the fourth
+        width, height = size or (extent[0] / shape[1], extent[1] / shape[0])
+        yield _regular(crs, shape, (left - centred * width / 2, top + centred * height / 2), (width, height))
+
+
+def _regular(crs: CRS, shape: tuple[int, int], upper_left: tuple[float, float], pixel: tuple[float, float]) -> Grid:
+    # corners in degrees carry rounding noise, which must not make two grids of one
+    left, top = (round(edge, 2) + 0.0 for edge in upper_left)
+    return Grid.regular(crs, shape, upper_left=(left, top), pixel=pixel)
 
 
 def _agreeing(
-    stated: tuple[float, float], measured: tuple[float, float], shape: tuple[int, int]
-) -> tuple[float, float]:
-    """Choose the stated pixel size, in metres or MeteoSwiss's km, if the corners confirm it; else the measured."""
+    stated: tuple[float, float], extent: tuple[float, float], shape: tuple[int, int]
+) -> tuple[tuple[float, float] | None, bool]:
+    """Find the stated pixel size, in metres or MeteoSwiss's km, if the corners confirm it.
+
+    Returns:
+        The size or None, and whether the corners are the centres of pixels: then one fits less often between them.
+    """
+    columns, rows = shape[::-1]
     for unit in (1, 1000):
-        candidate = stated[0] * unit, stated[1] * unit
-        if np.allclose(candidate, measured, rtol=1 / max(shape), atol=0):
-            return candidate
-    return measured
+        size = stated[0] * unit, stated[1] * unit
+        if not np.isfinite(size).all() or min(size) <= 0:
+            continue
+        across, down = extent[0] / size[0], extent[1] / size[1]
+        if max(abs(across - columns + 1), abs(down - rows + 1)) < CENTRED:
+            return size, True
+        if max(abs(across - columns), abs(down - rows)) < 1:
+            return size, False
+    return None, False

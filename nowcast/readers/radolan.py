@@ -162,7 +162,6 @@ def read(item: Item) -> xr.Dataset:
         "source": item.path.name,
         "licence": LICENCE,
         "institution": "DWD",
-        "product": header.product,
     }
     cube = make(
         {name: values},
@@ -171,6 +170,8 @@ def read(item: Item) -> xr.Dataset:
         cadence=CADENCES[header.product],
         quantum=step,
         floor=floor if header.product in BYTES else None,
+        product=header.product,
+        accumulation=0 if header.product in REFLECTIVITIES else header.seconds,
         attrs=attrs,
     )
     return check(cube, item.path)

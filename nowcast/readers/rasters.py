@@ -66,6 +66,8 @@ NAMES = (
             "rr",
             "mmh",
             "sri",
+            "mmhr",
+            "rrai",
             "rainfall",
             "rain",
             "precipitation",
@@ -195,8 +197,14 @@ def duration(text: object) -> int:
     return round(days * 86400 + hours * 3600 + minutes * 60 + seconds)
 
 
+def period(seconds: float) -> int:
+    """Round the length of a period to what is meant: ends that are its last second make it a second short."""
+    whole = 60 * round(seconds / 60)
+    return whole if whole and abs(seconds - whole) <= 1 else round(seconds)
+
+
 def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
-    """Find the seconds between the files of the source that one file of a single frame belongs to.
+    """Find a hint of the seconds between the files of the source that one file of a single frame belongs to.
 
     The shortest time between the first files of its folder, so that it is one for all of them and a
     missing file does not make it longer. Looked up once for a folder.
@@ -205,19 +213,13 @@ def step(path: Path, when: Callable[[Path], np.datetime64] | None) -> int:
         path: The file.
         when: Time of a file; None: there are no neighbours.
 
-    Raises:
-        BadInput: If no neighbour tells.
+    Returns:
+        Seconds; 0 where no neighbour tells.
     """
     try:
-        if when:
-            return _step(path.parent, path.suffix, when)
-        raise LookupError
+        return _step(path.parent, path.suffix, when) if when else 0
     except LookupError:
-        raise BadInput(
-            path,
-            "does not say how far apart frames are, nor does another file beside it",
-            "put two of them in one folder, or state time_coverage_resolution",
-        ) from None
+        return 0
 
 
 @lru_cache(maxsize=64)

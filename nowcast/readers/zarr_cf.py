@@ -80,7 +80,7 @@ def read(item: Item) -> xr.Dataset:
     store = item.path.parent
     key = Item(item.path, item.key.rpartition(" ")[2])
     with _opened(store) as (arrays, attrs):
-        field = cf.field(item.path, arrays, attrs, source=store.name)
+        field = cf.field(item.path, arrays, attrs, source=store.name, product=item.product)
         return field.cube(part(key), title=TITLE, licence=LICENCE)
 
 

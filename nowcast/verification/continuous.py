@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+LARGE = 1e15
+"""Errors beyond it are squared in double precision."""
+
 
 def errors(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
-    """Sum the errors over the pixels where neither field is missing.
+    """Sum the errors over the pixels where both fields are finite.
 
     Args:
         forecast: (lead, y, x), NaN = no data.
@@ -26,11 +29,14 @@ def errors(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _errors(forecast: np.ndarray, observed: np.ndarray) -> tuple[int, float, float, float]:
-    difference = forecast - observed
-    missing = np.isnan(difference)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = forecast - observed
+    missing = ~np.isfinite(difference)
     difference[missing] = 0
-    # Float32 sums would lose digits over a million pixels.
-    totals = (part.sum(dtype=np.float64) for part in (np.square(difference), np.abs(difference), difference))
+    # Float32 sums would lose digits over a million pixels, and squares of large float32 numbers overflow.
+    largest = max(-float(difference.min(initial=0)), float(difference.max(initial=0)))
+    squares = np.square(difference, dtype=np.float64 if largest > LARGE else None)
+    totals = (part.sum(dtype=np.float64) for part in (squares, np.abs(difference), difference))
     return difference.size - np.count_nonzero(missing), *totals
 
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ConfigError
-from nowcast.core.units import get_quantity
+from nowcast.core.units import get_quantity, possible
 from nowcast.store import ForecastStore, FrameStore, Place, ScoreStore
 from nowcast.verification import scores as score
 
@@ -168,6 +168,8 @@ def _frame_sums(
     scaling = get_quantity(str(forecast.name)).scaling
     for lead, frame, digest in pairs:
         made, seen = forecast[run, lead].values, observed[frame].values
+        # archives that were made before readers took such values out may hold them
+        made, seen = (possible(field[None], str(forecast.name))[0][0] for field in (made, seen))
         made, seen = (score.floored(field, scaling) for field in (made, seen))
         sums: dict[str, Any] = dict(score.sums(made, seen, thresholds=limits.tolist(), scaling=scaling))
         sums["observed_digest"] = digest

@@ -48,7 +48,7 @@ def sums(
     """Compute everything that a Scores store keeps of some frames, over the pixels where neither field is missing.
 
     Args:
-        forecast: (y, x) or (lead, y, x) in physical units, NaN = no data.
+        forecast: (y, x) or (lead, y, x) in physical units; NaN, and whatever is not finite, is no data.
         observed: The same, valid at the same times.
         thresholds: In the unit of the fields, increasing; an event is a value at or above one.
         scaling: Maps the fields to [0, 1] for SSIM.
@@ -66,6 +66,7 @@ def sums(
     if forecast.ndim not in (2, 3) or forecast.shape != observed.shape:
         shapes = f"{forecast.shape} and {observed.shape}"
         raise ShapeError(f"Expected two ([lead,] y, x) arrays of one shape, got {shapes}.")
+    forecast, observed = (np.where(np.isfinite(field), field, np.float32(np.nan)) for field in (forecast, observed))
     leads, frame = forecast.shape[:-2], forecast.shape[-2:]
     fields = forecast.reshape(-1, *frame), observed.reshape(-1, *frame)
     scaled = (scaling.encode(field) for field in fields)

@@ -6,7 +6,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nowcast.core.cube import channels, check, digest, label_runs, make
+from nowcast.core.cube import channels, check, digest, identity, impossible, label_runs, make
+from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 
@@ -32,8 +33,93 @@ def test_make_keeps_the_promise():
     assert (variable.attrs["units"], variable.attrs["standard_name"]) == ("mm h-1", "rainfall_rate")
     assert variable.attrs["grid_mapping"] == "crs"
     assert variable.encoding["quantum"] == 0.12
-    assert made.attrs == {"title": "rain", "cadence_seconds": 300}
+    unnamed = {"product": "", "accumulation_seconds": 0, "level": ""}
+    assert made.attrs == {"title": "rain", "cadence_seconds": 300} | unnamed
     assert made["sequence"].values.tolist() == ["", ""]
+
+
+def test_a_hint_of_no_step_still_makes_a_live_feed():
+    assert cube(cadence=0).attrs["cadence_seconds"] == 0
+    assert "cadence_seconds" not in cube(sequence="a").attrs
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({}, "rainfall_rate"),
+        ({"product": "RW", "accumulation": 3600}, "RW, rainfall_rate, sum of 60 min"),
+        ({"accumulation": 90, "level": "2 km"}, "rainfall_rate, sum of 90 s, 2 km"),
+        ({"product": "rainfall_rate"}, "rainfall_rate"),
+    ],
+)
+def test_identity_says_what_frames_are(what, words):
+    made = cube(**what)
+    assert str(identity(made)) == words
+    assert identity(made) == identity(made.attrs, channels(made))
+
+
+def test_whatever_differs_is_another_product():
+    kinds = [{}, {"product": "RW"}, {"accumulation": 3600}, {"level": "2 km"}, {"product": "rw"}]
+    assert len({identity(cube(**kind)) for kind in kinds}) == len(kinds)
+    rate, echo = (identity(cube().attrs, [name]) for name in ("rainfall_rate", "reflectivity"))
+    assert rate != echo
+
+
+def test_what_was_made_before_identities_has_none():
+    """There ``product`` was whatever the source called it, such as a title."""
+    old = cube().assign_attrs(product="Bias Corrected Radar Accumulation (10 min)")
+    del old.attrs["accumulation_seconds"]
+    assert identity(old).product == ""
+
+
+@pytest.mark.parametrize("choice", ["", "RW", "rw", "sum of 60 min", "rw,rainfall_rate", " RW , sum  of 60 min"])
+def test_a_choice_is_any_words_of_an_identity(choice):
+    assert identity(cube(product="RW", accumulation=3600)).fits(choice)
+
+
+@pytest.mark.parametrize("choice", ["R", "RY", "rw, sum of 5 min", "reflectivity"])
+def test_another_choice_does_not_fit(choice):
+    assert not identity(cube(product="RW", accumulation=3600)).fits(choice)
+
+
+UNDECLARED = (-9999.0, -9999000.0, 1e20, np.inf, -np.inf, np.finfo(np.float32).max)
+"""What files hold for no data without saying so."""
+
+
+@pytest.mark.parametrize("code", UNDECLARED)
+@pytest.mark.parametrize("name", ["rainfall_rate", "reflectivity", "vil"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_values_that_cannot_be_are_no_data_and_are_counted(name, code, encoded):
+    values = np.full((2, 3, 4), 7, np.float32)
+    values[1, 0, :3] = code, np.nan, code
+    given = values.copy()
+    codes = np.zeros((2, 3, 4), np.uint8)
+    codes[1, 0, :3] = 1, 2, 1
+    table = Table(np.array([7, code, np.nan], np.float32))
+    made = make({name: EncodedArray(codes, table) if encoded else values}, times(0, 5), GRID, cadence=300)
+    wanted = np.full((2, 3, 4), 7, np.float32)
+    wanted[1, 0, :3] = np.nan
+    np.testing.assert_array_equal(made[name].values, wanted)
+    np.testing.assert_array_equal(values, given)  # an array may be kept and shared
+    assert impossible(made).tolist() == [0, 2]
+    assert impossible(made.isel(time=[0])).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("rainfall_rate", (0.0, 8646.0)), ("reflectivity", (-99.0, -32.0, 0.0, 95.0)), ("vil", (0.0, 150.0))],
+)
+def test_what_is_possible_stays(name, values):
+    """Clutter of 8,646 mm/h is found in real composites; whether that is weather is for the quality control."""
+    field = np.resize(np.float32(values), (1, 3, 4))
+    made = make({name: field}, times(0), GRID, cadence=300)
+    np.testing.assert_array_equal(made[name].values, field)
+    assert not impossible(made).any()
+
+
+def test_what_rounding_leaves_of_dry_is_dry():
+    made = make({"rainfall_rate": np.full((1, 3, 4), -1e-6)}, times(0), GRID, cadence=300)
+    assert (made["rainfall_rate"] == 0).all() and not impossible(made).any()
 
 
 def test_make_labels_each_frame():

@@ -20,6 +20,7 @@ from nowcast.core.units import COLOURS
 from nowcast.ingestion import inspect as inspection
 from nowcast.ingestion.inspect import GAP, SIDE, Inspection, inspect, quick_look
 from nowcast.readers import Item
+from tests import sources_gridded as gridded
 from tests import synthetic
 from tests.sources import SOURCES
 
@@ -184,6 +185,31 @@ def test_what_is_no_source_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert "is not an HDF5 file" in sentence(tmp_path / "empty.h5", reader="odim")
     with pytest.raises(ValueError, match="Unknown reader 'radar'; known: hko7"):
         inspect(tmp_path / "empty.h5", reader="radar")
+
+
+def test_what_a_convention_misses_in_a_sound_file_is_said_with_the_remedy(tmp_path: Path) -> None:
+    two = gridded.tiff(tmp_path / "202406011200.tif", np.ones((2, 20, 24), np.float32))
+    words = sentence(two)
+    assert "is of no known source: for the reader geotiff it has 2 bands of 20x24 pixels" in words
+    assert "gdal_translate -b 1" in words
+    units = gridded.mosaic() | {"rain": (*gridded.mosaic()["rain"][:2], {"standard_name": "air_temperature"})}
+    assert "for the reader netcdf it holds no rain or reflectivity" in sentence(
+        gridded.netcdf(tmp_path / "a.nc", units)
+    )
+
+
+def test_the_product_is_named(tmp_path: Path) -> None:
+    path = gridded.tiff(tmp_path / "OPERA@20240601T1200@0@ACRR.tif", np.ones((2, 20, 24), np.float32))
+    facts = inspect(path).facts
+    assert facts["product"] == "acrr, rainfall_rate, sum of 60 min"
+    assert facts["sequences"] == "live feed, whose step two frames will tell"
+
+
+def test_impossible_values_are_told(tmp_path: Path) -> None:
+    values = np.ones((20, 24), np.float32)
+    values[3, :5] = -9999
+    path = gridded.tiff(tmp_path / "rr_202406011200.tif", values)
+    assert inspect(path).facts["quality"].endswith("5 values cannot be, such as negative rain, and are no data")
 
 
 def test_a_source_without_items_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ def test_levels_become_dbz(tmp_path):
         "institution": "FMI",
         "source": "a_FINUTM.tif",
         "product": "Corrected reflectivity",
+        "accumulation_seconds": 0,
+        "level": "",
         "cadence_seconds": 300,
     }
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from pyproj import CRS
 
+from nowcast.core.cube import identity
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, SOUTH_UP, Grid
-from nowcast.readers import Item, geotiff, rasters
+from nowcast.readers import Item, detect, geotiff, rasters
 from tests import sources_gridded as gridded
 from tests.sources_gridded import FINLAND, fmi_xml
 
@@ -35,6 +36,9 @@ def test_floats(tmp_path):
         "title": geotiff.TITLE,
         "source": "rr_202406011200.tif",
         "licence": geotiff.LICENCE,
+        "product": "rr",
+        "accumulation_seconds": 0,
+        "level": "",
         "cadence_seconds": 300,
     }
 
@@ -63,6 +67,91 @@ def test_sixteen_bits(tmp_path):
     field = read(tmp_path, rain(0, 100, -1, dtype=np.int16), nodata=-1, scale=0.01)["rainfall_rate"]
     np.testing.assert_allclose(field.values[0, 0, :3], [0, 1, np.nan], rtol=1e-6)
     assert field.encoding == {"quantum": 0.01}
+
+
+# --- bands, and what is no measurement -------------------------------------------------------------
+
+
+def bands(*first: float) -> np.ndarray:
+    """Values, and a quality of 0.5."""
+    return np.stack([rain(*first), np.full((20, 24), 0.5, np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantity", "factor", "period"),
+    [("DBZH", "reflectivity", 1, 0), ("RATE", "rainfall_rate", 1, 0), ("ACRR", "rainfall_rate", 1, 3600)],
+)
+@pytest.mark.parametrize("suffix", ["tif", "tiff"])
+def test_opera_adds_a_quality_and_has_codes_of_its_own(tmp_path, kind, quantity, factor, period, suffix):
+    name = f"OPERA@20240601T1200@0@{kind}.{suffix}"
+    path = gridded.tiff(tmp_path / name, bands(-9999000, -8888000, 3), nodata=-9999000)
+    cube = geotiff.read(Item(path))
+    dry = -32 if quantity == "reflectivity" else 0
+    np.testing.assert_array_equal(cube[quantity].values[0, 0, :4], [np.nan, dry, 3 * factor, 7 * factor])
+    assert cube["time"].values[0] == np.datetime64("2024-06-01T12:00")
+    assert (cube.attrs["product"], cube.attrs["accumulation_seconds"]) == (kind.lower(), period)
+    assert geotiff.recognises(path) and detect(path) == "geotiff"
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "place"),
+    [(("rainfall_rate", "quality"), 0), (("quality", "rainfall rate"), 1), ((None, "DBZH"), 1), (("rr", "dbzh"), 0)],
+)
+def test_of_several_bands_the_first_known_one_is_taken(tmp_path, descriptions, place):
+    path = gridded.tiff(tmp_path / "202406011200.tif", bands(), description=descriptions)
+    cube = geotiff.read(Item(path))
+    assert (next(iter(cube.data_vars.values())) == (7, 0.5)[place]).all()
+
+
+@pytest.mark.parametrize(
+    ("choice", "value"), [("", 7), ("rr", 7), ("dbzh", 0.5), ("reflectivity", 0.5), ("sum of 60 min", 7)]
+)
+def test_a_band_can_be_chosen(tmp_path, choice, value):
+    path = gridded.tiff(tmp_path / "202406011200.tif", bands(), description=("rr", "dbzh"))
+    cube = geotiff.read(Item(path, product=choice))
+    assert (next(iter(cube.data_vars.values())) == value).all()
+
+
+def test_a_sum_becomes_a_rate_over_its_period(tmp_path):
+    cube = read(tmp_path, rain(1), units="mm", tags={"accumulation_period": "PT10M"})
+    assert cube["rainfall_rate"].values[0, 0, 0] == 6
+    assert str(identity(cube)) == "rr, rainfall_rate, sum of 10 min"
+
+
+def test_a_mask_in_the_file_is_kept_to(tmp_path):
+    import rasterio
+
+    path = gridded.tiff(tmp_path / "rr_202406011200.tif", rain(1, 2))
+    mask = np.full((20, 24), 255, np.uint8)
+    mask[0, 0] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(mask)
+    np.testing.assert_array_equal(geotiff.read(Item(path))["rainfall_rate"].values[0, 0, :2], [np.nan, 2])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
+def test_integers_of_which_nothing_is_said_are_no_physics(tmp_path, dtype):
+    with pytest.raises(BadInput, match=r"with neither scale nor unit; add them, such as gdal_edit\.py -scale"):
+        read(tmp_path, rain(dtype=dtype), name="dbz_202406011200.tif")
+    for said in ({"units": "dBZ"}, {"scale": 0.5}, {"tags": {"gain": "1"}}):
+        read(tmp_path, rain(dtype=dtype), name="dbz_202406011200.tif", **said)
+
+
+def test_colours_are_no_physics(tmp_path):
+    import rasterio
+
+    path = gridded.tiff(tmp_path / "dbz_202406011200.tif", rain(dtype=np.uint8), units="dBZ")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {level: (level, 0, 255 - level) for level in range(256)})
+    with pytest.raises(BadInput, match="is a picture in colours, not what was measured"):
+        geotiff.read(Item(path))
+
+
+@pytest.mark.parametrize("name", ["20240601T1200Z_MSC_Radar-Composite_MMHR_1km.tif", "RADAR_1KM_RRAI_202406011200.tif"])
+def test_canadian_names(tmp_path, name):
+    cube = geotiff.read(Item(gridded.tiff(tmp_path / name, rain(0, 1.5))))
+    assert cube["time"].values[0] == np.datetime64("2024-06-01T12:00")
+    assert cube["rainfall_rate"].values[0, 0, 1] == 1.5
 
 
 # --- what and when --------------------------------------------------------------------------------
@@ -195,7 +284,8 @@ def test_pixels_are_points(tmp_path):
         ({"name": "202406011200.tif"}, "does not say that it holds rain rate or reflectivity; add a tag standard_name"),
         ({"name": "rr.tif"}, "does not say when it was measured; add yyyymmddHHMM"),
         ({"units": "K"}, "states the unit 'K' for rr"),
-        ({"units": "mm"}, "holds an amount of rain in mm"),
+        ({"units": "mm"}, "does not say how long rr fell; add the tag accumulation_period"),
+        ({"name": "acrr_202406011200.tif"}, "does not say how long acrr fell"),  # no rate, by its name
         ({"units": "mm/h", "tags": {"Quantity": "DBZH"}}, "calls dbzh a reflectivity in 'mm/h'"),
         ({"crs": None}, "has no projection or place"),
         ({"transform": None}, "has no projection or place"),
@@ -213,9 +303,9 @@ def test_refuses(tmp_path, change, fault):
         read(tmp_path, **change)
 
 
-def test_refuses_a_file_alone(tmp_path):
-    with pytest.raises(BadInput, match="does not say how far apart frames are, nor does another file beside it"):
-        geotiff.read(Item(gridded.tiff(tmp_path / "rr_202406011200.tif", rain())))
+def test_a_file_alone_has_no_hint_of_its_step(tmp_path):
+    cube = geotiff.read(Item(gridded.tiff(tmp_path / "rr_202406011200.tif", rain())))
+    assert cube.attrs["cadence_seconds"] == 0
 
 
 def test_reads_nothing_else_that_gdal_could(tmp_path):

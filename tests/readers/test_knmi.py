@@ -60,6 +60,14 @@ def test_reflectivity(tmp_path, formula, floor):
     assert cube.attrs["cadence_seconds"] == 300
 
 
+@pytest.mark.parametrize("place", range(8))
+def test_three_corners_outvote_the_fourth(tmp_path, place):
+    corners = np.array(fixtures.KNMI_CORNERS)
+    right = Grid.of(knmi.read(Item(fixtures.knmi(tmp_path / "right.h5"))))
+    corners[place] += 3
+    assert Grid.of(knmi.read(Item(fixtures.knmi(tmp_path / "a.h5", corners=corners)))).digest == right.digest
+
+
 def test_lies_where_its_corners_say(tmp_path):
     grid = Grid.of(knmi.read(Item(fixtures.knmi(tmp_path / "a.h5"))))
     assert grid.orientation == NORTH_UP

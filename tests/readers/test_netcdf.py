@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 from pyproj import CRS
 
+from nowcast.core.cube import identity, impossible
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, SOUTH_UP, Grid
 from nowcast.readers import Item, cf, netcdf, rasters
@@ -60,7 +61,7 @@ def test_all_formats_are_the_same(tmp_path, form):
         "source": "a.nc",
         "licence": "CC-BY-4.0",
         "institution": "Institute of Examples",
-        "product": "rain rate",
+        "product": "rain",
     }
 
 
@@ -555,7 +556,6 @@ ROTATED = {
         (filled(mosaic(), np.array([0, 0, 0]), "time"), "times that do not increase"),
         (filled(mosaic(), np.array([0, 10, 5]), "time"), "time does not increase"),
         (plane(mosaic(frames=1)), "does not say when it was measured"),
-        (mosaic(frames=1), "does not say how far apart frames are"),
         (without("time"), "has 3 time of rain; give one of them only"),
         (layered(), "has 2 height of rain; give one of them only"),
         (curved(), "places its pixels by the 2-D lat only; regrid it, or add the 1-D x and y"),
@@ -656,3 +656,68 @@ def test_as_xarray_writes_it(tmp_path):
         assert (cube["time"].values == times).all()
         grid = Grid.of(cube)
         assert (grid.crs.to_epsg(), grid.orientation) == (3035, SOUTH_UP)
+
+
+def test_a_frame_alone_has_no_hint_of_its_step(tmp_path):
+    assert read(tmp_path, mosaic(frames=1)).attrs["cadence_seconds"] == 0
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def several() -> Variables:
+    """A rate, a mean rate over 5 minutes, two sums, and a reflectivity at 2 km."""
+    variables = mosaic()
+    dims, rain, about = variables["rain"]
+    edges = np.stack([np.arange(3) * 5 - 5, np.arange(3) * 5], axis=1)
+    variables["time"][2]["bounds"] = "bounds"
+    amount = {"standard_name": "precipitation_amount", "units": "kg m-2"}
+    return variables | {
+        "bounds": (("time", "edge"), edges, {}),
+        "mean": (dims, rain, about | {"cell_methods": "time: mean"}),
+        "sum": (dims, rain, about | amount),
+        "dbz": (
+            ("time", "height", "y", "x"),
+            rain[:, None],
+            about | {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"},
+        ),
+        "height": (("height",), np.array([2000.0]), {"standard_name": "height", "units": "m"}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "want"),
+    [
+        ("", "rain, rainfall_rate"),
+        ("rain", "rain, rainfall_rate"),
+        ("mean", "mean, rainfall_rate, sum of 5 min"),
+        ("sum", "sum, rainfall_rate, sum of 5 min"),
+        ("reflectivity", "dbz, reflectivity, 2000 m"),
+        ("2000 m", "dbz, reflectivity, 2000 m"),
+        ("another", "rain, rainfall_rate"),
+    ],
+)
+def test_one_of_several_variables_is_chosen(tmp_path, choice, want):
+    item = next(netcdf.find(gridded.netcdf(tmp_path / "a.nc", several())))
+    assert str(identity(netcdf.read(replace(item, product=choice)))) == want
+
+
+@pytest.mark.parametrize("seconds", [299, 300, 301])
+def test_a_period_that_misses_by_a_second_is_what_is_meant(tmp_path, seconds):
+    variables = mosaic()
+    dims, rain, about = variables["rain"]
+    stamps = np.arange(3) * 300 + 300
+    variables["time"] = (("time",), stamps, {"standard_name": "time", "units": "seconds since 2024-06-01 12:00:00"})
+    variables["time"][2]["bounds"] = "bounds"
+    variables["bounds"] = (("time", "edge"), np.stack([stamps - seconds, stamps], axis=1), {})
+    variables["rain"] = (dims, rain, about | {"standard_name": "precipitation_amount", "units": "kg m-2"})
+    cube = read(tmp_path, variables)
+    assert cube.attrs["accumulation_seconds"] == 300
+    assert cube["rainfall_rate"].encoding == {"quantum": 0.12}
+
+
+@pytest.mark.parametrize("code", [-9999.0, 1e20, np.inf, -5.0])
+def test_an_undeclared_code_is_no_data(tmp_path, code):
+    cube = read(tmp_path, filled(mosaic(frames=1), frame(0, code, dtype=np.float32)))
+    np.testing.assert_array_equal(cube["rainfall_rate"].values[0, 0, :2], [0, np.nan])
+    assert impossible(cube).tolist() == [1]

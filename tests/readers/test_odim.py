@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 from pyproj import Proj
 
+from nowcast.core.cube import identity, impossible
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
 from nowcast.readers import Item, odim
@@ -127,7 +130,7 @@ def test_rmi_keeps_its_grid_in_the_dataset_and_states_no_codes(tmp_path):
     np.testing.assert_array_equal(start(cube, "rainfall_rate", 3), [np.nan, 0, 3.5])
     grid = Grid.of(cube)
     assert (grid.x[0], grid.y[0], grid.x[-1], grid.y[-1]) == (305_000, 995_000, 995_000, 305_000)
-    assert cube.attrs["cadence_seconds"] == 300
+    assert cube.attrs["cadence_seconds"] == 0  # nothing tells
     assert cube["time"].values[0] == np.datetime64("2021-07-04T18:05")
 
 
@@ -268,7 +271,7 @@ def test_meteoswiss_states_kilometres_nan_and_infinity(tmp_path):
     grid = Grid.of(cube)
     assert np.unique(np.diff(grid.x)) == 10_000
     assert (grid.x[0] - 5000, grid.y[0] + 5000) == pytest.approx((2_255_000, 1_480_000), abs=300)
-    assert cube.attrs["cadence_seconds"] == 600
+    assert cube.attrs["cadence_seconds"] == 0  # 600 until 2026, 300 since
 
 
 @pytest.mark.parametrize(
@@ -285,16 +288,143 @@ def test_time_of_an_accumulation(tmp_path, period, nominal, want):
     assert str(odim.read(Item(path))["time"].values[0])[11:16] == want
 
 
-def test_first_known_quantity_is_taken(tmp_path):
+@pytest.mark.parametrize("seconds", [599, 600, 601])
+def test_a_period_that_ends_with_its_last_second_is_what_is_meant(tmp_path, seconds):
+    end = str(np.datetime64("2018-08-24T17:50", "s") + seconds)[11:].replace(":", "")
+    path = fixtures.odyssey(tmp_path / "a.h5", time="174500", quantity="ACRR", endtime=end, data=np.full((44, 38), 1.0))
+    cube = odim.read(Item(path))
+    assert cube.attrs["accumulation_seconds"] == 600 and (cube["rainfall_rate"] == 6).all()
+    if seconds <= 600:
+        assert cube["time"].values[0] == np.datetime64("2018-08-24T18:00")
+
+
+def several(folder) -> Item:
+    """Quality, reflectivity, a rate and two sums on one grid."""
     path = fixtures.odim(
-        tmp_path / "a.h5",
+        folder / "a.h5",
         np.zeros((44, 38)),
         {"what": ROOT, "where": LAEA, "dataset1/what": PERIOD, "dataset1/data1/what": {"quantity": "QIND"}},
     )
+    kinds = [("TH", "175000"), ("RATE", "175000"), ("ACRR", "170000"), ("ACRR", "120000")]
     with h5py.File(path, "a") as file:
-        file["dataset2/data1/data"] = np.full((44, 38), 20.0)
-        file["dataset2"].create_group("what").attrs["quantity"] = np.bytes_("TH")
-    assert (odim.read(Item(path))["reflectivity"] == 20).all()
+        for number, (quantity, begin) in enumerate(kinds, start=2):
+            file[f"dataset{number}/data1/data"] = np.full((44, 38), 20.0)
+            period = PERIOD | {"starttime": begin, "endtime": "180000", "quantity": quantity, "product": "COMP"}
+            what = file[f"dataset{number}"].create_group("what")
+            for name, value in period.items():
+                what.attrs[name] = np.bytes_(value)
+    return Item(path)
+
+
+def test_first_known_quantity_is_taken(tmp_path):
+    assert (odim.read(several(tmp_path))["reflectivity"] == 20).all()
+
+
+@pytest.mark.parametrize(
+    ("choice", "want"),
+    [
+        ("", "TH COMP, reflectivity"),
+        ("RATE COMP", "RATE COMP, rainfall_rate"),
+        ("rainfall_rate", "RATE COMP, rainfall_rate"),
+        ("acrr comp", "ACRR COMP, rainfall_rate, sum of 60 min"),
+        ("sum of 360 min", "ACRR COMP, rainfall_rate, sum of 360 min"),
+        ("RW", "TH COMP, reflectivity"),  # none: left to whoever asked
+    ],
+)
+def test_one_of_several_products_is_chosen(tmp_path, choice, want):
+    assert str(identity(odim.read(replace(several(tmp_path), product=choice)))) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "want"),
+    [
+        ("composite_hx_20250909_0635-hd5", {"prodname": "HX_top_view", "product": "MAX"}, "RATE MAX HX_top_view HX"),
+        ("composite_dmax_20250909_0635-hd5", {"product": "MAX"}, "RATE MAX DMAX"),
+        ("CPC2335513304_00060.001.h5", {}, "RATE COMP CPC"),
+        ("a.h5", {"prodname": "Rain of 24 August"}, "RATE COMP"),
+        ("a.h5", {"prodname": "COMP_20180824"}, "RATE COMP"),
+        ("a.h5", {"product": "CAPPI", "prodpar": 2000.0}, "RATE CAPPI"),
+    ],
+)
+def test_a_product_is_named_by_what_stays_the_same(tmp_path, name, what, want):
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / name, **what)))
+    assert cube.attrs["product"] == want
+    assert cube.attrs["level"] == ("2000 m" if "prodpar" in what else "")
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+DMI = {
+    "projdef": "+proj=stere +ellps=WGS84 +lat_0=56 +lon_0=10.5666 +lat_ts=56",
+    "LL_lon": 4.379082700525593,
+    "LL_lat": 52.29427206432812,
+    "UL_lon": 3.0,
+    "UL_lat": 60.0,
+    "UR_lon": 20.735140174892805,
+    "UR_lat": 59.827708427801085,
+    "LR_lon": 18.893280870398133,
+    "LR_lat": 52.29427206432812,  # that of LL
+    "xscale": 500.0,
+    "yscale": 500.0,
+    "xsize": 1984,
+    "ysize": 1728,
+}
+"""As DMI writes it: corners that are centres of pixels, one of them 30 pixels off."""
+
+
+def test_dmi(tmp_path):
+    """The codes are in ``what`` of the root, the quantity is an attribute of the data group."""
+    codes = {"product": "DBZH", "gain": 0.5, "offset": -32.0, "nodata": 255.0, "undetect": 0.0}
+    path = fixtures.odim(
+        tmp_path / "dk.com.202608131535.500_max.h5",
+        field((1728, 1984), 0, 255, 64, dtype=np.uint8),
+        {
+            "what": ROOT | {"date": "20260813", "time": "153500"} | codes,
+            "where": DMI,
+            "dataset1/data1": {"quantity": "DBZH"},
+        },
+    )
+    cube = odim.read(Item(path))
+    np.testing.assert_array_equal(start(cube, "reflectivity", 3), [-32, np.nan, 0])
+    grid = Grid.of(cube)
+    lon, lat = grid.lonlat(grid.x[0], grid.y[0])
+    assert (lon, lat) == pytest.approx((3, 60), abs=1e-6)
+    assert grid.lonlat(grid.x[-1], grid.y[0]) == pytest.approx((DMI["UR_lon"], DMI["UR_lat"]), abs=1e-6)
+    np.testing.assert_allclose(np.diff(grid.x), 500, atol=1e-6)
+    assert cube.attrs["outvoted"] == "the LR corner"
+    assert cube.attrs["product"] == "DBZH"
+
+
+@pytest.mark.parametrize("corner", ["LL", "UL", "UR", "LR"])
+@pytest.mark.parametrize("axis", ["lon", "lat"])
+@pytest.mark.parametrize("off", [-7.0, 7.0, 200.0, np.nan])
+def test_three_corners_outvote_the_fourth(tmp_path, monkeypatch, corner, axis, off):
+    name = f"{corner}_{axis}"
+    right = Grid.of(odim.read(Item(fixtures.odyssey(tmp_path / "right.h5"))))
+    monkeypatch.setattr(fixtures, "LAEA", LAEA | {name: LAEA[name] + off})
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / "a.h5")))
+    assert Grid.of(cube).digest == right.digest
+    assert cube.attrs.get("outvoted", "") == ("" if np.isnan(off) else f"the {corner} corner")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "noted"),
+    [
+        ({"xsize": 37}, "44x37 pixels"),
+        ({"xscale": 50_000.0}, "the size of a pixel"),
+        ({"UL_x": 500_000.0, "UL_y": 0.0}, "the upper left corner in metres"),
+        ({"UL_x": 0.0, "UL_y": 0.0}, ""),
+        ({"xscale": None, "yscale": None}, ""),
+        ({"xscale": 100.0, "yscale": 100.0}, ""),  # kilometres
+    ],
+)
+def test_one_wrong_redundant_number_refuses_nothing(tmp_path, monkeypatch, wrong, noted):
+    right = Grid.of(odim.read(Item(fixtures.odyssey(tmp_path / "right.h5"))))
+    places = {key: value for key, value in (LAEA | wrong).items() if value is not None}
+    monkeypatch.setattr(fixtures, "LAEA", places)
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / "a.h5")))
+    assert Grid.of(cube).digest == right.digest
+    assert cube.attrs.get("outvoted", "") == noted
 
 
 @pytest.mark.parametrize(
@@ -302,13 +432,34 @@ def test_first_known_quantity_is_taken(tmp_path):
     [
         ("T_PAAH22_C_EUOC_20241126010000.hdf", "RATE", 0, 900),
         ("T_PASH22_C_EUOC_20241126010000.hdf", "ACRR", 3600, 900),
-        ("x.h5", "RATE", 600, 600),
-        ("x.h5", "ACRR", 3600, 300),
-        ("x.h5", "DBZH", 0, 300),
+        ("OPERA@20240601T0000@0@RATE.h5", "RATE", 0, 900),
+        ("OPERA@20240601T0000@0@ACRR.h5", "ACRR", 3600, 900),
+        ("OPERA@20240601T0000@0@DBZH.h5", "DBZH", 599, 300),
+        ("202406011200_ODIM_ng_radar_rainrate_composite_1km_UK.h5", "RATE", 0, 900),
+        ("composite_rv_20250909_0635_000-hd5", "ACRR", 300, 300),
+        ("x.h5", "ACRR", 600, 600),
+        ("x.h5", "RATE", 600, 0),  # of its scans
+        ("x.h5", "ACRR", 3600, 0),  # hourly sums overlap
+        ("x.h5", "DBZH", 0, 0),
     ],
 )
-def test_cadence(name, kind, seconds, want):
+def test_a_hint_of_the_step(name, kind, seconds, want):
     assert odim._cadence(name, kind, seconds) == want
+
+
+@pytest.mark.parametrize("code", [-9999.0, -9999000.0, 1e20, np.inf])
+@pytest.mark.parametrize("quantity", ["RATE", "DBZH"])
+def test_an_undeclared_code_is_no_data_and_not_dry(tmp_path, quantity, code):
+    what = {"nodata": None, "undetect": None, "quantity": quantity}
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / "a.h5", data=field((44, 38), code, 3.0), **what)))
+    np.testing.assert_array_equal(next(iter(cube.data_vars.values())).values[0, 0, :3], [np.nan, 3, 0])
+    assert impossible(cube).tolist() == [1]
+
+
+def test_the_decibels_of_nothing_are_no_echo(tmp_path):
+    what = {"nodata": None, "undetect": None, "quantity": "DBZH"}
+    cube = odim.read(Item(fixtures.odyssey(tmp_path / "a.h5", data=field((44, 38), -np.inf, -50.0), **what)))
+    assert start(cube, "reflectivity", 2).tolist() == [-32, -32]
 
 
 def test_half_dbz_steps_are_kept_for_packing(tmp_path):
@@ -381,9 +532,11 @@ def test_find_leaves_out_dwd_forecasts(tmp_path):
         ({"quantity": "VRADH"}, {}, {}, "holds VRADH; give one of RATE"),
         ({}, {"object": "PVOL"}, {}, "holds a PVOL"),
         ({"quantity": "ACRR", "starttime": "180500"}, {}, {}, "over no time"),
-        ({}, {}, {"xsize": 37}, "has 44x38 pixels but states 44x37"),
-        ({}, {}, {"xscale": 50_000.0, "UL_x": 0.0, "UL_y": 0.0}, "corners that do not fit"),
-        ({}, {}, {"UR_lon": None}, "all four corners"),
+        ({}, {}, {"xsize": 37, "LL_lat": 40.0}, "has 44x38 pixels but states 44x37"),
+        ({}, {}, {"LL_lat": 40.0, "UR_lon": 40.0}, "corners that do not fit"),
+        ({}, {}, {"LL_lat": 40.0, "xscale": 50_000.0}, "corners that do not fit"),
+        ({}, {}, {"UR_lon": None, "LL_lat": None}, "all four corners"),
+        ({"gain": None, "offset": None, "data": np.zeros((44, 38), np.uint8)}, {}, {}, "uint8 without gain or offset"),
         ({}, {}, {"projdef": None}, "names no projection"),
         ({}, {}, {"projdef": "+proj=atlantis"}, "damaged or not"),
     ],

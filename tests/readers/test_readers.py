@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nowcast import readers
-from nowcast.core.cube import channels, check
+from nowcast.core.cube import channels, check, identity
 from nowcast.core.errors import BadInput
 from nowcast.readers import READERS, Item, detect, get
 from nowcast.readers.decoding import decoding, grey_png
@@ -57,6 +59,41 @@ def test_reads_its_source(name: str, sources: dict[str, Path]):
             assert cube[channel].dtype == np.float32
             assert cube[channel].notnull().any()
         assert sum(cube[channel].nbytes for channel in channels(cube)) <= 2 * ITEM_BYTES
+
+
+COMPOSITES = (
+    "odim",
+    "knmi",
+    "fmi-pgm",
+    "fmi-geotiff",
+    "radolan",
+    "mch-gif",
+    "bom",
+    "mrms",
+    "netcdf",
+    "zarr",
+    "geotiff",
+)
+"""Readers of services that publish several products on one grid."""
+
+
+@names
+def test_every_frame_says_which_product_it_is_of(name: str, sources: dict[str, Path]):
+    reader = get(name)
+    found = {identity(reader.read(item)) for item in reader.find(sources[name])}
+    assert all("accumulation_seconds" in reader.read(item).attrs for item in reader.find(sources[name]))
+    if name in COMPOSITES:
+        assert len(found) == 1 and next(iter(found)).product
+    one = next(iter(found))
+    assert one.fits(str(one)) and one.fits(one.product)
+
+
+@names
+def test_a_choice_that_no_file_offers_is_left_to_whoever_made_it(name: str, sources: dict[str, Path]):
+    item = next(get(name).find(sources[name]))
+    assert replace(item, product="nothing of the kind").signature == item.signature
+    chosen = get(name).read(replace(item, product="nothing of the kind"))
+    assert chosen.identical(get(name).read(item))
 
 
 @names
@@ -289,6 +326,9 @@ class Buggy:
 
     def recognises(self, path: Path) -> bool:
         raise self.error
+
+    def find(self, source: Path) -> Iterator[Item]:
+        yield Item(source)
 
     def read(self, path: Path) -> None:
         with decoding(path, "a test file"):

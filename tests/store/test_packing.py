@@ -54,8 +54,10 @@ def test_levels_come_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["16 bits", "8 bits", "levels"])
 @pytest.mark.parametrize("value", [5000.0, -5000.0])
 def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str, value: float) -> None:
+    frames = cube(np.array([0.0]), **KINDS[kind][0])
+    frames["rainfall_rate"].values[:] = value  # not by way of ``make``, which takes out what cannot be
     with pytest.raises(BadInput, match="reach beyond what this store can hold"):
-        FrameStore(tmp_path / "s").append(cube(np.array([value]), **KINDS[kind][0]), message="m")
+        FrameStore(tmp_path / "s").append(frames, message="m")
 
 
 def from_source(table: np.ndarray, codes: np.ndarray, **packing: object):

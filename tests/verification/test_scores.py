@@ -74,6 +74,22 @@ def test_errors_by_hand():
     assert [result[name].tolist() for name in ("squared_error", "absolute_error", "error")] == [[5], [3], [-1]]
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_finite_is_not_compared(bad: float, side: int) -> None:
+    pair = [rain(1), rain(2)]
+    gone = [field.copy() for field in pair]
+    pair[side][0, 5, 5], gone[side][0, 5, 5] = bad, np.nan
+    for name, values in compare(*gone).items():
+        np.testing.assert_array_equal(compare(*pair)[name], values, err_msg=name)
+
+
+def test_a_large_error_is_no_infinite_one() -> None:
+    forecast, observed = np.zeros((1, 20, 20), np.float32), np.zeros((1, 20, 20), np.float32)
+    forecast[0, 3, 3] = 1e20
+    assert compare(forecast, observed)["squared_error"][0] == pytest.approx(1e40)
+
+
 def test_a_value_stored_as_float32_reaches_its_own_threshold():
     field = np.full((1, 2, 2), 0.7, np.float32)
     assert compare(field, field, thresholds=(0.7,))["hits"].item() == 4
