@@ -20,6 +20,7 @@ from nowcast.config import Benchmark, Moving, Span, WindowSettings
 from nowcast.core.code_digest import code_digest
 from nowcast.core.errors import ConfigError, ForecastError
 from nowcast.core.files import atomic_file
+from nowcast.core.libraries import writing_netcdf
 from nowcast.core.units import get_quantity
 from nowcast.data.sources import Source, Stored, check_apart, source
 from nowcast.models import model_class
@@ -118,7 +119,7 @@ class Evaluation:
         limits = ("threshold", np.asarray(self.thresholds, np.float64), {"units": self.quantity.unit})
         coords = {"lead_time": leads.astype("timedelta64[ns]"), "threshold": limits}
         made = xr.Dataset({name: (dims[: values.ndim], values) for name, values in table.items()}, coords, what)
-        with atomic_file(path) as aside:
+        with atomic_file(path) as aside, writing_netcdf():
             made.to_netcdf(aside)
         return made
 

@@ -12,6 +12,7 @@ import xarray as xr
 from nowcast.core.cube import channels, utc
 from nowcast.core.errors import ForecastError
 from nowcast.core.files import atomic_file
+from nowcast.core.libraries import writing_netcdf
 from nowcast.core.units import get_quantity
 from nowcast.core.version import code_version
 from nowcast.forecasting.run import PROBABILITY, stamp
@@ -95,6 +96,6 @@ def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
         }
     for variable in (name, *chances):
         plain[variable].attrs.pop("grid_mapping", None)
-    with atomic_file(path) as aside:
+    with atomic_file(path) as aside, writing_netcdf():
         plain.to_netcdf(aside, engine="netcdf4", encoding=encoding)
     return path

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.core.errors import BadInput
+from nowcast.core.libraries import exclusive
 from nowcast.readers import cf, netcdf3
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import ITEM_BYTES, Item, files, part
@@ -93,24 +94,28 @@ def _opened(path: Path) -> Iterator[tuple[cf.Arrays, Mapping[str, object]]]:
             return
         if head != HDF5:
             raise BadInput(path, "is not a NetCDF file", "fetch it again or choose another reader")
-        with decoding(path, FORM, *ODD):
+        with decoding(path, FORM, *ODD), exclusive():
             library = netCDF4.Dataset(path, "r")
-        with library as file:
-            file.set_auto_maskandscale(False)
-            yield {name: _filled(_array(variable)) for name, variable in file.variables.items()}, file.__dict__
+        try:
+            with exclusive():
+                library.set_auto_maskandscale(False)
+                arrays = {name: _array(variable) for name, variable in library.variables.items()}
+                attrs = dict(library.__dict__)
+            yield {name: _filled(array) for name, array in arrays.items()}, attrs
+        finally:
+            with exclusive():
+                library.close()
 
 
 def _array(variable: netCDF4.Variable[Any]) -> cf.Array:
+    def read(key: tuple[Any, ...]) -> np.ndarray:
+        with exclusive():
+            return np.asarray(variable[key])
+
     pieces = variable.chunking()
     dtype = variable.dtype if isinstance(variable.dtype, np.dtype) else np.dtype(object)  # text, or a type of its own
-    return cf.Array(
-        variable.dimensions,
-        variable.shape,
-        dtype,
-        variable.__dict__,
-        variable.__getitem__,
-        tuple(pieces) if isinstance(pieces, list) else None,
-    )
+    chunks = tuple(pieces) if isinstance(pieces, list) else None
+    return cf.Array(variable.dimensions, variable.shape, dtype, dict(variable.__dict__), read, chunks)
 
 
 def _filled(array: cf.Array) -> cf.Array:
