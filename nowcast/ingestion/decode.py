@@ -82,7 +82,7 @@ def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
         return item, str(error), None
     except OSError as error:
         log.warning("%s cannot be read: %s", item, error, exc_info=True)
-        return item, str(error), None
+        return item, f"{item.path}: cannot be read now ({error.strerror or error}); it is tried again.", None
 
 
 def inspect(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,11 +87,10 @@ def ingest(
 
 def _find(reader_name: str, sources: Iterable[str | Path], summary: Summary) -> Iterator[Found]:
     for source in sources:
-        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else [source]  # noqa: PTH207
         try:
             found = [
                 (name, item)
-                for match in map(Path, matches)
+                for match in _matches(Path(source))
                 for name in [detect(match) if reader_name == AUTO else reader_name]
                 for item in get(name).find(match)
             ]
@@ -101,6 +101,15 @@ def _find(reader_name: str, sources: Iterable[str | Path], summary: Summary) -> 
         if not found:
             summary.refused.append(f"{source}: nothing that this reader knows; check the path and the reader.")
         yield from found
+
+
+def _matches(source: Path) -> list[Path]:
+    """Find what a path or glob pattern names; what exists is no pattern, though brackets be in its name."""
+    there = next((place for place in (source, *source.parents) if place.exists()), Path())
+    if there == source or not glob.has_magic(str(source.relative_to(there))):
+        return [source]
+    pattern = os.path.join(glob.escape(str(there)), source.relative_to(there))  # noqa: PTH118
+    return sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
 
 
 def _reporter(progress: Progress | None, total: int, done: int) -> Callable[[Item], None]:

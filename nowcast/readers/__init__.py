@@ -23,9 +23,9 @@ What several readers need lies beside them: ``items`` finds files and their part
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
-from fnmatch import fnmatch
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -34,8 +34,9 @@ from typing import Protocol
 import xarray as xr
 
 from nowcast.core.errors import BadInput, MissingExtra, OptionError
+from nowcast.readers import forecasts, wrapping
 from nowcast.readers.decoding import is_decoder_error
-from nowcast.readers.items import Item
+from nowcast.readers.items import Item, files, fits, natural, walk
 
 __all__ = ["READERS", "Item", "Reader", "detect", "get"]
 
@@ -99,6 +100,125 @@ class Reader(Protocol):
         """Read one item as a Cube in physical units."""
 
 
+class Door:
+    """A reader as others use it: it takes what is wrapped in archives and compressed files, too, and no forecast.
+
+    The files in a wrapping have items of their own, whose ``path`` is the wrapping and whose ``member`` the place in
+    it. A module of this folder sees unpacked files alone, but for those wrappings whose names fit its ``PATTERNS``.
+    """
+
+    def __init__(self, module: Reader) -> None:
+        self.module = module
+        self.TITLE, self.LICENCE = module.TITLE, module.LICENCE
+        self.CADENCE, self.PATTERNS = module.CADENCE, module.PATTERNS
+
+    def recognises(self, path: Path) -> bool:
+        """Whether an unpacked file is of this source."""
+        return self.module.recognises(path)
+
+    def find(self, source: Path) -> Iterator[Item]:
+        """Find the items of a file or folder and of the wrappings in it, in order.
+
+        Raises:
+            BadInput: If there are none.
+        """
+        if source.is_file() and self._wraps(source):
+            found = list(self._within(source, set()))
+            if not found:
+                wanted = " or ".join(self.PATTERNS)
+                raise BadInput(source, f"holds no file named {wanted}", "check the path and the reader")
+            yield from found
+            return
+        wrappings = sorted(filter(self._wraps, _wrappings(source)), key=lambda path: (natural(path.name), str(path)))
+        if not wrappings:
+            yield from self.module.find(source)
+            return
+        refusal = None
+        try:
+            found = list(self.module.find(source))
+        except BadInput as error:
+            found, refusal = [], error
+        alike: set[Path] = set()
+        found += [item for path in wrappings for item in self._within(path, alike)]
+        if refusal and not found:
+            raise refusal
+        yield from found
+
+    def read(self, item: Item) -> xr.Dataset:
+        """Read one item as a Cube in physical units.
+
+        Raises:
+            BadInput: If it is not what it says it is, or a forecast.
+        """
+        forecasts.refuse(item.path, Path(item.member).name if item.member else None)
+        if item.member or self._wraps(item.path):
+            return self._unwrapped(item)
+        try:
+            return self.module.read(item)
+        except BadInput:
+            if not wrapping.is_compressed(item.path):
+                raise
+            return self._unwrapped(replace(item, member=item.path.name))  # compressed, and the name does not say so
+
+    def _wraps(self, path: Path) -> bool:
+        return wrapping.is_wrapping(path.name) and not fits(path.name, self.PATTERNS)
+
+    def _within(self, path: Path, alike: set[Path]) -> Iterator[Item]:
+        """Find the items in a wrapping.
+
+        It is unpacked for that, unless one beside it turned out to hold a frame a file: then their names are enough.
+
+        Args:
+            path: The wrapping.
+            alike: Folders with wrappings that hold a frame a file.
+        """
+        try:
+            places = [place for place in wrapping.names(path) if self._may_hold(Path(place).name)]
+            own = [place for place in places if fits(Path(place).name, self.PATTERNS)]
+            if not places or (path.parent in alike and own == places):
+                yield from (Item(path, member=place) for place in own)
+                return
+            with wrapping.unwrapped(path, _is_known) as folder:
+                found = self._inside(folder)
+                items = [replace(one, path=path, member=str(one.path.relative_to(folder))) for one in found]
+        except BadInput:
+            yield Item(path)  # whose reading says what is wrong
+            return
+        if [item.member for item in items if not item.key] == sorted(own, key=natural):
+            alike.add(path.parent)
+        yield from items
+
+    def _inside(self, folder: Path) -> list[Item]:
+        """Find the items of an unpacked wrapping, which may hold a single folder; none of another source."""
+        entries = list(folder.iterdir())
+        for root in (folder, *entries) if len(entries) == 1 and entries[0].is_dir() else (folder,):
+            try:
+                return list(self.module.find(root))
+            except BadInput:
+                logger.debug("%s: nothing for %s", root, self.module, exc_info=True)
+        return []
+
+    def _may_hold(self, name: str) -> bool:
+        known = fits(name, self.PATTERNS) or wrapping.is_wrapping(name)
+        return known and not name.startswith(".") and not forecasts.lead(name)
+
+    def _unwrapped(self, item: Item) -> xr.Dataset:
+        with wrapping.unwrapped(item.path, _is_known) as folder:
+            try:
+                return self.module.read(replace(item, path=folder / (item.member or self._only(folder)), member=""))
+            except BadInput as error:
+                inside = str(folder)
+                where, fault = (text.replace(inside, str(item.path)) for text in (error.where, error.fault))
+                raise BadInput(where, fault, error.remedy) from error.__cause__
+
+    def _only(self, folder: Path) -> Path:
+        """Find the one file of this source in an unpacked wrapping that was named without a member."""
+        found = files(folder, *self.PATTERNS)
+        if len(found) > 1:
+            raise BadInput(folder, f"holds {len(found)} files", "take items from find")
+        return found[0]
+
+
 def get(name: str) -> Reader:
     """Return the reader called ``name``.
 
@@ -107,33 +227,41 @@ def get(name: str) -> Reader:
     """
     if name not in READERS:
         raise OptionError(f"Unknown reader {name!r}; known: {', '.join(READERS)}.")
-    return import_module(f"nowcast.readers.{READERS[name]}")
+    return _door(name)
+
+
+@cache
+def _door(name: str) -> Door:
+    return Door(import_module(f"nowcast.readers.{READERS[name]}"))
 
 
 def detect(source: Path) -> str:
-    """Find the name of the reader that takes a file, or the first recognised file of a folder.
+    """Find the name of the reader that takes a file, or the first recognised file of a folder or wrapping.
 
     Raises:
         BadInput: If none does; the message says what was looked for.
     """
     if not source.exists():
         raise BadInput(source, "does not exist", "check the path")
-    for path in [source] if source.is_file() else islice(_named_alike(source), LOOKED_AT):
-        for name in READERS:
-            if _recognised(get(name), path):
-                return name
-    fault, remedy = "is of no known source", f"name a reader ({', '.join(READERS)}) to see what it misses"
-    if (complaint := _complaint(source)) is not None:
-        name, missed = complaint
-        fault, remedy = f"{fault}: for the reader {name} it {missed.fault}", missed.remedy or remedy
-    raise BadInput(source, fault, remedy)
+    if source.is_file():
+        name = _reader_of(source, damage=True)
+    else:
+        names = map(_reader_of, islice(_named_alike(source), LOOKED_AT))
+        name = next(filter(None, names), None)
+    if name is None:
+        fault, remedy = "is of no known source", f"name a reader ({', '.join(READERS)}) to see what it misses"
+        if (complaint := _complaint(source)) is not None:
+            reader, missed = complaint
+            fault, remedy = f"{fault}: for the reader {reader} it {missed.fault}", missed.remedy or remedy
+        raise BadInput(source, fault, remedy)
+    return name
 
 
 def _complaint(source: Path) -> tuple[str, BadInput] | None:
     """Find what the reader of a convention misses in a file that is sound and of its form."""
     path = source if source.is_file() else next(_named_alike(source), source)
     for name in CONVENTIONS:
-        if not _named(get(name), path):
+        if not fits(path.name, get(name).PATTERNS):
             continue
         try:
             for item in islice(get(name).find(path), 1):
@@ -146,21 +274,55 @@ def _complaint(source: Path) -> tuple[str, BadInput] | None:
     return None
 
 
+def _reader_of(path: Path, *, damage: bool = False) -> str | None:
+    """Find the reader that takes a file; a wrapping that is damaged is nobody's, or raises."""
+    for name in READERS:
+        if _recognised(get(name), path):
+            return name
+    if not (wrapping.is_wrapping(path.name) or wrapping.is_compressed(path)):
+        return None
+    try:
+        with wrapping.unwrapped(path, _is_known) as folder:
+            names = map(_reader_of, islice(_named_alike(folder), LOOKED_AT))
+            return next(filter(None, names), None)
+    except BadInput:
+        logger.debug("%s: not unpacked", path, exc_info=True)
+        if damage and not _is_known(path.name):
+            raise
+        return None
+
+
+@cache
+def _patterns() -> tuple[str, ...]:
+    return tuple({pattern: None for name in READERS for pattern in get(name).PATTERNS})
+
+
+def _is_known(name: str) -> bool:
+    """Whether some reader takes files of such a name as they are."""
+    return fits(name, _patterns())
+
+
 def _named_alike(folder: Path) -> Iterator[Path]:
-    """Find files whose names some reader knows, folder by folder: the whole of a large archive is never listed."""
-    patterns = {pattern for name in READERS for pattern in get(name).PATTERNS}
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        known = (name for name in sorted(names) if not name.startswith(".") or name in patterns)
-        yield from (Path(place, name) for name in known if any(fnmatch(name, pattern) for pattern in patterns))
+    """Find files whose names some reader knows, and wrappings, folder by folder: a large archive is never listed."""
+    for place, _, names in walk(folder):
+        known = (name for name in sorted(names) if not name.startswith(".") or name in _patterns())
+        yield from (place / name for name in known if _is_known(name) or wrapping.is_wrapping(name))
 
 
-def _named(reader: Reader, path: Path) -> bool:
-    return any(fnmatch(path.name, pattern) for pattern in reader.PATTERNS)
+def _wrappings(source: Path) -> Iterator[Path]:
+    """Find the wrappings under a folder; the pieces of a Zarr store are none."""
+    for place, folders, names in walk(source):
+        if not {"zarr.json", ".zgroup", ".zarray"}.isdisjoint(names):
+            folders.clear()
+        yield from (
+            place / name
+            for name in names
+            if wrapping.is_wrapping(name) and not name.startswith(".") and (place / name).is_file()
+        )
 
 
 def _recognised(reader: Reader, path: Path) -> bool:
-    if not _named(reader, path):
+    if not fits(path.name, reader.PATTERNS):
         return False
     try:
         return reader.recognises(path)

@@ -14,7 +14,6 @@ https://protobuf.dev/programming-guides/encoding for the records.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from itertools import repeat
@@ -29,7 +28,7 @@ from PIL import Image
 from nowcast.core.errors import BadInput
 from nowcast.readers import pixels
 from nowcast.readers.decoding import decoding
-from nowcast.readers.items import Item, files, natural, part, parts
+from nowcast.readers.items import Item, files, fits, natural, part, parts, walk
 
 TITLE = "BAIR robot pushing"
 LICENCE = "see arXiv:1710.05268, Berkeley AI Research"
@@ -50,16 +49,16 @@ VARINT, EIGHT_BYTES, RUN, FOUR_BYTES = 0, 1, 2, 5
 
 def recognises(path: Path) -> bool:
     """Whether this is a TFRecord of such a name, or a picture in a folder of trajectories."""
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         return path.stem.isdecimal() and path.parent.name.isdecimal() and bool(_named(path.parents[1]))
     return bool(_named(path)) and next(_records(path), None) is not None
 
 
 def find(source: Path) -> Iterator[Item]:
     """Find the trajectories of a file or folder, some dozen in an item."""
-    if source.suffix == ".png" and source.is_file():
+    if source.suffix.lower() == ".png" and source.is_file():
         source = source.parent
-    recorded = not source.is_dir() or any(source.rglob(PATTERNS[0]))
+    recorded = not source.is_dir() or any(fits(name, PATTERNS[:1]) for _, _, names in walk(source) for name in names)
     if not recorded and (converted := list(_converted(source.absolute()))):
         yield from converted
         return
@@ -202,9 +201,9 @@ def _converted(source: Path) -> Iterator[Item]:
         yield Item(source.parent, f"{place}:{place + 1}")
         return
     folders = []
-    for root, below, _ in os.walk(source):
-        if _named(Path(root)):
-            folders.append(Path(root))
+    for root, below, _ in walk(source):
+        if _named(root):
+            folders.append(root)
             below.clear()
     for folder in sorted(folders, key=lambda path: (natural(path.name), str(path))):
         yield from (Item(folder, key) for key in _keys(len(_pictures(folder))))

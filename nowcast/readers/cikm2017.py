@@ -58,7 +58,7 @@ SPLITS = ("train", "valid", "test")
 
 def recognises(path: Path) -> bool:
     """Whether a text begins with a line of a sample, or an HDF5 file holds samples of a split."""
-    if path.suffix != ".h5":
+    if path.suffix.lower() != ".h5":
         with path.open("rb") as stream:
             return LINE.match(stream.read(256)) is not None
     with h5py.File(path, "r") as file:
@@ -72,10 +72,10 @@ def find(source: Path) -> Iterator[Item]:
         paths = [path for path in paths if _recognised(path)]
     if not paths:
         raise BadInput(source, "holds no file of CIKM 2017", "check the path and the reader")
-    if len({path.suffix == ".h5" for path in paths}) > 1:
+    if len({path.suffix.lower() == ".h5" for path in paths}) > 1:
         raise BadInput(source, "holds the contest's text and a division of it in HDF5", "name the files of one")
     for path in paths:
-        keys = _numbers(path) if path.suffix == ".h5" else _blocks(path.stat().st_size)
+        keys = _numbers(path) if path.suffix.lower() == ".h5" else _blocks(path.stat().st_size)
         yield from (Item(path, key) for key in keys)
 
 
@@ -86,7 +86,7 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If a line or a clip is not a sample.
     """
     with decoding(item.path, FORM):
-        if item.path.suffix == ".h5":
+        if item.path.suffix.lower() == ".h5":
             split, samples = item.key.split("/")[0], dict(_clips(item))
         else:
             split = "train" if item.path.stem == "train" else "test"

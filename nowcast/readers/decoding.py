@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import tarfile
 import traceback
@@ -33,6 +34,12 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 )
 """What decoders raise on bad bytes. Other types, which some libraries raise, are converted at their calls: ``odd``."""
 
+SYSTEM_FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EAGAIN, errno.ENOLCK, errno.ESTALE, errno.EIO),
+)
+"""Of ``OSError``: another try may succeed, and the file need not be fetched again."""
+
 
 @contextmanager
 def decoding(path: Path, form: str, *odd: type[Exception]) -> Iterator[None]:
@@ -47,6 +54,7 @@ def decoding(path: Path, form: str, *odd: type[Exception]) -> Iterator[None]:
 
     Raises:
         BadInput: In place of ``DECODER_ERRORS``.
+        OSError: If the machine is at fault.
     """
     try:
         yield
@@ -57,7 +65,7 @@ def decoding(path: Path, form: str, *odd: type[Exception]) -> Iterator[None]:
     except (PermissionError, IsADirectoryError):
         raise BadInput(path, "cannot be opened", "give a file that may be read") from None
     except Exception as error:
-        if not (is_decoder_error(error) or isinstance(error, odd)):
+        if not (is_decoder_error(error) or isinstance(error, odd)) or is_of_system(error):
             raise
         raise BadInput(path, f"is damaged or not {form}", "fetch it again or choose another reader") from error
 
@@ -70,6 +78,11 @@ def is_decoder_error(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_by = frame.f_globals.get("__name__", "").partition(".")[0]
     return isinstance(error, DECODER_ERRORS) or raised_by == "h5py" or type(error).__name__ == "IsalError"
+
+
+def is_of_system(error: Exception) -> bool:
+    """Tell whether the machine is at fault and not the file: no room, too many open files, a lock."""
+    return isinstance(error, OSError) and error.errno in SYSTEM_FAULTS
 
 
 def optional(module: str, *, extra: str) -> ModuleType:

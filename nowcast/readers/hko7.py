@@ -60,7 +60,7 @@ def recognises(path: Path) -> bool:
 
 def find(source: Path) -> Iterator[Item]:
     """Find the pictures of a folder, file or day list, in time order."""
-    if source.suffix == ".txt" and source.is_file():
+    if source.suffix.lower() == ".txt" and source.is_file():
         yield from map(Item, _listed(source))
     else:
         yield from map(Item, files(source, *PATTERNS))

@@ -51,7 +51,7 @@ Frames = dict[tuple[str, str], np.ndarray]
 
 def recognises(path: Path) -> bool:
     """Whether the name is that of a picture, or a list begins with one."""
-    if path.suffix == ".jpg":
+    if path.suffix.lower() == ".jpg":
         return PICTURE.fullmatch(path.name) is not None
     with path.open() as stream:
         return LINE.fullmatch(stream.readline(200).strip()) is not None
@@ -65,7 +65,7 @@ def find(source: Path) -> Iterator[Item]:
     lists = {name: _listed(root / f"{name}.txt") for name in LISTS if (root / f"{name}.txt").is_file()}
     if len(lists) == 2:
         _check_apart(root, lists["train"], lists["test"])
-    wanted = [split for split in lists if source.suffix != ".txt" or source.stem == split]
+    wanted = [split for split in lists if source.suffix.lower() != ".txt" or source.stem == split]
     items = [item for split in wanted for item in _items(root, split, lists[split], PICTURE.fullmatch(source.name))]
     if not items:
         raise BadInput(source, "is in no clip of train.txt or test.txt", "name a picture that is, or the folder human/")

@@ -84,10 +84,10 @@ class Span(NamedTuple):
 
 def recognises(path: Path) -> bool:
     """Whether this is a film, an array of frames beside the file that names them, or an HDF5 dump of frames."""
-    if path.suffix == ".seq":
+    if path.suffix.lower() == ".seq":
         with path.open("rb") as stream:
             return _is_film(stream.read(HEADER))
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return arrays.npy(path).shape[1:] == SHAPE and _companion(path).is_file()
     with open_hdf5(path, FORM) as file:
         return len(_frames_of(file)) > 0
@@ -117,7 +117,7 @@ def read(item: Item) -> xr.Dataset:
     if taken.stop > len(listed) or not 0 < sum(span.stop - span.start for span in spans) <= MOST:
         raise BadInput(path, f"has no part {item.key} of up to {MOST} frames", "take items from find")
     with decoding(path, FORM):
-        load = {".hkl": _hickled, ".npy": _cached, ".seq": _filmed}[path.suffix]
+        load = {".hkl": _hickled, ".npy": _cached, ".seq": _filmed}[path.suffix.lower()]
         clips = [(label, number, load(path, start, stop)) for label, number, start, stop in spans]
     attrs = {"title": TITLE, "source": path.name, "licence": LICENCE}
     return pixels.video(item, clips, split=_split(path), attrs=attrs)
@@ -125,7 +125,7 @@ def read(item: Item) -> xr.Dataset:
 
 def _chosen(source: Path, paths: list[Path]) -> list[Path]:
     """Choose the first of every form in which the same frames may come."""
-    films = [path for path in paths if path.suffix == ".seq" and path.absolute().parent.name in TEST_SETS]
+    films = [path for path in paths if path.suffix.lower() == ".seq" and path.absolute().parent.name in TEST_SETS]
     films.sort(key=lambda path: (natural(path.parent.name), natural(path.name)))
     named = {name: [path for path in paths if path.name == name] for name in {path.name for path in paths}}
     training = named.get("X_train.hkl", []) + named.get("X_val.hkl", []) or named.get("train_data.npy", [])
@@ -142,7 +142,7 @@ def _split(path: Path) -> str:
 
 def _companion(path: Path) -> Path:
     """Find the file that tells the clips of ``path`` apart; a film does so itself."""
-    if path.suffix == ".hkl":
+    if path.suffix.lower() == ".hkl":
         return path.with_name(path.name.replace("X_", "sources_", 1))
     return path.with_name(COMPANIONS.get(path.name, path.name))
 
@@ -164,7 +164,7 @@ def _spans(path: Path) -> list[Span]:
 def _listed(path: Path, versions: tuple[int, ...]) -> list[Span]:
     """List the spans of one version of a file and its companion."""
     with decoding(path, FORM):
-        whole = {".hkl": _recordings, ".npy": _clips, ".seq": _film}[path.suffix](path)
+        whole = {".hkl": _recordings, ".npy": _clips, ".seq": _film}[path.suffix.lower()](path)
         return [
             Span(span.label, span.number + start - span.start, start, min(start + MOST, span.stop))
             for span in whole

@@ -17,7 +17,6 @@ the folders.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -32,7 +31,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.readers import pixels, stills
 from nowcast.readers.decoding import decoding, optional
-from nowcast.readers.items import ITEM_BYTES, Item, natural
+from nowcast.readers.items import ITEM_BYTES, Item, walk
 
 TITLE = "KTH human actions"
 LICENCE = "non-commercial use, KTH Royal Institute of Technology (csc.kth.se/cvap/actions)"
@@ -74,7 +73,7 @@ class Piece:
 
 def recognises(path: Path) -> bool:
     """Whether this is a video of such a name, or a picture in a folder of a clip."""
-    if path.suffix == ".avi":
+    if path.suffix.lower() == ".avi":
         with path.open("rb") as stream:
             return CLIP.fullmatch(path.stem) is not None and stream.read(12)[8:] == b"AVI "
     return PICTURE.fullmatch(path.name) is not None and CLIP.fullmatch(path.parent.name) is not None
@@ -88,7 +87,7 @@ def find(source: Path) -> Iterator[Item]:
     pictures: list[Item] = []
     for folder, names in _folders(source):
         for name in names:
-            if name.endswith(".avi") and CLIP.fullmatch(name[:-4]):
+            if name.lower().endswith(".avi") and CLIP.fullmatch(name[:-4]):
                 videos += _of_video(folder / name)
         if CLIP.fullmatch(folder.name):
             pictures += _of_folder(folder, [int(match[1]) for name in names if (match := PICTURE.fullmatch(name))])
@@ -109,7 +108,7 @@ def read(item: Item) -> xr.Dataset:
     Raises:
         BadInput: If a picture or frame is missing or is not what it should be.
     """
-    video = item.path.suffix == ".avi"
+    video = item.path.suffix.lower() == ".avi"
     clip = CLIP.fullmatch(item.path.stem if video else item.path.parent.name)
     if not clip:
         raise BadInput(item.path, "is not of a clip such as person01_boxing_d1", "keep the names of the source")
@@ -149,9 +148,8 @@ def _folders(source: Path) -> Iterator[tuple[Path, list[str]]]:
     if source.is_file():
         yield source.absolute().parent, [source.name]
         return
-    for folder, below, names in os.walk(source):
-        below.sort(key=natural)
-        yield Path(folder).absolute(), sorted(names)
+    for folder, _, names in walk(source):
+        yield folder.absolute(), sorted(names)
 
 
 def _of_video(path: Path) -> Iterator[Item]:

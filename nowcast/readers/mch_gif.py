@@ -34,7 +34,7 @@ CADENCE = 300
 PATTERNS = ("AQC*_00005.801.gif", "CPC*_00005.801.gif")
 
 FORM = "a MeteoSwiss precipitation picture in GIF"
-NAME = re.compile(r"([A-Za-z]{3})(\d\d)(\d{3})(\d\d)(\d\d)\w_(\d{5})\.801\.gif")
+NAME = re.compile(r"([A-Za-z]{3})(\d\d)(\d{3})(\d\d)(\d\d)\w_(\d{5})\.801\.(?i:gif)")
 SHAPE = (640, 710)
 UPPER_LEFT, PIXEL = (255_000.0, 480_000.0), (1000.0, 1000.0)
 """Swiss grid LV03, metres."""

@@ -47,7 +47,7 @@ CADENCE = 300
 PATTERNS = ("rainfall_[NS][WE]_*.npz", "reflectivity_*_[NS][WE]_*.npz", "*.h5")
 
 FORM = "a MeteoNet file"
-NAME = re.compile(r"(rainfall|reflectivity_old|reflectivity_new)_(NW|SE)_\d{4}_\d{2}\.[123]\.npz")
+NAME = re.compile(r"(rainfall|reflectivity_old|reflectivity_new)_(NW|SE)_\d{4}_\d{2}\.[123]\.(?i:npz)")
 PRODUCTS: dict[str, tuple[str, float, float | None]] = {
     "rainfall": ("rainfall_rate", 0.12, None),
     "reflectivity_old": ("reflectivity", 1.0, 0.0),
@@ -107,7 +107,7 @@ CLIP_FRAMES = 64
 
 def recognises(path: Path) -> bool:
     """Whether an archive holds data and dates, or an HDF5 file holds clips of a split."""
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return NAME.fullmatch(path.name) is not None and {"data", "dates"} <= arrays.names(path)
     with h5py.File(path, "r") as file:
         return "train_len" in file and any(f"{split}/0" in file for split in ("train", "test"))
@@ -121,7 +121,9 @@ def find(source: Path) -> Iterator[Item]:
     """
     paths = files(source, *PATTERNS)
     if source.is_dir():
-        paths = [path for path in paths if (path.suffix == ".npz" and NAME.fullmatch(path.name)) or _is_clips(path)]
+        paths = [
+            path for path in paths if (path.suffix.lower() == ".npz" and NAME.fullmatch(path.name)) or _is_clips(path)
+        ]
     kinds = sorted({" ".join(_kind(path)).strip() for path in paths})
     if not kinds:
         raise BadInput(source, "holds no file of MeteoNet", "check the path and the reader")
@@ -187,7 +189,7 @@ def read(item: Item) -> xr.Dataset:
 
 def _kind(path: Path) -> tuple[str, str]:
     """Product and zone by the name of a file; clips carry no zone."""
-    if path.suffix == ".h5":
+    if path.suffix.lower() == ".h5":
         return "clips", ""
     if match := NAME.fullmatch(path.name):
         return match[1], match[2]
@@ -294,7 +296,7 @@ def _unpickled(path: Path, pickled: bytes) -> list[Any]:
 
 def _is_clips(path: Path) -> bool:
     with suppress(BadInput), decoding(path, FORM):  # a damaged file is nobody's
-        return path.suffix == ".h5" and recognises(path)
+        return path.suffix.lower() == ".h5" and recognises(path)
     return False
 
 
@@ -336,6 +338,7 @@ def _grid(path: Path, zone: str, shape: tuple[int, ...]) -> Grid:
     zone = zone or next(name for name, corner in CORNERS.items() if corner[2] == shape)
     for folder in path.absolute().parents:
         coordinates = folder / f"radar_coords_{zone}.npz"
+        coordinates = coordinates if coordinates.is_file() else coordinates.with_suffix(".NPZ")
         if coordinates.is_file():
             corner = _stated(coordinates, coordinates.stat().st_mtime_ns)
             break

@@ -142,7 +142,7 @@ def load_images(path: Path) -> np.ndarray:
     with decoding(path, "a set of pictures"):
         if path.is_dir():
             return _folder(path)
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             array = arrays.npy(path)
             if array.dtype != np.uint8 or len(array.shape) != 3:
                 raise BadInput(path, f"holds {array.shape} of {array.dtype}", "give (image, row, column) of uint8")
@@ -175,7 +175,7 @@ def _idx_head(path: Path, stream: BinaryIO) -> tuple[int, int, int]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _folder(path: Path) -> np.ndarray:

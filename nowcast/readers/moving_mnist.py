@@ -47,9 +47,9 @@ MOST_CLIPS = 1_000_000
 
 def recognises(path: Path) -> bool:
     """Whether this is an archive, a test set or a file of digits, by keys and shapes."""
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return set(KEYS) <= arrays.names(path)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return len(_test_set(path).shape) in (4, 5)
     return moving_images.idx_shape(path)[0] > 0
 
@@ -79,7 +79,7 @@ def read(item: Item) -> xr.Dataset:
         taken = part(item)
         if not 0 <= taken.start < taken.stop <= count:
             raise BadInput(path, f"has no clips {item.key} of {count}", "take items from find")
-        clips = {".npz": _listed, ".npy": _stacked}.get(path.suffix, _made)(path, taken)
+        clips = {".npz": _listed, ".npy": _stacked}.get(path.suffix.lower(), _made)(path, taken)
     attrs = {"title": TITLE, "source": path.name, "licence": LICENCE}
     labels = (f"{_name(path)}/{number}" for number in range(taken.start, taken.stop))
     return pixels.video(item, zip(labels, repeat(0), clips), split=_split(path), attrs=attrs)
@@ -87,10 +87,10 @@ def read(item: Item) -> xr.Dataset:
 
 def _extent(path: Path) -> tuple[int, tuple[int, ...]]:
     """Clips of a file, and the shape of one."""
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         table, inputs, _ = _archive(path)
         return table.shape[1], (_longest(table), *inputs.shape[2:])
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         shape = _test_set(path).shape
         return shape[1], (shape[0], *shape[2:])
     moving_images.idx_shape(path)
@@ -100,7 +100,7 @@ def _extent(path: Path) -> tuple[int, tuple[int, ...]]:
 def _name(path: Path) -> str:
     """Name the clips of a file, differently for all files of the family."""
     stem = re.split(r"\.npy|\.npz|.idx3", path.name)[0]
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz"):
         return "test" if stem == "mnist_test_seq" else stem.removesuffix("_seq")
     fashion = re.search("fmnist|fashion", path.absolute().parent.name, re.IGNORECASE)
     return f"fashion-{stem}" if fashion else stem

@@ -78,11 +78,8 @@ def recognises(path: Path) -> bool:
 
 
 def find(source: Path) -> Iterator[Item]:
-    """Find the composites of a file or folder, in time order; not DWD's extrapolations (``_005-hd5`` and later)."""
-    for path in files(source, *PATTERNS):
-        lead = re.search(r"_(\d{3})-hd5$", path.name)
-        if path == source or not lead or lead[1] == "000":
-            yield Item(path)
+    """Find the composites of a file or folder, in time order."""
+    yield from map(Item, files(source, *PATTERNS))
 
 
 def read(item: Item) -> xr.Dataset:

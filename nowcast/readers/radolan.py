@@ -131,9 +131,6 @@ def find(source: Path) -> Iterator[Item]:
     """Find the composites of a file, folder or archive, in the order of their names; forecasts are left out."""
     found = False
     for path in files(source, *PATTERNS):
-        match = MEMBER.fullmatch(path.name)
-        if path != source and match and int(match["lead"] or 0) > 0:
-            continue
         for item in _archived(path) if _archive(path) else (Item(path),):
             found = True
             yield item
@@ -181,7 +178,7 @@ def read(item: Item) -> xr.Dataset:
 
 
 def _archive(path: Path) -> bool:
-    return ".tar" in path.suffixes or path.suffix == ".tgz"
+    return ".tar" in path.suffixes or path.suffix.lower() == ".tgz"
 
 
 @contextmanager

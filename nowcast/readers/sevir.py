@@ -43,7 +43,7 @@ from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, vil_from_level
 from nowcast.readers.decoding import decoding
 from nowcast.readers.hdf5 import member, numbers, open_hdf5
-from nowcast.readers.items import Item, natural, part, parts
+from nowcast.readers.items import Item, natural, part, parts, walk
 from nowcast.readers.rasters import metric_crs
 
 TITLE = "SEVIR storm events"
@@ -375,7 +375,7 @@ def _clip_files(source: Path) -> list[Path]:
     if not source.is_dir() or (source / CATALOG).is_file():
         return []
     return sorted(
-        (path for path in source.rglob("nowcast_*.h5") if CLIPS.fullmatch(path.name)),
+        (place / name for place, _, names in walk(source) for name in names if CLIPS.fullmatch(name)),
         key=lambda path: natural(path.name),
     )
 

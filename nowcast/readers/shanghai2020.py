@@ -26,7 +26,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers.decoding import decoding, grey_png
-from nowcast.readers.items import Item, files, natural
+from nowcast.readers.items import Item, files, fits, natural, walk
 
 TITLE = "Shanghai-2020 radar reflectivity"
 LICENCE = "see doi:10.5281/zenodo.7251972"
@@ -49,10 +49,12 @@ def recognises(path: Path) -> bool:
 
 def find(source: Path) -> Iterator[Item]:
     """Find the examples of a folder or list by their names, else the pictures in time order."""
-    if source.suffix == ".txt" and source.is_file():
+    if source.suffix.lower() == ".txt" and source.is_file():
         split = next((split for split in SPLITS if f"_{split}_" in source.name), "")
         yield from (Item(folder, split) for folder in _listed(source))
-    elif examples := {path.parent for path in source.rglob("*-inputs-*.txt")}:
+    elif examples := {
+        place for place, _, names in walk(source) if any(fits(name, ("*-inputs-*.txt",)) for name in names)
+    }:
         yield from map(Item, sorted(examples, key=lambda path: (natural(path.name), str(path))))
     else:
         yield from map(Item, files(source, *PATTERNS))

@@ -52,7 +52,7 @@ MOST_PIXELS, MOST_FRAMES = 2**20, 64
 
 def recognises(path: Path) -> bool:
     """Whether this is a picture in the archive's folder, or an HDF5 file of clips."""
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         return ARCHIVE in path.parts
     with h5py.File(path, "r") as file:
         return any(f"{split}/all_len" in file and f"{split}/0" in file for split in ("train", "test"))
@@ -61,8 +61,8 @@ def recognises(path: Path) -> bool:
 def find(source: Path) -> Iterator[Item]:
     """Find the events of a folder in the order of their names, cut into items; else clips; or one picture."""
     paths = files(source, *PATTERNS)
-    pictures = [path for path in paths if path.suffix == ".png"]
-    clips = [path for path in paths if path.suffix == ".h5" and (path == source or _recognised(path))]
+    pictures = [path for path in paths if path.suffix.lower() == ".png"]
+    clips = [path for path in paths if path.suffix.lower() == ".h5" and (path == source or _recognised(path))]
     if not pictures and not clips:
         raise BadInput(source, "holds no picture and no clip of this radar", "check the path and the reader")
     if pictures and clips:
@@ -83,7 +83,7 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If a picture or a clip is not what it should be.
     """
     with decoding(item.path, FORM):
-        if item.path.suffix == ".png":
+        if item.path.suffix.lower() == ".png":
             levels, time, labels = _event(item)
             split = None
         else:

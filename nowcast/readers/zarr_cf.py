@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
@@ -38,7 +37,7 @@ import zarr
 from nowcast.core.errors import BadInput
 from nowcast.readers import cf, rasters
 from nowcast.readers.decoding import decoding
-from nowcast.readers.items import Item, part
+from nowcast.readers.items import Item, part, walk
 from nowcast.readers.rasters import MOST_PIXELS
 
 TITLE = "Gridded rain or reflectivity in CF Zarr"
@@ -97,10 +96,10 @@ def _stores(source: Path) -> Iterator[Path]:
     """Folders with a marker; what is below them is theirs."""
     if source.name in PATTERNS and source.is_file():
         yield _store(source)
-    for root, folders, names in os.walk(source):
+    for root, folders, names in walk(source):
         if set(PATTERNS) & set(names):
             folders.clear()
-            yield Path(root)
+            yield root
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
