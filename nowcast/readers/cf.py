@@ -38,7 +38,7 @@ from pyproj.exceptions import ProjError
 from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import rasters
+from nowcast.readers import rasters, stamps
 from nowcast.readers.items import ITEM_BYTES, parts
 from nowcast.readers.rasters import MOST_PIXELS, NAMES, Codes, metric_crs
 
@@ -65,6 +65,9 @@ LONGEST_STEP = 900
 """Seconds; longer periods are those of amounts that overlap."""
 HEIGHTS = ("height", "altitude", "height_above_mean_sea_level")
 LICENCES = ("license", "licence", "License", "Licence")
+LEADS = ("forecast_period", "lead_time", "leadtime", "lead", "forecast_hour", "prediction_timedelta")
+REFERENCE = "forecast_reference_time"
+"""Standard names, and names of variables that have none, of forecasts."""
 ROLES = {
     "y": {"projection_y_coordinate", "latitude", "grid_latitude", "y", "lat", "rlat", "yc", "northing"},
     "x": {"projection_x_coordinate", "longitude", "grid_longitude", "x", "lon", "rlon", "xc", "easting"},
@@ -236,6 +239,7 @@ def _field(
     name = NAMES[array.text("standard_name").replace(" ", "_") or label.lower()]
     kind, factor = rasters.measured(path, label, name, array.attrs.get("units"))
     time, bounds = _times(path, arrays, array, places[0])
+    _refuse_forecast(path, arrays, time)
     hours = None
     if kind == "amount":
         seconds, time = _periods(path, label, array, time, bounds)
@@ -302,6 +306,7 @@ def _choose(path: Path, arrays: Arrays, label: str | None) -> tuple[str, Array, 
             "give its variable a standard_name such as rainfall_rate",
         )
     array = arrays[label]
+    _refuse_leads(path, arrays, array)
     roles = {dim: _axis(arrays, dim)[0] for dim in array.dims}
     found = {role: place for place, role in enumerate(roles.values()) if role}
     if not {"y", "x"} <= set(found):
@@ -345,6 +350,26 @@ def _refuse_curved(path: Path, arrays: Arrays, array: Array) -> None:
             )
 
 
+def _refuse_leads(path: Path, arrays: Arrays, array: Array) -> None:
+    """Refuse frames at lead times after the start of a forecast; lead 0 is an analysis."""
+    for name, other in arrays.items():
+        ours = set(other.dims) <= set(array.dims) and math.prod(other.shape) <= MOST_TIMES
+        if ours and other.dtype.kind in "iufm" and (other.text("standard_name") or name.lower()) in LEADS:
+            leads = other.read((slice(None),) * len(other.dims))
+            if (leads != leads.dtype.type(0)).any():
+                raise BadInput(path, f"is a forecast: it has a {name}", "give an analysis")
+
+
+def _refuse_forecast(path: Path, arrays: Arrays, time: np.ndarray) -> None:
+    """Refuse frames that are later than when they were made."""
+    for name, other in arrays.items():
+        size = math.prod(other.shape)
+        if (other.text("standard_name") or name.lower()) == REFERENCE and size in (1, time.size):
+            made = _dates(path, name, other.read((slice(None),) * len(other.dims)), other.attrs, other.dtype)
+            if (time > made).any():
+                raise BadInput(path, f"is a forecast made at {made[0]}Z, as {name} says", "give an analysis")
+
+
 def _bounded(path: Path, label: str, array: Array, places: tuple[int | None, int, int]) -> None:
     """Refuse what a damaged file may state, before anything of that size is made."""
     time, y, x = places
@@ -365,19 +390,19 @@ def _times(path: Path, arrays: Arrays, array: Array, place: int | None) -> tuple
     if place is not None:
         named = [name for name, other in arrays.items() if other.dims == dims and _is_time(other)]
     if not named:
-        moment = rasters.stamp(path.name)
+        moment = stamps.in_name(path.name, path)
         if moment is None or place is not None:
             raise BadInput(path, "does not say when it was measured", "add a time, or yyyymmddHHMM to its name")
         return np.array([moment], "datetime64[s]"), None
     order = ("time", *dims, "valid_time")
     label = min(named, key=lambda name: order.index(name) if name in order else len(order))
     time = arrays[label]
-    stamps = _dates(path, label, time.read((slice(None),) * len(time.dims)), time.attrs, time.dtype)
+    dates = _dates(path, label, time.read((slice(None),) * len(time.dims)), time.attrs, time.dtype)
     edges = arrays.get(str(time.attrs.get("bounds")))
-    if edges is None or math.prod(edges.shape) != 2 * stamps.size:
-        return stamps, None
+    if edges is None or math.prod(edges.shape) != 2 * dates.size:
+        return dates, None
     raw = edges.read((slice(None),) * len(edges.dims))
-    return stamps, _dates(path, label, raw, {**time.attrs, **edges.attrs}, edges.dtype).reshape(-1, 2)
+    return dates, _dates(path, label, raw, {**time.attrs, **edges.attrs}, edges.dtype).reshape(-1, 2)
 
 
 def _dates(path: Path, label: str, raw: np.ndarray, attrs: Mapping[str, object], dtype: np.dtype) -> np.ndarray:
@@ -425,7 +450,7 @@ def _cadence(
 ) -> int:
     if stated := rasters.duration(attrs.get("time_coverage_resolution")):
         return stated
-    if regular := rasters.stamp(str(attrs.get("consistent_timestep_start", ""))):
+    if regular := stamps.told(str(attrs.get("consistent_timestep_start", "")), path):
         time = time[time >= regular] if (time >= regular).sum() > 1 else time
     if time.size > 1:
         usual = int(np.median(np.diff(time).astype(int)))

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import geotiff, rasters
+from nowcast.readers import forecasts, geotiff, stamps
 from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import ECHO, RAIN, Codes
 
@@ -57,7 +57,8 @@ def read(item: Item) -> xr.Dataset:
     """
     with geotiff.opened(item.path) as dataset:
         about = geotiff.tags(dataset)
-        time = rasters.stamp(about.get("observation time", "")) or rasters.stamp(item.path.name)
+        forecasts.refuse_stated(item.path, about)
+        time = stamps.told(about.get("observation time", ""), item.path) or stamps.in_name(item.path.name, item.path)
         if time is None:
             raise BadInput(item.path, "does not say when it was measured", "add yyyymmddHHMM to its name")
         how = _codes(item.path, about, np.dtype(dataset.dtypes[0]))

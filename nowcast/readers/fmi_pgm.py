@@ -20,6 +20,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -68,8 +69,9 @@ def read(item: Item) -> xr.Dataset:
     with decoding(item.path, FORM):
         notes, levels = _split(item.path)
         grid = _grid(item.path, notes, levels.shape)
-        stamp = notes["obstime"]
-        time = np.datetime64(f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}T{stamp[8:10]}:{stamp[10:12]}", "s")
+        time = stamps.told(notes["obstime"], item.path)
+        if time is None:
+            raise ValueError(f"no time: {notes['obstime']}")
     attrs = {
         "title": TITLE,
         "source": item.path.name,

@@ -7,6 +7,7 @@ looked at where they are read.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from nowcast.core.errors import BadInput
@@ -40,3 +41,19 @@ def refuse(path: Path, name: str | None = None) -> None:
         raise BadInput(
             path, f"is a forecast for {ahead} minutes ahead, as its name says", "give the analysis, of lead 000"
         )
+
+
+STATED = ("lead_time", "leadtime", "lead time", "forecast_period", "forecast_hour", "grib_forecast_seconds")
+"""Tags that state how far ahead a file looks, in small letters."""
+
+
+def refuse_stated(path: Path, about: Mapping[str, str]) -> None:
+    """Refuse a file whose tags say that it holds a forecast.
+
+    Raises:
+        BadInput: If they do.
+    """
+    for key in STATED:
+        number = re.match(r"\s*[-+]?(?:PT)?(\d+(?:\.\d+)?)", about.get(key, ""))
+        if number and float(number[1]):
+            raise BadInput(path, f"is a forecast: its {key} is {about[key]}", "give the analysis")

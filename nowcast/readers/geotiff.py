@@ -36,7 +36,7 @@ from pyproj.exceptions import CRSError
 from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers import rasters
+from nowcast.readers import forecasts, rasters, stamps
 from nowcast.readers.decoding import decoding, optional
 from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import ECHO, MOST_PIXELS, NAMES, Codes
@@ -169,8 +169,10 @@ def _identity(path: Path, about: Mapping[str, str], label: str, name: str) -> Id
 
 
 def _time(path: Path, about: Mapping[str, str]) -> np.datetime64:
-    texts = [*(about[key] for key in TIME_TAGS if key in about), path.name, about.get(LAST_TIME_TAG, "")]
-    moment = next(filter(None, map(rasters.stamp, texts)), None)
+    forecasts.refuse_stated(path, about)
+    tagged = (stamps.told(about[key], path) for key in TIME_TAGS if key in about)
+    moment = next(filter(None, tagged), None) or stamps.in_name(path.name, path)
+    moment = moment or stamps.told(about.get(LAST_TIME_TAG, ""), path)
     if moment is None:
         raise BadInput(path, "does not say when it was measured", "add yyyymmddHHMM to its name")
     return moment

@@ -29,6 +29,7 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding, grey_png
 from nowcast.readers.items import Item, files
 
@@ -76,8 +77,8 @@ def read(item: Item) -> xr.Dataset:
     if not stamp:
         raise BadInput(item.path, "carries no time", "keep names such as RAD150510030000.png")
     with decoding(item.path, "an HKO-7 picture"):
-        year, month, day, hour, minute = re.findall("..", stamp[1])
-        time = np.datetime64(f"20{year}-{month}-{day}T{hour}:{minute}", "s")
+        year, *others = map(int, re.findall("..", stamp[1]))
+        time = stamps.moment(2000 + year, *others)
     levels = grey_png(item.path, SHAPE)
     usable, kind = _usable(item.path, levels)
     values = np.where(usable, DBZ[levels], np.float32(np.nan))

@@ -25,7 +25,7 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import MARSHALL_PALMER
-from nowcast.readers import rasters
+from nowcast.readers import rasters, stamps
 from nowcast.readers.hdf5 import attribute, member, numbers, open_hdf5
 from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import metric_crs
@@ -41,7 +41,6 @@ PROJECTION = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.137 +b=6356.752 
 
 NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
 FORMULA = re.compile(rf"GEO=({NUMBER})\*PV(?:\+?({NUMBER}))?")
-MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 METRES = {"KM": 1000.0, "M": 1.0}
 
 
@@ -65,7 +64,9 @@ def read(item: Item) -> xr.Dataset:
     with open_hdf5(item.path, FORM) as file:
         if attribute(file, "overview/number_image_groups") != 1:
             raise BadInput(item.path, "holds a forecast of several images", "give the observed composite")
-        start, end = (_time(attribute(file, f"overview/product_datetime_{edge}")) for edge in ("start", "end"))
+        start, end = (
+            _time(attribute(file, f"overview/product_datetime_{edge}"), item.path) for edge in ("start", "end")
+        )
         name, factor = _quantity(file, rasters.period((end - start) / np.timedelta64(1, "s")))
         values, step = _values(file, name, factor)
         attrs = {
@@ -131,10 +132,12 @@ def _table(gain: float, offset: float, absent: frozenset[float], dtype: np.dtype
     return Table(values)
 
 
-def _time(text: object) -> np.datetime64:
-    """``26-AUG-2010;00:05:00.000`` in UTC; month names do not depend on the locale."""
-    day, month, year = str(text)[:11].split("-")
-    return np.datetime64(f"{year}-{MONTHS.index(month.upper()) + 1:02}-{day}T{str(text)[12:20]}", "s")
+def _time(text: object, path: Path) -> np.datetime64:
+    """Read a time such as ``26-AUG-2010;00:05:00.000``."""
+    moment = stamps.told(str(text), path)
+    if moment is None:
+        raise BadInput(path, f"states the time {text!r}", "report it to KNMI")
+    return moment
 
 
 def _grid(file: h5py.File, shape: tuple[int, ...]) -> Grid:

@@ -25,6 +25,7 @@ from PIL import Image
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -117,7 +118,8 @@ def _label(path: Path) -> tuple[str, np.datetime64]:
     date = np.datetime64(f"20{year}-01-01") + np.timedelta64(int(day) - 1, "D")
     if str(date)[2:4] != year:
         raise BadInput(path, f"names day {day} of the year 20{year}", "fetch it again")
-    time = np.datetime64(f"{date}T{hour}:{minute}", "s")
+    _, month, of_month = map(int, str(date).split("-"))
+    time = stamps.moment(2000 + int(year), month, of_month, int(hour), int(minute))
     if product == "CPC" and time >= CPC_CHANGES:
         raise BadInput(
             path, "is later than 28 June 2018, when CombiPrecip changed its levels", "get the product in HDF5"

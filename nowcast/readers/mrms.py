@@ -32,6 +32,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -240,8 +241,7 @@ def _time(section: memoryview, path: Path) -> np.datetime64:
     year, *clock = struct.unpack_from(">H5B", section, 12)
     if not 1990 <= year <= 2200:  # beyond that nanoseconds would end
         raise BadInput(path, f"is of the year {year}", "fetch it again")
-    month, day, hour, minute, second = (f"{part:02}" for part in clock)
-    return np.datetime64(f"{year:04}-{month}-{day}T{hour}:{minute}:{second}", "s")
+    return stamps.moment(year, *clock)
 
 
 def _grid(section: memoryview, path: Path) -> Grid:

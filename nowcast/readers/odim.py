@@ -26,7 +26,7 @@ from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table, get_quantity
-from nowcast.readers import rasters
+from nowcast.readers import forecasts, rasters, stamps
 from nowcast.readers.hdf5 import attribute, numbers, open_hdf5
 from nowcast.readers.items import Item, files, natural
 from nowcast.readers.rasters import metric_crs
@@ -65,6 +65,8 @@ CENTRED = 0.25
 """Pixels by which corners may miss the centres of theirs; those of edges are rounded more coarsely."""
 FITTING = 0.6
 """Pixels by which corners fit a grid that was made from them: half of one where they are its centres."""
+TOLERANCE = np.timedelta64(60, "s")
+"""Between a nominal time and the period that it should lie in, whose ends may be those of scans."""
 CORNERS = ("LL", "UL", "UR", "LR")
 
 Lookup = Callable[[str, str], object]
@@ -91,10 +93,11 @@ def read(item: Item) -> xr.Dataset:
     Raises:
         BadInput: If the file is no composite, holds no known quantity, or contradicts itself.
     """
+    forecasts.refuse(item.path)
     with open_hdf5(item.path, FORM) as file:
         data = _main(file, item)
         lookup = _lookup(data)
-        seconds = _seconds(lookup)
+        seconds = _seconds(lookup, item.path)
         kind = str(lookup("what", "quantity"))
         known = _identity(lookup, item.path)
         if kind == "ACRR" and seconds <= 0:
@@ -102,7 +105,7 @@ def read(item: Item) -> xr.Dataset:
         factor = 3600 / seconds if kind == "ACRR" else 1.0
         values, step, floor = _values(data["data"], lookup, QUANTITIES[kind])
         grid, outvoted = _grid(lookup, values.shape, item.path)
-        time, attrs = _time(lookup, kind), _attrs(lookup, kind, item.path)
+        time, attrs = _time(lookup, kind, item.path), _attrs(lookup, kind, item.path)
     name = QUANTITIES[kind]
     if outvoted:
         attrs["outvoted"] = outvoted
@@ -157,7 +160,7 @@ def _identity(lookup: Lookup, path: Path) -> Identity:
     return Identity(
         product=" ".join(dict.fromkeys(filter(None, words))),
         quantities=(QUANTITIES[kind],),
-        accumulation=round(_seconds(lookup)) if kind == "ACRR" else 0,
+        accumulation=round(_seconds(lookup, path)) if kind == "ACRR" else 0,
         level="" if level is None else f"{level:g} {ON_LEVELS[sort]}" if isinstance(level, float) else str(level),
     )
 
@@ -273,23 +276,31 @@ def _attrs(lookup: Lookup, kind: str, path: Path) -> dict[str, object]:
 # --- time -----------------------------------------------------------------------------------------
 
 
-def _stamp(lookup: Lookup, prefix: str) -> np.datetime64:
+def _stamp(lookup: Lookup, prefix: str, path: Path) -> np.datetime64:
     """``date`` and ``time`` of ``what``, or those of ``start`` and ``end``; NaT where not stated."""
     day, clock = lookup("what", prefix + "date"), lookup("what", prefix + "time")
     if day is None or clock is None:
         return np.datetime64("NaT", "s")
-    day, clock = str(day), str(clock).ljust(6, "0")
-    return np.datetime64(f"{day[:4]}-{day[4:6]}-{day[6:8]}T{clock[:2]}:{clock[2:4]}:{clock[4:6]}", "s")
+    digits = f"{clock:06.0f}" if isinstance(clock, int | float) else str(clock)  # a number has lost its zeros in front
+    text = f"{day:.0f} {digits}" if isinstance(day, int | float) else f"{day} {digits}"
+    moment = stamps.told(f"{text:0<15}" if text.replace(" ", "").isdigit() else text, path)
+    if moment is None:
+        raise BadInput(path, f"states the time {text!r}", "report it to the producer")
+    return moment
 
 
-def _seconds(lookup: Lookup) -> float:
+def _seconds(lookup: Lookup, path: Path) -> float:
     """Length of the period that the file covers; 0 where not stated."""
-    span = _stamp(lookup, "end") - _stamp(lookup, "start")
+    span = _stamp(lookup, "end", path) - _stamp(lookup, "start", path)
     return 0.0 if np.isnat(span) else float(rasters.period(span / np.timedelta64(1, "s")))
 
 
-def _time(lookup: Lookup, kind: str) -> np.datetime64:
-    nominal, start, end = (_stamp(lookup, prefix) for prefix in ("", "start", "end"))
+def _time(lookup: Lookup, kind: str, path: Path) -> np.datetime64:
+    nominal, start, end = (_stamp(lookup, prefix, path) for prefix in ("", "start", "end"))
+    if nominal < start - TOLERANCE:
+        raise BadInput(path, f"is a forecast: made at {nominal}Z for {start}Z to {end}Z", "give the analysis")
+    if nominal > end + TOLERANCE:
+        raise BadInput(path, f"is of {nominal}Z but covers {start}Z to {end}Z", "report it to the producer")
     if str(end).endswith(":59"):  # the last second of the period
         end += np.timedelta64(1, "s")
     if np.isnat(nominal) or (kind == "ACRR" and not start < nominal <= end):

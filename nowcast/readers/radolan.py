@@ -40,6 +40,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -262,10 +263,11 @@ def _content(item: Item) -> bytes:
 
 def _header(match: re.Match[bytes]) -> Header:
     text = {name: (value or b"0").decode() for name, value in match.groupdict().items()}
+    number = {name: int(text[name]) for name in ("year", "month", "day", "hour", "minute")}
     minutes = int(text["interval"]) * (1440 if text["unit"] == "1" else 1)
     return Header(
         product=text["product"],
-        time=np.datetime64(f"20{text['year']}-{text['month']}-{text['day']}T{text['hour']}:{text['minute']}", "s"),
+        time=stamps.moment(2000 + number["year"], *(number[name] for name in ("month", "day", "hour", "minute"))),
         version=int(text["version"]),
         precision=10.0 ** int(text["exponent"]),
         seconds=60 * minutes,

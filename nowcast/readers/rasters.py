@@ -19,6 +19,7 @@ import numpy as np
 from pyproj import CRS
 
 from nowcast.core.errors import BadInput
+from nowcast.readers import stamps
 from nowcast.readers.items import natural
 
 RAIN, ECHO = "rainfall_rate", "reflectivity"
@@ -168,24 +169,11 @@ def measured(where: object, label: str, name: str, units: object) -> tuple[str, 
 
 # --- when -----------------------------------------------------------------------------------------
 
-STAMP = re.compile(
-    r"(?<!\d)((?:19|20)\d\d)([-_.:]?)([01]\d)\2([0-3]\d)[-_.T ]?([0-2]\d)([-_.:]?)([0-5]\d)(?:\6([0-5]\d))?(?!\d)"
-)
 PERIOD = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
 NEIGHBOURS = 12
 """Files of a folder that tell the step of its source."""
 LONGEST = 86400
-
-
-def stamp(text: str) -> np.datetime64 | None:
-    """Find the first time written as yyyymmddHHMM[SS] in a text, with or without separators; None if there is none."""
-    for match in STAMP.finditer(text):
-        year, _, month, day, hour, _, minute, second = match.groups(default="00")
-        try:
-            return np.datetime64(f"{year}-{month}-{day}T{hour}:{minute}:{second}", "s")
-        except ValueError:
-            continue
-    return None
+stamp = stamps.in_name
 
 
 def duration(text: object) -> int:

@@ -41,6 +41,7 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import VIL_LEVELS, vil_from_level
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding
 from nowcast.readers.hdf5 import member, numbers, open_hdf5
 from nowcast.readers.items import Item, natural, part, parts, walk
@@ -141,7 +142,9 @@ def read(item: Item) -> xr.Dataset:
         values = _flashes(file, event, minutes) if event.img_type == "lght" else _images(file, event)
         minutes = _thinned(minutes, values.shape[0], item.path)
         grid, origin = _grid(event, values.shape[1:])
-        moment = np.datetime64(event.time_utc.replace(" ", "T"), "s")
+        moment = stamps.told(event.time_utc, item.path)
+        if moment is None:
+            raise ValueError(f"no time: {event.time_utc}")
         missing = float(event.pct_missing or 0)
     split = "train" if moment <= TRAIN_UNTIL else "valid" if moment <= VALID_UNTIL else "test"
     time = moment + (minutes * 60).astype("timedelta64[s]")

@@ -25,6 +25,7 @@ import xarray as xr
 from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
+from nowcast.readers import stamps
 from nowcast.readers.decoding import decoding, grey_png
 from nowcast.readers.items import Item, files, fits, natural, walk
 
@@ -107,8 +108,8 @@ def _pictures(example: Path) -> list[Path]:
 def _time(picture: Path) -> np.datetime64:
     stamp = re.search(r"_(\d{14})_", picture.name)
     with decoding(picture, "a picture named Z_RADR_I_Z9210_YYYYMMDDHHMMSS_O_DOR_SA_CAP.png"):
-        year, month, day, hour, minute, second = re.fullmatch(r"(\d{4})" + r"(\d\d)" * 5, stamp[1]).groups()  # type: ignore
-        return np.datetime64(f"{year}-{month}-{day}T{hour}:{minute}:{second}", "s")
+        parts = re.fullmatch(r"(\d{4})" + r"(\d\d)" * 5, stamp[1]).groups()  # type: ignore
+        return stamps.moment(*map(int, parts))
 
 
 def _listed(path: Path) -> Iterator[Path]:

@@ -35,7 +35,7 @@ import xarray as xr
 import zarr
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import cf, rasters
+from nowcast.readers import cf, stamps
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, part, walk
 from nowcast.readers.rasters import MOST_PIXELS
@@ -110,7 +110,7 @@ def _marker(store: Path) -> Path | None:
 def _keys(store: Path) -> list[str]:
     """List the keys of the items of a store; of a bad one a single one, for ``read`` to refuse."""
     with suppress(BadInput), _opened(store) as (arrays, attrs):
-        last = rasters.stamp(str(attrs.get("last_valid_timestep", ""))) or np.datetime64("now", "s")
+        last = stamps.told(str(attrs.get("last_valid_timestep", "")), store) or np.datetime64("now", "s")
         count = int((cf.times(store, arrays) <= last).sum())
         return [key or WHOLE for key in cf.items(store, arrays, count=count)]
     return [WHOLE]

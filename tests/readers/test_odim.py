@@ -66,7 +66,7 @@ def test_cirrus_quality_lies_below_the_data_and_its_codes_are_its_own(tmp_path):
         {
             "what": ROOT | {"version": "H5rad 2.4", "date": "20241126", "time": "010500"},
             "where": LAEA,
-            "dataset1/what": PERIOD | {"product": "MAX"},
+            "dataset1/what": {"product": "MAX"},
             "dataset1/data1/what": what,
             # NIMBUS states no nodata here, CIRRUS does
             "dataset1/data1/quality1/what": {"gain": 0.004, "offset": 0.1, "nodata": 0.5},
@@ -280,7 +280,6 @@ def test_meteoswiss_states_kilometres_nan_and_infinity(tmp_path):
         (("170000", "180000"), "180000", "18:00"),  # the usual
         (("175000", "180500"), "180000", "18:00"),  # the nominal time lies within: OPERA
         (("180000", "180500"), "180000", "18:05"),  # it is the start
-        (("181000", "181500"), "180000", "18:15"),  # it is that of a forecast's run
     ],
 )
 def test_time_of_an_accumulation(tmp_path, period, nominal, want):
@@ -288,10 +287,24 @@ def test_time_of_an_accumulation(tmp_path, period, nominal, want):
     assert str(odim.read(Item(path))["time"].values[0])[11:16] == want
 
 
+@pytest.mark.parametrize("quantity", ["RATE", "ACRR", "DBZH"])
+@pytest.mark.parametrize(
+    ("nominal", "fault"),
+    [
+        ("180000", r"is a forecast: made at 2018-08-24T18:00:00Z for 2018-08-24T18:10:00Z to 2018-08-24T18:15:00Z"),
+        ("182000", r"is of 2018-08-24T18:20:00Z but covers 2018-08-24T18:10:00Z"),
+    ],
+)
+def test_a_nominal_time_outside_of_the_period_is_refused(tmp_path, nominal, fault, quantity):
+    path = fixtures.odyssey(tmp_path / "a.h5", time=nominal, quantity=quantity, starttime="181000", endtime="181500")
+    with pytest.raises(BadInput, match=fault):
+        odim.read(Item(path))
+
+
 @pytest.mark.parametrize("seconds", [599, 600, 601])
 def test_a_period_that_ends_with_its_last_second_is_what_is_meant(tmp_path, seconds):
     end = str(np.datetime64("2018-08-24T17:50", "s") + seconds)[11:].replace(":", "")
-    path = fixtures.odyssey(tmp_path / "a.h5", time="174500", quantity="ACRR", endtime=end, data=np.full((44, 38), 1.0))
+    path = fixtures.odyssey(tmp_path / "a.h5", time="175000", quantity="ACRR", endtime=end, data=np.full((44, 38), 1.0))
     cube = odim.read(Item(path))
     assert cube.attrs["accumulation_seconds"] == 600 and (cube["rainfall_rate"] == 6).all()
     if seconds <= 600:
