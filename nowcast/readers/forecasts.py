@@ -15,9 +15,8 @@ from nowcast.core.errors import BadInput
 LEADS = (
     re.compile(r"_(\d{3})-hd5$", re.IGNORECASE),  # DWD: composite_rv_20251203_0800_005-hd5
     re.compile(r"(?:^|_)[A-Z]{2}\d{10}_(\d{3})(?:\.|$)"),  # DWD: DE1200_RV1807010000_005
-    re.compile(
-        r"[._-](?:T?\+|lead[_-]?)(\d{1,3})(?:min|m|h)?(?=[._-]|$)", re.IGNORECASE
-    ),  # nowcast_202406011200+030min.nc
+    re.compile(r"\+(\d{1,3})(?:min|m)(?=[._-]|$)", re.IGNORECASE),  # rr_202406011200+030min.tif
+    re.compile(r"[._-](?:T?\+|lead[_-]?)(\d{1,3})(?:min|m|h)?(?=[._-]|$)", re.IGNORECASE),  # rr_202406011200_+30.nc
 )
 """Minutes from the time in a name to the time that the file holds."""
 

@@ -224,7 +224,9 @@ def _product(section: memoryview, path: Path) -> Product:
             "give a precipitation rate, QPE, reflectivity or VIL",
         )
     (ahead,) = struct.unpack_from(">I", section, 18)
-    if template != 0 or ahead:
+    if ahead:
+        raise BadInput(path, "is no analysis of one time but a forecast", "give MRMS's own files")
+    if template != 0:
         raise BadInput(path, "is no analysis of one time", "give MRMS's own files")
     return PRODUCTS[category, number]
 
