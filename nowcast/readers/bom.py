@@ -66,7 +66,9 @@ def read(item: Item) -> xr.Dataset:
         rain = member(file, "precipitation")
         grid = _grid(file, rain.shape)
         how = _codes(rain, 3600 / seconds)
-        values = how.decode(rain[()][None])
+        raw = rain[()][None]
+        how.check(item.path, raw)
+        values = how.decode(raw)
         attrs = {"title": TITLE, "source": item.path.name, "institution": "Bureau of Meteorology", "licence": LICENCE}
         for key, name in (("licence", "licence"), ("station", "station_name")):
             if name in file.attrs:

@@ -137,6 +137,7 @@ class Field:
         raw = self.array.read(tuple(key))
         left = [place for place in range(len(key)) if not isinstance(key[place], int)]
         raw = raw.transpose([left.index(place) for place in self.places if place is not None])
+        self.codes.check(self.path, raw)
         values = self.codes.decode(raw if time is not None else raw[None])
         packing = self.codes.packing
         if self.hours is not None and np.ptp(self.hours):  # of all frames, for all to be packed alike
@@ -413,6 +414,7 @@ def _dates(path: Path, label: str, raw: np.ndarray, attrs: Mapping[str, object],
         return np.ravel(raw).astype("datetime64[s]")
     kept = ("units", "calendar", "_FillValue", "scale_factor", "add_offset")
     stated = {key: attrs[key] for key in kept if key in attrs}
+    stated["units"] = _in_utc(path, str(attrs.get("units", "")))
     variable = xr.Variable("time", np.ravel(raw).astype(raw.dtype.newbyteorder("=")), stated)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -420,6 +422,13 @@ def _dates(path: Path, label: str, raw: np.ndarray, attrs: Mapping[str, object],
         dates = xr.decode_cf(xr.Dataset({"moment": variable}), decode_times=coder)["moment"].values
     half = np.timedelta64(500, "ms")  # days as floats miss the second by a little
     return (dates.astype("datetime64[ms]") + half).astype("datetime64[s]")
+
+
+def _in_utc(path: Path, units: str) -> str:
+    """Move the moment that times are counted from to UTC: xarray takes ``UTC+2`` for two hours behind it."""
+    unit, since, moment = units.partition(" since ")
+    found = stamps.told(moment, path) if since else None
+    return units if found is None else f"{unit} since {found}"
 
 
 def _periods(

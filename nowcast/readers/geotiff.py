@@ -306,7 +306,9 @@ def cube(
     """
     if how.dtype.kind not in "iuf":
         raise BadInput(path, f"holds numbers of type {how.dtype}", "give integers or floats")
-    values = how.decode(dataset.read(band)[None])
+    raw = dataset.read(band)[None]
+    how.check(path, raw)
+    values = how.decode(raw)
     if [flag.name for flag in dataset.mask_flag_enums[band - 1]] == ["per_dataset"]:  # no transparency of a picture
         values[0, dataset.read_masks(band) == 0] = np.nan
     packing = how.packing

@@ -88,7 +88,7 @@ def read(item: Item) -> xr.Dataset:
         [moment],
         grid,
         cadence=period,
-        quantum=round(step, 9),
+        quantum=round(step, 9) or None,
         product=product,
         accumulation=period if name == "rainfall_rate" else 0,
         attrs=attrs,
@@ -121,6 +121,7 @@ def _values(file: h5py.File, name: str, factor: float) -> tuple[EncodedArray, fl
     raw = numbers(member(file, "image1/image_data"))
     if raw.dtype.kind != "u" or raw.dtype.itemsize > 2:
         raise BadInput(file.filename, f"holds an image of {raw.dtype}", "give one of 8 or 16 bits")
+    rasters.check_scaling(file.filename, gain, offset, raw, absent)
     return EncodedArray(raw[None], _table(gain * factor, offset * factor, frozenset(absent), raw.dtype)), gain * factor
 
 

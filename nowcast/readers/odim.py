@@ -238,9 +238,11 @@ def _values(data: h5py.Dataset, lookup: Lookup, name: str) -> tuple[np.ndarray, 
         floor,
     )
     raw = numbers(data)
-    if raw.dtype.kind in "iu" and raw.dtype.itemsize <= 2 and not (lookup("what", "gain") or lookup("what", "offset")):
+    stated = any(lookup("what", word) is not None for word in ("gain", "offset"))
+    if raw.dtype.kind in "iu" and raw.dtype.itemsize <= 2 and not stated:
         raise BadInput(data.file.filename, f"holds {raw.dtype} without gain or offset", "ask the producer for them")
-    if raw.dtype.kind not in "iu":
+    rasters.check_scaling(data.file.filename, coding.gain, coding.offset, raw, (coding.nodata, coding.undetect))
+    if raw.dtype.kind not in "iu" or coding.gain == 0:
         return coding.values(raw), 0.0, None
     if raw.dtype.itemsize > 2:
         values = coding.values(raw)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import heapq
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -302,6 +303,33 @@ def number(value: object) -> float:
     return float(str(single)) if float(single) == exact else exact
 
 
+def check_scaling(where: object, gain: float, offset: float, codes: np.ndarray, apart: Iterable[Any]) -> None:
+    """Refuse numbers that a gain or an offset turns into nonsense.
+
+    A gain of 0 is what some packers write of a frame that is the same everywhere: then all its pixels are the offset.
+
+    Args:
+        where: The file.
+        gain: Of its numbers.
+        offset: Of its numbers.
+        codes: The numbers.
+        apart: Those that stand for something else, such as no data.
+
+    Raises:
+        BadInput: If gain or offset is not finite, or the gain is 0 and the numbers differ.
+    """
+    if not np.isfinite([gain, offset]).all():
+        raise BadInput(
+            where, f"states a gain of {gain:g} and an offset of {offset:g}", "ask its producer for the values"
+        )
+    if gain == 0:
+        found = np.unique(codes[np.isfinite(codes)] if codes.dtype.kind == "f" else codes)
+        if (count := int((~np.isin(found, list(apart))).sum())) > 1:
+            raise BadInput(
+                where, f"states a gain of 0 for {count} different numbers", "ask its producer for the right gain"
+            )
+
+
 def short(value: float) -> bool:
     """Whether a number has few digits: one that was chosen, not one that fits the range of one file's values."""
     return float(f"{value:.6g}") == value
@@ -325,6 +353,11 @@ class Codes:
     """Codes beyond them are no data."""
     undetect: float | None = None
     """Code of a pixel without echo."""
+
+    def check(self, where: object, raw: np.ndarray) -> None:
+        """Refuse codes that scale and offset turn into nonsense, see ``check_scaling``."""
+        apart = self.missing if self.undetect is None else {*self.missing, self.undetect}
+        check_scaling(where, self.scale, self.offset, raw, apart)
 
     def decode(self, raw: np.ndarray) -> np.ndarray:
         """Decode (time, y, x) codes to float32 values, NaN = no data."""
@@ -424,6 +457,8 @@ def codes(attrs: Mapping[str, object], dtype: np.dtype, name: str, factor: float
 
     def limits(key: str) -> list[float]:
         stated = attrs.get(key)
+        if not scale:
+            return []
         if dtype.kind in "iu" and np.asarray(stated).dtype.kind == "f":  # CF: of another type, it is of the values
             return [(value - offset) / scale for value in _listed(stated, np.dtype(np.float64))]
         return _listed(stated, dtype)

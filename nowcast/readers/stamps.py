@@ -129,7 +129,7 @@ def _zone_in_name(name: str, match: re.Match[str], where: object) -> int:
 
 def _offset(rest: str, time: np.datetime64, text: str, where: object) -> int:
     """Minutes by which the clock of a time is before UTC, of all that is written behind it."""
-    if not rest:
+    if not rest or re.fullmatch(r"0?0(:?00)?", rest):
         return 0
     if rest.upper() in HOURS:
         return round(60 * HOURS[rest.upper()])
