@@ -12,10 +12,17 @@ import xarray as xr
 from nowcast.core.cube import channels, utc
 from nowcast.core.errors import ForecastError
 from nowcast.core.files import atomic_file
+from nowcast.core.provenance import stamp
 from nowcast.core.units import get_quantity
 from nowcast.core.version import code_version
-from nowcast.forecasting.run import PROBABILITY, stamp
+from nowcast.forecasting.run import PROBABILITY
 from nowcast.store import ForecastStore, Place
+
+LABELS = (
+    *("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot"),
+    *("bridged", "version", "revised"),
+)
+"""Labels of a run that are attributes of its file."""
 
 
 def read_run(forecasts: Place, reference: datetime | np.datetime64, model: str) -> xr.Dataset:
@@ -40,7 +47,7 @@ def _rows(runs: xr.Dataset, reference: datetime | np.datetime64) -> dict[str, in
 def _one_run(runs: xr.Dataset, row: int) -> xr.Dataset:
     """Turn a row of the forecast store into a Forecast."""
     run = runs.isel(run=row)
-    labels = ("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
+    labels = [name for name in LABELS if name in run.coords]  # those of stores of older versions are fewer
     attrs = {name: str(run[name].item()) for name in labels}
     times = run["forecast_reference_time"] + run["lead_time"]
     run = run.assign_coords(time=("lead_time", times.values, {"standard_name": "time"}))
