@@ -66,8 +66,16 @@ def export(forecasts: Place, reference: datetime, folder: Path) -> list[Path]:
     for model, row in _rows(runs, reference).items():
         run = _one_run(runs, row)
         path = folder / f"{reference:%Y/%m/%d}" / f"{channels(run)[0]}_{model}_{reference:%Y%m%dT%H%MZ}.nc"
-        paths.append(path if path.exists() else write_netcdf(run, path))
+        paths.append(path if _is_current(path, run) else write_netcdf(run, path))
     return paths
+
+
+def _is_current(path: Path, run: xr.Dataset) -> bool:
+    """Tell whether a file is there and holds this version of the run; first versions are not opened for that."""
+    if not path.exists() or int(run.attrs.get("version", 0)) <= 1:
+        return path.exists()
+    with xr.open_dataset(path, decode_timedelta=True) as there:
+        return str(there.attrs.get("version")) == run.attrs["version"]
 
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:
