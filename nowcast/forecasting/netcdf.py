@@ -75,7 +75,7 @@ def _is_current(path: Path, run: xr.Dataset) -> bool:
     if not path.exists() or int(run.attrs.get("version", 0)) <= 1:
         return path.exists()
     with xr.open_dataset(path, decode_timedelta=True) as there:
-        return str(there.attrs.get("version")) == run.attrs["version"]
+        return bool(there.attrs.get("version") == run.attrs["version"])
 
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:

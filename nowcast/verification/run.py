@@ -128,11 +128,14 @@ def _labels(runs: xr.Dataset) -> dict[str, tuple[str, np.ndarray]]:
 def versions(table: xr.Dataset) -> np.ndarray:
     """Give the version of every run; what was made before they were counted is the first."""
     there = table["version"].values if "version" in table.coords else np.zeros(table.sizes["run"], np.int64)
-    return np.maximum(there, 1).astype(np.int64)
+    counted: np.ndarray = np.maximum(there, 1).astype(np.int64)
+    return counted
 
 
 def _forget_older_versions(runs: xr.Dataset, scores: ScoreStore) -> None:
     """Empty the rows of forecasts that were made again since: scores belong to the newest version."""
+    if (versions(runs) == 1).all():
+        return
     table, newest = scores.read(), dict(zip(keys(runs), versions(runs).tolist(), strict=True))
     place = {key: row for row, key in enumerate(keys(runs))}
     for row, (key, version) in enumerate(zip(keys(table), versions(table).tolist(), strict=True)):

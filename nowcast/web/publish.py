@@ -226,9 +226,12 @@ def _mark_corrected(runs: list[Json], forecasts: xr.Dataset, observed: xr.Datase
     if "digest" not in observed.coords or "input_frames" not in forecasts.coords:
         return
     there = provenance.digests(observed["time"].values[-RECENT:], observed["digest"].values[-RECENT:])
-    labels = [forecasts[key].values.tolist() for key in ("model", "input_frames")]
-    references = [_iso(_utc(time)) for time in forecasts["forecast_reference_time"].values]
-    inputs = {(time, model): text for time, model, text in zip(references, *labels, strict=True)}
+    references = forecasts["forecast_reference_time"].values
+    shown = np.flatnonzero(np.isin(references, np.unique(references)[::-1][: len(runs)]))
+    inputs = {
+        (_iso(_utc(references[row])), str(forecasts["model"].values[row])): str(forecasts["input_frames"].values[row])
+        for row in shown
+    }
     for run in runs:
         for entry in run["models"]:
             entry["corrected"] = provenance.changed(inputs[run["reference_time"], entry["model"]], there)
