@@ -69,6 +69,9 @@ class Nowcaster(nn.Module):
     tunings: ClassVar[tuple[str, ...]] = ("full",)
     """Ways to fit trained weights to other data, see ``tune``."""
 
+    any_step: ClassVar[bool] = False
+    """True: forecasts well from frames that were resampled in time to the step it was trained on, along the motion."""
+
     onnx: ClassVar[bool] = True
     """False: holds an operator of our own, which ``torch.export`` keeps by name and ONNX does not know."""
 

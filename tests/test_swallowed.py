@@ -36,6 +36,11 @@ NO_FAILURE = {
         "PackageNotFoundError": "run from a folder that is not installed",
         "OSError": "there is no git",
     },
+    "nowcast/forecasting/worker.py": {
+        "FileNotFoundError": "no process was started here: what is asked",
+        "BlockingIOError": "the process lives and holds its lock: what is asked",
+        "Exception": "sent to the cycle with its traceback, which logs it",
+    },
     "nowcast/operations/doctor.py": {"PackageNotFoundError": "a finding without a cause"},
     "nowcast/operations/shadow.py": {"subprocess.TimeoutExpired": "its time is over, which the report says"},
     "flows/cycle.py": {"BusyError": "the state of the run says so"},

@@ -64,6 +64,8 @@ class Product(Frozen):
     """Name on the page and in file names."""
     model: str
     """Name in the model table, a checkpoint file, ``champion``, or ``registry:FOLDER`` for that of another chain."""
+    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that its network may take before the fallback takes its place; None: those of the chain."""
 
 
 class Shadow(Frozen):
@@ -131,6 +133,11 @@ class Operations(Frozen):
     """Number of lead times, at the feed's cadence."""
     quantity: str | None = None
     """Channel to forecast; None: the store's first."""
+    deadline_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds that a network may take before the fallback takes its place; None: half the step of the feed, 300 at
+    most. All networks together have four fifths of the step."""
+    memory_gigabytes: Annotated[float, Field(gt=0)] | None = None
+    """Memory that the process of the networks may take; None: four fifths of what is free on the machine."""
     thresholds: tuple[float, ...] | None = None
     """Thresholds scored, in the quantity's unit; None: the quantity's own."""
     lpips: bool = False

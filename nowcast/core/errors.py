@@ -9,6 +9,7 @@
     +-- StoreError        a store that cannot be read or written                (RuntimeError)
     +-- RegistryError     what a registry of checkpoints does not do            (ValueError)
     +-- ForecastError     a model that cannot make this forecast                (ValueError)
+    |   +-- StoppedError  one that took too long or too much memory, or died
     +-- TrainingError     a training that cannot go on                          (RuntimeError)
     +-- BusyError         another process has the work in hand
     +-- DeploymentError   a Prefect server, runner or flow run that failed
@@ -64,6 +65,10 @@ class RegistryError(NowcastError, ValueError):
 
 class ForecastError(NowcastError, ValueError):
     """Why a model cannot make this forecast, in a few words."""
+
+
+class StoppedError(ForecastError):
+    """A forecast that took too long or too much memory and was stopped, or whose process died."""
 
 
 class TrainingError(NowcastError, RuntimeError):

@@ -13,10 +13,17 @@ from nowcast.core.cube import channels, utc
 from nowcast.core.errors import ForecastError
 from nowcast.core.files import atomic_file
 from nowcast.core.libraries import writing_netcdf
+from nowcast.core.provenance import stamp
 from nowcast.core.units import get_quantity
 from nowcast.core.version import code_version
-from nowcast.forecasting.run import PROBABILITY, stamp
+from nowcast.forecasting.run import PROBABILITY
 from nowcast.store import ForecastStore, Place
+
+LABELS = (
+    *("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot"),
+    *("bridged", "version", "revised"),
+)
+"""Labels of a run that are attributes of its file."""
 
 
 def read_run(forecasts: Place, reference: datetime | np.datetime64, model: str) -> xr.Dataset:
@@ -41,7 +48,7 @@ def _rows(runs: xr.Dataset, reference: datetime | np.datetime64) -> dict[str, in
 def _one_run(runs: xr.Dataset, row: int) -> xr.Dataset:
     """Turn a row of the forecast store into a Forecast."""
     run = runs.isel(run=row)
-    labels = ("sequence", "model", "producer", "state", "reason", "checkpoint", "input_frames", "snapshot")
+    labels = [name for name in LABELS if name in run.coords]  # those of stores of older versions are fewer
     attrs = {name: str(run[name].item()) for name in labels}
     times = run["forecast_reference_time"] + run["lead_time"]
     run = run.assign_coords(time=("lead_time", times.values, {"standard_name": "time"}))
@@ -60,8 +67,16 @@ def export(forecasts: Place, reference: datetime, folder: Path) -> list[Path]:
     for model, row in _rows(runs, reference).items():
         run = _one_run(runs, row)
         path = folder / f"{reference:%Y/%m/%d}" / f"{channels(run)[0]}_{model}_{reference:%Y%m%dT%H%MZ}.nc"
-        paths.append(path if path.exists() else write_netcdf(run, path))
+        paths.append(path if _is_current(path, run) else write_netcdf(run, path))
     return paths
+
+
+def _is_current(path: Path, run: xr.Dataset) -> bool:
+    """Tell whether a file is there and holds this version of the run; first versions are not opened for that."""
+    if not path.exists() or int(run.attrs.get("version", 0)) <= 1:
+        return path.exists()
+    with xr.open_dataset(path, decode_timedelta=True) as there:
+        return bool(there.attrs.get("version") == run.attrs["version"])
 
 
 def write_netcdf(dataset: xr.Dataset, path: Path) -> Path:

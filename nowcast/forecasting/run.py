@@ -1,12 +1,13 @@
 """Forecast from the newest frames of a Cube, by one model.
 
-The reference time of a forecast is the time of the newest frame it used.
+The reference time of a forecast is the time of the newest frame it used. A network works at its own step; lead times
+are those that are asked for, by default at the step of the feed.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -16,18 +17,19 @@ import torch
 import xarray as xr
 
 from nowcast.config import REGISTRY
-from nowcast.core.cube import channels, event_labels, utc
+from nowcast.core import provenance
 from nowcast.core.errors import ForecastError, OptionError
 from nowcast.core.grid import Grid
+from nowcast.core.provenance import Entry, stamp
 from nowcast.core.units import MARSHALL_PALMER, convert, get_quantity
 from nowcast.core.version import code_version
+from nowcast.forecasting.bridging import bridge
+from nowcast.forecasting.past import MOST_BRIDGED, Input, Past, past
 from nowcast.models import MODELS, model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Model, predict, predict_distribution
 from nowcast.registry.registry import champion_file
 
-STEP_TOLERANCE = 0.25
-"""Share of the cadence by which frames may be early or late."""
 CADENCE_TOLERANCE = 0.1
 """Share by which the cadence of a feed may differ from the one a network was trained on."""
 PROBABILITY = "probability_of_"
@@ -37,19 +39,18 @@ STORED_STEPS = 32_767
 
 
 @dataclass(frozen=True)
-class Past:
-    """The unbroken frames that end at the reference time."""
+class Made:
+    """What a model made, and of what."""
 
-    field: xr.DataArray
-    """(time, y, x) physical values, not loaded yet."""
-    time: np.ndarray
-    digests: list[str]
-    quantity: str
-    cadence_seconds: int
-    zr: tuple[float, float] | None
-    """a, b of Z = a R^b, where the source states them."""
-    sequence: str
-    """Label of the event, where a store holds events that may share times; "" in a live feed."""
+    values: np.ndarray
+    """(leads, y, x) in the cube's unit, NaN = no data."""
+    model: str
+    digest: str
+    """Digest of the checkpoint, or of the code of a reference."""
+    inputs: list[Entry]
+    """See ``core.provenance``."""
+    chances: dict[str, xr.DataArray] = field(default_factory=dict)
+    """Probabilities by name."""
 
 
 def forecast(
@@ -78,62 +79,91 @@ def forecast(
         ForecastError: Missing frames, another cadence or quantity, a forecast that is not finite.
     """
     frames = past(cube, time=time, channel=channel)
-    values, used, chances = run_model(str(model), frames, leads, probabilities=True)
-    return as_dataset(cube, frames, values, used, leads).assign(chances)
+    lead_seconds = regular_leads(frames, leads)
+    made = run_model(str(model), frames, lead_seconds, probabilities=True)
+    return as_dataset(cube, frames, made, lead_seconds).assign(made.chances)
 
 
-def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, channel: str | None = None) -> Past:
-    """Find the unbroken frames that end at ``time``.
+def regular_leads(frames: Past, leads: int) -> list[int]:
+    """List so many lead times at the step of the feed, in seconds."""
+    return [frames.cadence_seconds * (lead + 1) for lead in range(leads)]
+
+
+def run_model(name: str, frames: Past, leads: Sequence[int], *, probabilities: bool = False) -> Made:
+    """Run a model.
+
+    Args:
+        name: Name in the model table, a checkpoint file, or ``registry:FOLDER``.
+        frames: See ``past``.
+        leads: Lead times in seconds, ascending.
+        probabilities: Give those of a network that has them too.
 
     Raises:
-        ForecastError: If there is no frame at ``time``, or the channel is not there.
+        ForecastError: Too few frames, another cadence or quantity, a forecast that is not finite.
     """
-    name = channel or channels(cube)[0]
-    if name not in cube:
-        raise ForecastError(f"the store has no {name}; it has {', '.join(channels(cube))}")
-    stamps, events = cube["time"].values, event_labels(cube)
-    end = stamps.size - 1 if time is None else _position(stamps, time)
-    first = int(np.flatnonzero(events[: end + 1] == events[end])[0])
-    cadence = int(cube.attrs.get("cadence_seconds", 0)) or _step(stamps[first : end + 1])
-    steps = np.diff(stamps[first : end + 1]) / np.timedelta64(1, "s")
-    gaps = np.flatnonzero(np.abs(steps - cadence) > STEP_TOLERANCE * cadence)
-    start = first + (gaps[-1] + 1 if gaps.size else 0)
-    chosen = cube.isel(time=slice(start, end + 1))
-    zr = (float(cube.attrs["zr_a"]), float(cube.attrs["zr_b"])) if "zr_a" in cube.attrs else None
-    digests = [str(text) for text in chosen["digest"].values] if "digest" in chosen.coords else []
-    return Past(chosen[name], chosen["time"].values, digests, name, cadence, zr, str(events[end]))
-
-
-def stamp(time: np.datetime64) -> str:
-    """Format a time as ``2010-08-26T03:00Z``."""
-    return f"{np.datetime_as_string(time, unit='m')}Z"
-
-
-def run_model(
-    name: str, frames: Past, leads: int, *, probabilities: bool = False
-) -> tuple[np.ndarray, Model, dict[str, xr.DataArray]]:
-    """Run a model: physical fields (leads, y, x) in the cube's unit, the model, and its probabilities if wanted."""
-    model = _load(name, frames.time.size, leads)
-    steps = model.network.in_steps
-    if frames.time.size < steps:
-        have = frames.time.size
-        raise ForecastError(f"needs {steps} unbroken frames, {have} end at {stamp(frames.time[-1])}")
+    count = max(1, -(-leads[-1] // frames.cadence_seconds))
+    model = _load(name, frames, count)
     check_fits(model, quantity=frames.quantity, cadence_seconds=frames.cadence_seconds)
+    step, inputs = _inputs(model, frames)
     target, zr = model.quantity or frames.quantity, frames.zr or MARSHALL_PALMER
-    fields = convert(frames.field[-steps:].values, frames.quantity, target, zr=zr)
-    chances: dict[str, xr.DataArray] = {}
+    fields = convert(frames.values(inputs), frames.quantity, target, zr=zr)
+    own = max(1, -(-leads[-1] // step))
+    limits = np.empty(0, np.float32)
     if probabilities and model.network.gives_probabilities:
-        made = predict_distribution(model, fields, quantity=target, leads=leads)
+        made = predict_distribution(model, fields, quantity=target, leads=own)
         values, limits = made.values, convert(made.thresholds, target, frames.quantity, zr=zr)
-        chances = _exceedance(made.exceedance, limits, frames.quantity)
     else:
-        values = predict(model, fields, quantity=target, leads=leads)
+        values = predict(model, fields, quantity=target, leads=own)
     known = np.isfinite(values)
     if not known.any() or not (known | np.isnan(fields[-1]) | model.network.handles_missing).all():
         raise ForecastError("returned values that are not finite")
+    values = _at_leads(values, fields[-1], step, leads, target)
+    known = np.isfinite(values)
     limit = np.float32(STORED_STEPS * get_quantity(frames.quantity).resolution)  # beyond it there is no weather
     converted = np.clip(convert(values, target, frames.quantity, zr=zr), -limit, limit)
-    return np.where(known, converted, np.float32(np.nan)), model, chances
+    chances = {}
+    if limits.size:
+        nearest = [max(0, round(lead / step) - 1) for lead in leads]
+        chances = _exceedance(made.exceedance[:, nearest], limits, frames.quantity)
+    values = np.where(known, converted, np.float32(np.nan))
+    return Made(values, model.name, model.digest, frames.entries(inputs), chances)
+
+
+def _inputs(model: Model, frames: Past) -> tuple[int, list[Input]]:
+    """Choose the step that a model works at, in seconds, and its input: that of the feed, or a network's own."""
+    step, wanted = model.cadence_seconds or frames.cadence_seconds, model.network.in_steps
+    if abs(step - frames.cadence_seconds) <= CADENCE_TOLERANCE * step:
+        step = frames.cadence_seconds
+    inputs = frames.inputs(wanted, step)
+    if len(inputs) < wanted:
+        raise ForecastError(
+            f"needs {wanted} frames at steps of {step / 60:g} min with no more than {MOST_BRIDGED} missing in a row, "
+            f"{len(inputs)} end at {stamp(frames.time[-1])}"
+        )
+    return step, inputs
+
+
+def _at_leads(made: np.ndarray, newest: np.ndarray, step: int, leads: Sequence[int], quantity: str) -> np.ndarray:
+    """Give the fields at lead times between those that a model made, along the motion from one to the next.
+
+    Args:
+        made: (time, y, x) one, two, ... steps after the newest frame.
+        newest: (y, x) the frame.
+        step: Seconds.
+        leads: Lead times wanted, in seconds.
+        quantity: Name of the quantity.
+    """
+    places = [divmod(lead, step) for lead in leads]
+    if all(rest == 0 for _, rest in places):
+        whole = [place - 1 for place, _ in places]
+        return made if whole == list(range(len(made))) else made[whole]
+    fields = [newest, *made]
+    return np.stack(
+        [
+            bridge(fields[place], fields[place + 1], rest / step, quantity=quantity) if rest else fields[place]
+            for place, rest in places
+        ]
+    )
 
 
 def _exceedance(chance_KLHW: np.ndarray, thresholds: np.ndarray, name: str) -> dict[str, xr.DataArray]:
@@ -168,7 +198,7 @@ def check_fits(model: Model, *, quantity: str, cadence_seconds: int) -> None:
         ForecastError: Another cadence, or a quantity that cannot be converted.
     """
     step = model.cadence_seconds or cadence_seconds
-    if abs(step - cadence_seconds) > CADENCE_TOLERANCE * step:
+    if not model.network.any_step and abs(step - cadence_seconds) > CADENCE_TOLERANCE * step:
         raise ForecastError(f"was trained on a step of {step} s, the feed has {cadence_seconds} s")
     try:
         convert(np.zeros((1, 1, 1), np.float32), quantity, model.quantity or quantity)
@@ -176,14 +206,14 @@ def check_fits(model: Model, *, quantity: str, cadence_seconds: int) -> None:
         raise ForecastError(f"was trained on {model.quantity}, the feed has {quantity}") from None
 
 
-def _load(name: str, available: int, leads: int) -> Model:
+def _load(name: str, frames: Past, leads: int) -> Model:
     if name not in MODELS:
         path = champion_file(name) if name.startswith(REGISTRY) else checkpoint.find(name)
         return _load_file(path, path.stat().st_mtime_ns)
     if model_class(name).trainable:
         raise ForecastError("is a network: name its checkpoint file")
     least, best = model_class(name).history
-    steps = max(least, min(best, available))
+    steps = max(least, len(frames.inputs(best)))
     return checkpoint.reference(name, in_steps=steps, out_steps=leads)
 
 
@@ -192,17 +222,13 @@ def _load_file(path: Path, modified: int) -> Model:
     return checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu", shared=True)
 
 
-def as_dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model | None, leads: int) -> xr.Dataset:
-    """Build a Forecast with CF coordinates and its provenance."""
+def as_dataset(cube: xr.Dataset, frames: Past, made: Made, leads: Sequence[int]) -> xr.Dataset:
+    """Build a Forecast with CF coordinates and its provenance; ``made.model`` is "" where nothing was made."""
     source = cube[frames.quantity]
     reference = frames.time[-1]
-    lead_time = (np.arange(1, leads + 1) * frames.cadence_seconds).astype("timedelta64[s]").astype("timedelta64[ns]")
-    used = model.network.in_steps if model else 0
-    inputs = (
-        list(zip([stamp(time) for time in frames.time[-used:]], frames.digests[-used:], strict=False)) if used else []
-    )
+    lead_time = np.asarray(leads).astype("timedelta64[s]").astype("timedelta64[ns]")
     dataset = xr.Dataset(
-        {frames.quantity: (("lead_time", "y", "x"), values, dict(source.attrs) | {"grid_mapping": "crs"})},
+        {frames.quantity: (("lead_time", "y", "x"), made.values, dict(source.attrs) | {"grid_mapping": "crs"})},
         coords={
             "lead_time": ("lead_time", lead_time, {"standard_name": "forecast_period"}),
             "time": ("lead_time", reference + lead_time, {"standard_name": "time"}),
@@ -212,34 +238,18 @@ def as_dataset(cube: xr.Dataset, frames: Past, values: np.ndarray, model: Model 
     )
     dataset[frames.quantity].encoding["quantum"] = get_quantity(frames.quantity).resolution
     created = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "s")
+    inputs = provenance.write(made.inputs)
     dataset.attrs = {
         "Conventions": "CF-1.10, ACDD-1.3",
         "title": f"{get_quantity(frames.quantity).long_name} nowcast",
-        "source": f"{model.name} (nowcast {code_version()})" if model else "withheld",
-        "model": model.name if model else "",
-        "checkpoint": model.digest if model else "",
-        "input_frames": json.dumps(inputs),
+        "source": f"{made.model} (nowcast {code_version()})" if made.model else "withheld",
+        "model": made.model,
+        "checkpoint": made.digest,
+        "input_frames": inputs,
+        "bridged": " ".join(provenance.bridged(inputs)),
         "snapshot": str(cube.attrs.get("snapshot", "")),
         "date_created": f"{created}Z",
         "license": str(cube.attrs.get("licence", "")),
         "history": f"{created}Z made from {cube.attrs.get('title', 'radar frames')}",
     }
     return dataset
-
-
-def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:
-    wanted = utc(time)
-    found = np.flatnonzero(stamps == wanted)
-    if found.size > 1:
-        raise ForecastError(
-            f"{found.size} events have a frame at {stamp(wanted)}; put one event into a store of its own"
-        )
-    if not found.size:
-        raise ForecastError(f"there is no frame at {stamp(wanted)}; the newest is {stamp(stamps[-1])}")
-    return int(found[0])
-
-
-def _step(stamps: np.ndarray) -> int:
-    if stamps.size < 2:
-        raise ForecastError("one frame and no stated cadence: the step is unknown")
-    return int(np.median(np.diff(stamps[-10:]) / np.timedelta64(1, "s")))

@@ -1,5 +1,8 @@
 """The operational cycle: ingest, forecast, verify, publish.
 
+Radar frames and baselines are on the page before a network is asked; a network that is late, dies or needs too much
+memory is replaced by its fallback.
+
 The demo, the command line and the Prefect flow all call ``cycle``. Each step is idempotent, so the next cycle repairs
 one that was killed: it does what is missing and leaves what is there.
 """
@@ -15,27 +18,25 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import xarray as xr
 from filelock import FileLock, Timeout
 
 from nowcast import config, readers
 from nowcast.config import Operations
 from nowcast.core import device_lock
 from nowcast.core.errors import BusyError, ConfigError, OptionError
-from nowcast.forecasting.fallback import issue
-from nowcast.forecasting.netcdf import export
 from nowcast.ingestion.append import Summary
 from nowcast.ingestion.run import AUTO, Progress, ingest
-from nowcast.operations import shadow
+from nowcast.operations import schedule, shadow
+from nowcast.operations.issuing import Issuing
 from nowcast.operations.promotion import shadow_stores
+from nowcast.operations.schedule import Due
 from nowcast.operations.stores import Stores
-from nowcast.store import FrameStore
 from nowcast.verification.run import verify
 from nowcast.web.publish import publish, publish_maps
 
 SHARE = 0.8
 """Fraction of the time between two cycles that cycle and shadow forecasts may take together."""
-RECENT_FRAMES = 100
-"""Number of newest frames among which one that is due is sought."""
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +58,8 @@ class Report:
     """The manifest of the page."""
     seconds: float = 0.0
     """Time until the page was published."""
+    alarms: list[str] = field(default_factory=list)
+    """One line per network that was stopped and replaced, and per product that could not be written."""
     shadowed: list[str] = field(default_factory=list)
     """One line per forecast of a challenger, and per failure."""
 
@@ -109,13 +112,15 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         if summary.newest is None:
             return _report(summary, started)
         log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
-        times = _frames_due(settings, stores.frames, summary.newest)
-        issued = _issue(settings, stores, times)
-        log.info("forecasts issued: %s", ", ".join(issued) or "none")
-        report = _score_and_publish(settings, stores, summary, issued, started)
+        cube = schedule.visible(stores.frames.read(), settings, now)
+        dues = schedule.due(settings, cube, stores.forecasts)
+        issued = _issue(settings, stores, cube, dues)
+        log.info("forecasts issued: %s", ", ".join(issued.lines) or "none")
+        report = _score_and_publish(settings, stores, summary, issued, started, now=now)
         log.info("%d forecast frames scored, page %s", report.scored, report.published)
         _expire_versions(settings, stores)
-    return report if report.idle else replace(report, shadowed=_run_shadow(settings, times, started))
+    newest = [due.time for due in dues[:1] if not due.reason]
+    return report if report.idle else replace(report, shadowed=_run_shadow(settings, newest, started))
 
 
 def backfill(
@@ -137,52 +142,57 @@ def backfill(
         if not stores.frames.exists():
             return _report(summary, started)
         times = [time for time in _in_utc(stores.frames.times()) if start <= time < end]
+        times = [time for time in times if schedule.is_due(time, settings.issue_every_minutes)]
         if dry_run:
-            due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(time, settings.issue_every_minutes)]
-            return _report(summary, started, issued=due)
-        issued = _issue(settings, stores, times, progress)
-        return _score_and_publish(settings, stores, summary, issued, started, since=start)
+            return _report(summary, started, issued=[f"{time:%Y-%m-%dT%H:%MZ}" for time in times])
+        issuing = _issuing(settings, stores, stores.frames.read(), limited=False)
+        for done, due in enumerate(schedule.all_due(settings, stores.forecasts, times), 1):
+            issuing.rest([due])
+            if progress:
+                progress(done, len(times), f"{due.time:%Y-%m-%d %H:%M}")
+        issuing.worker.release()
+        return _score_and_publish(settings, stores, summary, issuing, started, since=start)
 
 
 def _run_shadow(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
     """Let the challengers forecast in the time that is left, without the lock, so that the next cycle need not wait."""
     left = SHARE * 60 * settings.every_minutes - (perf_counter() - started)
-    due = [time for time in times if _due(time, settings.issue_every_minutes)]
-    due = [time for time in due if _due(time, settings.shadow.every_minutes)]
+    due = [time for time in times if schedule.is_due(time, settings.shadow.every_minutes)]
     seconds = min(settings.shadow.budget_seconds, left)
     return [line for time in due for line in shadow.run(settings, time, seconds=seconds)]
 
 
-def _issue(
-    settings: Operations, stores: Stores, times: Sequence[datetime], progress: Progress | None = None
-) -> list[str]:
-    lines: list[str] = []
-    for done, time in enumerate(times, 1):
-        if not _due(time, settings.issue_every_minutes):
-            continue
-        lines += issue(
-            stores.frames,
-            stores.forecasts,
-            settings.makers,
-            fallback=settings.fallback,
-            leads=settings.leads,
-            time=time,
-            channel=settings.quantity,
-        )
-        if settings.netcdf:
-            export(stores.forecasts, time, settings.netcdf)
-        if progress:
-            progress(done, len(times), f"{time:%Y-%m-%d %H:%M}")
-    return lines
+def _issuing(settings: Operations, stores: Stores, cube: xr.Dataset, *, limited: bool = True) -> Issuing:
+    step = float(cube.attrs.get("cadence_seconds", 0)) or 60 * settings.every_minutes
+    return Issuing(settings, stores, step, limited=limited)
+
+
+def _issue(settings: Operations, stores: Stores, cube: xr.Dataset, dues: Sequence[Due]) -> Issuing:
+    """Make what is due; the page has the radar frames and the baselines before a network is asked."""
+    issuing = _issuing(settings, stores, cube)
+    if dues:
+        newest, *older = dues
+        waiting = issuing.pending(newest)
+        if waiting:
+            issuing.worker.warm()
+        issuing.baselines(newest)
+        if waiting and stores.forecasts.exists():
+            publish_site(settings, stores, cube, maps=False)
+        issuing.networks(newest)
+        issuing.rest(older)
+    issuing.worker.release()
+    return issuing
 
 
 def _score_and_publish(
     settings: Operations,
     stores: Stores,
     summary: Summary,
-    issued: list[str],
+    issuing: Issuing,
     started: float,
+    *,
     since: datetime | None = None,
+    now: datetime | None = None,
 ) -> Report:
     """Score what became verifiable, publish the page, and report."""
     if not stores.forecasts.exists():
@@ -194,13 +204,22 @@ def _score_and_publish(
         lpips=settings.lpips,
         since=since or newest - timedelta(hours=24),
     )
-    published = publish_site(settings, stores)
-    return _report(summary, started, issued=issued, scored=scored, published=published)
+    cube = schedule.visible(stores.frames.read(), settings, now)
+    published = publish_site(settings, stores, cube)
+    made = {"issued": issuing.lines, "alarms": issuing.alarms}
+    return _report(summary, started, scored=scored, published=published, **made)
 
 
-def publish_site(settings: Operations, stores: Stores) -> Path:
-    """Bring the page of a chain up to date with its stores."""
-    observed, forecasts = stores.frames.read(), stores.forecasts.read()
+def publish_site(settings: Operations, stores: Stores, observed: xr.Dataset, *, maps: bool = True) -> Path:
+    """Bring the page of a chain up to date with its stores.
+
+    Args:
+        settings: The chain.
+        stores: Its stores.
+        observed: Its frames, see ``schedule.visible``.
+        maps: Draw the map images too, where the settings ask for them.
+    """
+    forecasts = stores.forecasts.read()
     scores = stores.scores.read() if stores.scores.exists() else None
     manifest = publish(
         observed,
@@ -216,18 +235,12 @@ def publish_site(settings: Operations, stores: Stores) -> Path:
         keep_observed=settings.keep_observed,
         replay=settings.replay,
     )
-    if settings.map_leads:
-        publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
+    if maps and settings.map_leads:
+        first = settings.products[0].name
+        publish_maps(
+            observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity, product=first
+        )
     return manifest
-
-
-def _frames_due(settings: Operations, frames: FrameStore, newest: datetime) -> list[datetime]:
-    """Find the frame to forecast from: the newest, or the newest that is due where several came at once."""
-    if settings.issue_every_minutes is None:
-        return [newest]
-    span = timedelta(minutes=settings.issue_every_minutes)
-    times = _in_utc(frames.times()[-RECENT_FRAMES:])
-    return [moment for moment in times if newest - moment < span and _due(moment, settings.issue_every_minutes)][-1:]
 
 
 def _in_utc(times: np.ndarray) -> list[datetime]:
@@ -243,11 +256,6 @@ def _expire_versions(settings: Operations, stores: Stores) -> None:
     for store in (*stores, *unseen):
         if store.exists():
             store.expire(older_than=timedelta(days=settings.keep_versions_days))
-
-
-def _due(time: datetime, every: int | None) -> bool:
-    """Whether a frame is due: every frame is, or those at round multiples of some minutes."""
-    return every is None or (time.hour * 60 + time.minute) % every == 0
 
 
 def _report(summary: Summary, started: float, **more: object) -> Report:

@@ -18,7 +18,7 @@ import torch
 from nowcast.config import CHAMPION, REGISTRY, Operations
 from nowcast.core.cube import check as check_cube
 from nowcast.core.errors import BadInput, ConfigError, StoreError
-from nowcast.forecasting.run import stamp
+from nowcast.core.provenance import stamp
 from nowcast.models import MODELS
 from nowcast.operations import cycle, promotion
 from nowcast.operations.stores import Stores

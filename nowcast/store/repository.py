@@ -59,6 +59,8 @@ class Store:
 
     along: ClassVar[str] = ""
     """Dimension that grows; of a store of no known kind, that of the data."""
+    later_labels: ClassVar[tuple[str, ...]] = ()
+    """Labels that stores of older versions lack; they get them, empty, with the next run."""
 
     def __init__(self, path: str | Path) -> None:
         """Name a store; nothing is opened.
@@ -120,10 +122,16 @@ class Store:
         dataset.attrs["snapshot"] = session.snapshot_id
         return in_order(dataset) if "time" in dataset.dims else dataset
 
-    def labels(self, *names: str) -> dict[str, np.ndarray]:
-        """Read one-dimensional labels in order of arrival, straight from disk: positions for ``replace``."""
+    def labels(self, *names: str, last: int | None = None) -> dict[str, np.ndarray]:
+        """Read one-dimensional labels in order of arrival, straight from disk: positions for ``replace``.
+
+        Args:
+            names: Labels; those that are not there are left out.
+            last: Only of so many last frames or runs; None: of all.
+        """
         arrays = dict(zarr.open_group(self._session().store, mode="r").arrays())
-        return {name: np.asarray(arrays[name][:]) for name in names if name in arrays}
+        start = {name: max(0, arrays[name].shape[0] - last) if last else 0 for name in names if name in arrays}
+        return {name: np.asarray(arrays[name][begin:]) for name, begin in start.items()}
 
     def history(self, *, limit: int | None = None) -> Iterator[Commit]:
         """List the commits, newest first."""
@@ -193,6 +201,7 @@ class Store:
             session = self._writable()
             group = zarr.open_group(session.store, mode="a")
             arrays = dict(group.arrays()) or schema.create(group, dataset, along, schema.event_length(dataset))
+            arrays |= schema.add_labels(group, arrays, dataset, along, self.later_labels)
             schema.check_same(arrays, dataset, along, self.path, whole=True)
             names = schema.growing_names(dataset, along)
             length = arrays[names[0]].shape[0]
@@ -217,7 +226,9 @@ class Store:
         where = slice(at, at + 1) if isinstance(at, int) else at
         with self.writing():
             session = self._writable()
-            arrays = dict(zarr.open_group(session.store, mode="a").arrays())
+            group = zarr.open_group(session.store, mode="a")
+            arrays = dict(group.arrays())
+            arrays |= schema.add_labels(group, arrays, dataset, along, self.later_labels)
             schema.check_same(arrays, dataset, along, self.path)
             write(arrays, {name: dataset[name].values for name in schema.growing_names(dataset, along)}, where)
             return commit(session, message, metadata)
@@ -342,23 +353,41 @@ class FrameStore(Store):
 
 
 class ForecastStore(Store):
-    """Forecasts: runs of products along ``run``."""
+    """Forecasts: runs of products along ``run``.
+
+    A forecast that is made again is a new run, with the next number as its ``version``; the older ones stay.
+    """
 
     along = "run"
+    later_labels = ("version", "revised", "bridged")
 
-    def issued(self, reference: np.datetime64, sequence: str) -> set[str]:
-        """List the products that have a forecast from this time (of this event); none if nothing is there yet."""
+    def read(self, version: str | None = None) -> xr.Dataset:
+        """Open the newest version of every forecast, lazily; ``Store.read`` has the older ones too."""
+        runs = super().read(version)
+        if "version" not in runs.coords or not (runs["version"].values > 1).any():
+            return runs
+        keys = zip(
+            *(runs[name].values.tolist() for name in ("forecast_reference_time", "sequence", "model")), strict=True
+        )
+        newest = {key: row for row, key in enumerate(keys)}
+        return runs.isel(run=sorted(newest.values()))
+
+    def issued(self, reference: np.datetime64, sequence: str) -> dict[str, int]:
+        """Map the products that have a forecast from this time (of this event) to its newest version."""
         if not self.exists():
-            return set()
-        labels = self.labels("model", "forecast_reference_time", "sequence")
+            return {}
+        labels = self.labels("model", "forecast_reference_time", "sequence", "version")
         same = labels["forecast_reference_time"] == reference.astype("datetime64[s]").astype(np.int64)
-        return set(labels["model"][same & (labels["sequence"] == sequence)].tolist())
+        same &= labels["sequence"] == sequence
+        versions = labels.get("version", np.zeros(same.size, np.int64))
+        return dict(zip(labels["model"][same].tolist(), np.maximum(versions[same], 1).tolist(), strict=True))
 
 
 class ScoreStore(Store):
     """Sums of verified forecasts: runs along ``run``, ratios are made on reading."""
 
     along = "run"
+    later_labels = ("version",)
 
 
 def open_store(path: Place, *, version: str | None = None) -> xr.Dataset:

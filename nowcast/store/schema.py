@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,27 @@ def create(group: zarr.Group, dataset: xr.Dataset, along: str, event: int) -> di
             array[...] = pack(variable.values, array, str(name))
         arrays[str(name)] = array
     return arrays
+
+
+def add_labels(
+    group: zarr.Group, arrays: Mapping[str, Any], dataset: xr.Dataset, along: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """Give a store made by an older version the labels of this one; what is there already has them empty, or 0."""
+    there = [name for name in growing_names(dataset, along) if name in arrays]
+    new: dict[str, Any] = {}
+    for name in set(names) & set(dataset.variables) - set(arrays):
+        dtype, fill, attrs = _encoding(dataset.variables[name])
+        new[name] = group.create_array(
+            name,
+            shape=arrays[there[0]].shape[:1],
+            chunks=(LABELS_PER_CHUNK,),
+            dtype=dtype,
+            fill_value=fill,
+            dimension_names=[along],
+            attributes=plain(attrs),
+            compressors=COMPRESSOR,
+        )
+    return new
 
 
 def _encoding(variable: xr.Variable) -> tuple[Any, Any, dict[str, object]]:

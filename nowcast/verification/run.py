@@ -61,6 +61,8 @@ def verify(
         limits = _limits(scores, name, thresholds)
         _add_rows(runs, scores, limits, since)
         total = 0
+        if scores.exists():
+            _forget_older_versions(runs, scores)
         rows = _pending(runs, observed, scores.read()) if scores.exists() else []
         for start in range(0, len(rows), RUNS_PER_COMMIT):
             batch = rows[start : start + RUNS_PER_COMMIT]
@@ -101,8 +103,7 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
         kind = np.int64 if name in INTEGERS else np.float64
         table[name] = (("run", "lead_time"), np.zeros(shape[:2], kind))
     table["observed_digest"] = (("run", "lead_time"), np.full(shape[:2], "", object))
-    labels = ("forecast_reference_time", "sequence", "model", "producer", "state")
-    coords = {name: ("run", runs[name].values) for name in labels}
+    coords = _labels(runs)
     unit = get_quantity(channels(runs)[0]).unit
     return xr.Dataset(
         table,
@@ -116,6 +117,31 @@ def _empty(runs: xr.Dataset, limits: np.ndarray) -> xr.Dataset:
             "ssim_on": "the quantity scaled to [0, 1]",
         },
     )
+
+
+def _labels(runs: xr.Dataset) -> dict[str, tuple[str, np.ndarray]]:
+    """Return what a row of scores says of its run."""
+    names = ("forecast_reference_time", "sequence", "model", "producer", "state")
+    return {name: ("run", runs[name].values) for name in names} | {"version": ("run", versions(runs))}
+
+
+def versions(table: xr.Dataset) -> np.ndarray:
+    """Give the version of every run; what was made before they were counted is the first."""
+    there = table["version"].values if "version" in table.coords else np.zeros(table.sizes["run"], np.int64)
+    counted: np.ndarray = np.maximum(there, 1).astype(np.int64)
+    return counted
+
+
+def _forget_older_versions(runs: xr.Dataset, scores: ScoreStore) -> None:
+    """Empty the rows of forecasts that were made again since: scores belong to the newest version."""
+    if (versions(runs) == 1).all():
+        return
+    table, newest = scores.read(), dict(zip(keys(runs), versions(runs).tolist(), strict=True))
+    place = {key: row for row, key in enumerate(keys(runs))}
+    for row, (key, version) in enumerate(zip(keys(table), versions(table).tolist(), strict=True)):
+        if newest.get(key, version) > version:
+            empty = _empty(runs.isel(run=[place[key]]), table["threshold"].values)
+            scores.replace(empty, at=row, message="A forecast was made again")
 
 
 def _pending(runs: xr.Dataset, observed: xr.Dataset, table: xr.Dataset) -> list[tuple[int, int, list[Pair]]]:

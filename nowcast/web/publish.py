@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import AgeLimits
-from nowcast.core import cube
+from nowcast.core import cube, provenance
 from nowcast.core.errors import BadInput
 from nowcast.core.files import UNFINISHED, atomic_folder, write_atomic
 from nowcast.core.grid import Grid
@@ -36,6 +36,8 @@ Json = dict[str, Any]
 MANIFEST, SCORES, MAPS = "latest.json", "scores.json", "maps/index.json"
 SCHEMA = 1
 AGE = AgeLimits()
+RECENT = 500
+"""Newest frames that are compared with the input of the forecasts on the page."""
 SKILL = ("csi", "pod", "far", "bias", "ssim", "mse", "mae")
 
 
@@ -89,6 +91,7 @@ def publish(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         frames = _publish_observed(observed[name].isel(time=slice(-keep_observed, None)), site, picture, pool)
         runs = _publish_runs(forecasts, name, site, picture, pool, keep_runs)
+    _mark_corrected(runs, forecasts, observed)
     manifest = {
         "schema": SCHEMA,
         "page": _publish_page(site),
@@ -200,6 +203,8 @@ def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool:
     labels = {key: str(run[key].values) for key in known}
     created = _utc(run["created"])
     entry: Json = labels | {"created": _iso(created), "folder": None, "leads": []}
+    entry["bridged"] = provenance.bridged(str(run["input_frames"].values)) if "input_frames" in run.coords else []
+    entry["revised"] = str(run["revised"].values) if "revised" in run.coords else ""
     if labels["state"] == "withheld":
         return entry
     folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
@@ -216,6 +221,22 @@ def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool:
     }
 
 
+def _mark_corrected(runs: list[Json], forecasts: xr.Dataset, observed: xr.Dataset) -> None:
+    """List in every entry the input frames that were corrected, or came, after the forecast was made."""
+    if "digest" not in observed.coords or "input_frames" not in forecasts.coords:
+        return
+    there = provenance.digests(observed["time"].values[-RECENT:], observed["digest"].values[-RECENT:])
+    references = forecasts["forecast_reference_time"].values
+    shown = np.flatnonzero(np.isin(references, np.unique(references)[::-1][: len(runs)]))
+    inputs = {
+        (_iso(_utc(references[row])), str(forecasts["model"].values[row])): str(forecasts["input_frames"].values[row])
+        for row in shown
+    }
+    for run in runs:
+        for entry in run["models"]:
+            entry["corrected"] = provenance.changed(inputs[run["reference_time"], entry["model"]], there)
+
+
 def _run_name(run: xr.Dataset, *meaning: object) -> str:
     """Name a run by its model and a digest of its provenance, so that the fields of old runs are not read again."""
     origin = ("model", "producer", "state", "reason", "created", "checkpoint", "snapshot", "input_frames")
@@ -227,7 +248,7 @@ def _newest(forecasts: xr.Dataset, product: str | None) -> xr.Dataset | None:
     reference = forecasts["forecast_reference_time"].values
     wanted = np.full(reference.shape, True) if product is None else forecasts["model"].values == product
     rows = np.flatnonzero(wanted & np.isin(reference, np.unique(reference)[-1:]))
-    return forecasts.isel(run=rows[0]) if rows.size else None
+    return forecasts.isel(run=rows[0 if product is None else -1]) if rows.size else None
 
 
 def _draw_maps(observed: xr.Dataset, run: xr.DataArray, leads: Sequence[int]) -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,8 @@ export function paintModels(box, manifest, timeline, chosen, choose) {
     const run = model === chosen ? timeline.run : latest(model);
     const entry = run?.models.find((candidate) => candidate.model === model);
     const how = entry?.state ?? "none";
-    const words = { ok: "", fallback: `fallback: ${entry?.producer}`, withheld: "withheld", none: "no run" }[how] ?? how;
+    const marks = [entry?.bridged?.length ? "bridged" : "", entry?.revised ? "revised" : ""].filter(Boolean).join(", ");
+    const words = { ok: marks, fallback: `fallback: ${entry?.producer}`, withheld: "withheld", none: "no run" }[how] ?? how;
     const button = Object.assign(document.createElement("button"), { type: "button", title: entry?.reason || model });
     button.setAttribute("role", "radio");
     button.setAttribute("aria-checked", model === chosen);

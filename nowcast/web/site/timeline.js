@@ -61,5 +61,15 @@ export function stateOf(timeline, model) {
   if (entry.state === "fallback") {
     return { state: "fallback", text: `Fallback: ${entry.producer} made this forecast, not ${model}: ${reason}.` };
   }
-  return null;
+  return noteOf(entry);
+}
+
+/** What a forecaster should know of a forecast that is in order: bridged input, a new version, input corrected since. */
+export function noteOf({ bridged = [], revised = "", corrected = [] }) {
+  const hours = (times) => times.map((time) => hhmm(ms(time))).join(", ");
+  const notes = [];
+  if (corrected.length) notes.push(`Input corrected since: the frame of ${hours(corrected)} UTC is another one now.`);
+  if (revised) notes.push(`Revised: ${revised}.`);
+  if (bridged.length) notes.push(`Bridged: the frame of ${hours(bridged)} UTC is missing, its neighbours stand in for it.`);
+  return notes.length ? { state: "note", text: notes.join(" ") } : null;
 }
