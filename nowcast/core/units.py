@@ -108,7 +108,7 @@ QUANTITIES = {
             (0.1, 1.0, 5.0, 10.0),
             Scaling("decibel", 0.1, 300.0),
             0.01,
-            (0.0, 1e5),
+            (0.0, 1e6),
         ),
         Quantity(
             "reflectivity",
