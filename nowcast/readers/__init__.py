@@ -58,6 +58,7 @@ READERS = {
     "mch-gif": "mch_gif",
     "bom": "bom",
     "mrms": "mrms",
+    "nimrod": "nimrod",
     # video benchmarks
     "moving-mnist": "moving_mnist",
     "kth": "kth",
