@@ -118,7 +118,99 @@ def _nimrod_source(root: Path) -> Path:
     return root
 
 
+# --- JMA ------------------------------------------------------------------------------------------
+
+JMA_NAME = "Z__C_RJTD_{}_RDR_JMAGPV_Ggis1km_Prr10lv_ANAL_grib2.bin"
+JMA_LEVELS = (0, 10, 25, 50, *range(100, 24100, 100))
+"""In hundredths of mm/h."""
+
+
+def jma_levels() -> np.ndarray:
+    """(row, column) uint8 from the north: a shower, and nothing measured in the uppermost rows."""
+    levels = 1 + blob((84, 64), 150).astype(np.uint8)
+    levels[:6] = 0
+    return levels
+
+
+def runs(levels: np.ndarray, used: int) -> bytes:
+    """Levels as runs of them: how many more follow has digits to the base of what a byte has left."""
+    flat, packed, base = np.ravel(levels), bytearray(), 255 - used
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))
+    for start, end in zip(starts, [*starts[1:], flat.size], strict=True):
+        packed.append(flat[start])
+        more = end - start - 1
+        while more:
+            more, digit = divmod(more, base)
+            packed.append(used + 1 + digit)
+    return bytes(packed)
+
+
+def jma_bytes(
+    *,
+    levels: np.ndarray | None = None,
+    values: tuple[int, ...] = JMA_LEVELS,
+    used: int | None = None,
+    scale: int = 2,
+    time: str = "2021-07-03T00:10",
+    of: str | None = None,
+    product: tuple[int, int] = (1, 201),
+    template: int = 50008,
+    centre: int = 34,
+    discipline: int = 0,
+    edges: tuple[float, float, float, float] = (118.0, 48.0, 150.0, 20.0),
+    scanning: int = 0,
+    packing: int = 200,
+    bits: int = 8,
+    bitmap: int = 255,
+    data: bytes | None = None,
+) -> bytes:
+    """A message as JMA writes it; ``edges`` are those in the west, north, east and south."""
+    levels = jma_levels() if levels is None else levels
+    rows, columns = levels.shape
+    used = int(levels.max()) if used is None else used
+    west, north, east, south = edges
+    width, height = (east - west) / columns, (north - south) / rows
+    first, last = (north - height / 2, west + width / 2), (south + height / 2, east - width / 2)
+    stamp = struct.pack(">H5B", *_clock(of or time))
+    microdegrees = [round(angle * 1e6) for angle in (*first, *last, width, height)]
+    fixed = struct.pack(">H5BHBBIBBIBBI", template, *product, 0, 150, 0, 0, 0, 0, 0, 1, 0, 0, 255, 0, 0)
+    bodies = {
+        1: struct.pack(">H", centre) + b"\0\0\x02\x01\0" + stamp + b"\0\0",
+        3: struct.pack(">BIBBH", 0, rows * columns, 0, 0, 0)
+        + struct.pack(">BBIBIBI", 4, 255, 2**32 - 1, 1, 63781370, 1, 63567523)
+        + struct.pack(">IIII", columns, rows, 0, 2**32 - 1)
+        + struct.pack(">IIBIIIIB", *microdegrees[:2], 0x30, *microdegrees[2:], scanning),
+        4: struct.pack(">H", 0)
+        + fixed
+        + struct.pack(">H5B", *_clock(time))
+        + struct.pack(">BIBBBIBI", 1, 0, 1, 2, 0, 10, 0, 0)
+        + bytes(24 if template == 50008 else 0),
+        5: struct.pack(">IHBHHB", rows * columns, packing, bits, used, len(values), scale)
+        + struct.pack(f">{len(values)}H", *values),
+        6: bytes([bitmap]),
+        7: runs(levels, used) if data is None else data,
+    }
+    message = b"".join(struct.pack(">IB", len(body) + 5, number) + body for number, body in bodies.items())
+    return b"GRIB\0\0" + bytes([discipline, 2]) + struct.pack(">Q", 16 + len(message) + 4) + message + b"7777"
+
+
+def jma(path: Path, **what: object) -> Path:
+    """A file with one message, gzipped if its name says so."""
+    return write(path, jma_bytes(**what))
+
+
+def _jma_source(root: Path) -> Path:
+    for minute, end in (("10", ""), ("20", ".gz")):
+        jma(root / (JMA_NAME.format(f"2021070300{minute}00") + end), time=f"2021-07-03T00:{minute}")
+    stamp = "20210703003000"
+    tops = f"Z__C_RJTD_{stamp}_RDR_JMAGPV_Gll2p5km_Phhlv_ANAL_grib2.bin"
+    members = {tops: b"GRIB", JMA_NAME.format(stamp): jma_bytes(time="2021-07-03T00:30")}
+    archive(root / f"Z__C_RJTD_{stamp}_RDR_JMAGPV__grib2.tar", members)
+    return root
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "nimrod": _nimrod_source,
+    "jma": _jma_source,
 }
 """Reader -> maker of a folder that it can read."""

@@ -59,6 +59,7 @@ READERS = {
     "bom": "bom",
     "mrms": "mrms",
     "nimrod": "nimrod",
+    "jma": "jma",
     # video benchmarks
     "moving-mnist": "moving_mnist",
     "kth": "kth",
