@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from tests.fixtures import blob
@@ -209,8 +210,57 @@ def _jma_source(root: Path) -> Path:
     return root
 
 
+# --- DWD ------------------------------------------------------------------------------------------
+
+
+def grid_text(
+    values: np.ndarray | None = None,
+    *,
+    lower_left: tuple[int, int] = (-523462, -4658645),
+    missing: str = "-1",
+    cell: str = "1000",
+) -> bytes:
+    """A grid as DWD writes it, from the north; by default tenths of mm of the recent RW."""
+    if values is None:
+        values = blob((900, 900), 150).astype(int)
+        values[:40] = -1
+    rows, columns = values.shape
+    word = "NODATA_value" if missing == "-1" else "nodata_value"
+    head = f"ncols {columns}\nnrows {rows}\nxllcorner {lower_left[0]}\nyllcorner {lower_left[1]}\n"
+    lines = (" ".join(f"{value}" for value in row) + " \n" for row in values.tolist())
+    return (head + f"cellsize {cell}\n{word} {missing}\n" + "".join(lines)).encode()
+
+
+def _ascii_source(root: Path) -> Path:
+    text = grid_text()
+    write(root / "RW_20221014-2250.asc", text)
+    write(root / "RW_20221014-2350.asc.gz", text)
+    archive(root / "RW-20221015.tar.gz", {f"RW_20221015-{hour}50.asc": text for hour in ("00", "01")})
+    return root
+
+
+def rydl(path: Path, frames: Mapping[str, np.ndarray] | None = None) -> Path:
+    """A data set per time, in mm within five minutes, from the south."""
+    if frames is None:
+        shower = blob((900, 900), 2.0)[::-1].astype(np.float32)
+        shower[-40:] = np.nan
+        frames = dict.fromkeys(("200605010055", "200605010100", "200605010105"), shower)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in frames.items():
+            file.create_dataset(name, data=values, chunks=values.shape, compression="gzip")
+    return path
+
+
+def _rydl_source(root: Path) -> Path:
+    rydl(root / "RYDL.hdf5")
+    return root
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "nimrod": _nimrod_source,
     "jma": _jma_source,
+    "radolan-ascii": _ascii_source,
+    "rydl": _rydl_source,
 }
 """Reader -> maker of a folder that it can read."""

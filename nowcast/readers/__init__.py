@@ -50,11 +50,13 @@ READERS = {
     "meteonet": "meteonet",
     "cikm2017": "cikm2017",
     # composites of the weather services
+    "rydl": "rydl",
     "odim": "odim",
     "knmi": "knmi",
     "fmi-pgm": "fmi_pgm",
     "fmi-geotiff": "fmi_geotiff",
     "radolan": "radolan",
+    "radolan-ascii": "radolan_ascii",
     "mch-gif": "mch_gif",
     "bom": "bom",
     "mrms": "mrms",
