@@ -257,9 +257,54 @@ def _rydl_source(root: Path) -> Path:
     return root
 
 
+# --- KMA ------------------------------------------------------------------------------------------
+
+KMA_NAME = "RDR_CMP_{}_PUB_{}.bin"
+
+
+def kma_codes() -> np.ndarray:
+    """(row, column) int16 from the north, in hundredths: a shower within the range of the radars."""
+    codes = np.full((2881, 2305), -30000, np.int16)
+    codes[400:2400, 300:2000] = -25000
+    codes[1000:1200, 1000:1200] = blob((200, 200), 4500)
+    return codes
+
+
+def kma_bytes(
+    *,
+    codes: np.ndarray | None = None,
+    time: str = "2024-07-18T03:00",
+    kind: int = 5,
+    area: int = 1,
+    shape: tuple[int, int] = (2881, 2305),
+    heights: int = 1,
+    metres: int = 500,
+) -> bytes:
+    """A composite as KMA writes it; ``time`` is Korean, ``shape`` is what the header states."""
+    codes = kma_codes() if codes is None else codes
+    clock = struct.pack("<h5B", *_clock(time))
+    lists = bytes([3, 1, 2, 3, *[0] * 13])
+    grid = struct.pack("<6h", *shape[::-1], heights, metres, 0, 0)
+    head = struct.pack("<Bh", 1, kind) + clock + clock + bytes([10, area, 0]) + grid + lists
+    station = struct.pack("<6s", b"KWK") + bytes(14)
+    return head.ljust(64, b"\0") + station * 48 + codes[::-1].astype("<i2").tobytes()
+
+
+def kma(path: Path, **what: object) -> Path:
+    """A file with one composite, gzipped if its name says so."""
+    return write(path, kma_bytes(**what))
+
+
+def _kma_source(root: Path) -> Path:
+    for minute in ("00", "05"):
+        kma(root / (KMA_NAME.format("HSP", f"2024071803{minute}") + ".gz"), time=f"2024-07-18T03:{minute}")
+    return root
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "nimrod": _nimrod_source,
     "jma": _jma_source,
+    "kma": _kma_source,
     "radolan-ascii": _ascii_source,
     "rydl": _rydl_source,
 }

@@ -62,6 +62,7 @@ READERS = {
     "mrms": "mrms",
     "nimrod": "nimrod",
     "jma": "jma",
+    "kma": "kma",
     # video benchmarks
     "moving-mnist": "moving_mnist",
     "kth": "kth",
