@@ -20,7 +20,8 @@ MOST_UNPACKED = 2**28
 """Bytes of a packed archive at most: every member of one is reached through all that lies before it."""
 PIECE = 2**26
 """Bytes that are asked for at once at most: more is a damaged head of a member."""
-
+WITHIN = "!/"
+"""In keys: between the name of an archive within an archive and that of its member."""
 AT_ONCE = 2**20
 """Bytes unpacked at a time, since a buffer of the largest size is taken before anything is read."""
 
@@ -31,25 +32,30 @@ def is_archive(path: Path) -> bool:
 
 
 def archived(path: Path, pattern: re.Pattern[str]) -> Iterator[Item]:
-    """Find the members of an archive whose names match ``pattern``, in their order there.
+    """Find the files in an archive whose names match ``pattern`` as a whole, in their order there.
 
-    A damaged archive is itself an item, whose reading says what is wrong with it.
+    Those in archives within it, as of the days of a month, have keys such as ``day1.tar.gz!/RW_20220101-0050.asc``.
+    What is damaged is itself an item, after those before it: its reading says what is wrong.
     """
+    found: list[str] = []
     try:
-        found = members(path, pattern)
+        with _opened(path) as archive:
+            found.extend(_names(archive, path, pattern))  # keeps what lies before damage
     except BadInput:
-        found = []
-    yield from (Item(path, name) for name in found) if found else (Item(path),)
+        found.append("")
+    yield from (Item(path, name) for name in found or [""])
 
 
-def members(path: Path, pattern: re.Pattern[str]) -> list[str]:
-    """List the names of the files in an archive that match ``pattern`` as a whole.
-
-    Raises:
-        BadInput: If it is no archive, damaged, or holds more than ``MOST_UNPACKED`` bytes in packed form.
-    """
-    with _opened(path) as archive:
-        return [member.name for member in archive if member.isreg() and pattern.fullmatch(member.name)]
+def _names(archive: tarfile.TarFile, path: Path, pattern: re.Pattern[str], *, nested: bool = True) -> Iterator[str]:
+    for member in archive:
+        if member.isreg() and pattern.fullmatch(member.name):
+            yield member.name
+        elif nested and member.isreg() and is_archive(Path(member.name)):
+            try:
+                with _within(archive, member, path) as inner:
+                    yield from [member.name + WITHIN + name for name in _names(inner, path, pattern, nested=False)]
+            except BadInput:
+                yield member.name
 
 
 def content(item: Item, most: int) -> bytes:
@@ -67,16 +73,42 @@ def content(item: Item, most: int) -> bytes:
             with item.path.open("rb") as stream:
                 return _whole(stream, item, most)
         with _opened(item.path) as archive:
-            for member in archive:
-                if item.key and member.name == item.key and (packed := archive.extractfile(member)):
-                    return _whole(io.BytesIO(packed.read(min(member.size, most))), item, most)
-    raise BadInput(item.path, f"holds no {item.key or 'frame of this source'}", "take items from find")
+            return _named(archive, item.key, item, most)
 
 
 def head(path: Path, size: int) -> bytes:
     """Read the first bytes of a file, unpacked."""
     with path.open("rb") as stream:
         return _unpacked(stream).read(size)
+
+
+def _named(archive: tarfile.TarFile, key: str, item: Item, most: int) -> bytes:
+    outer, _, inner = key.partition(WITHIN)
+    for member in archive:  # without a key, too: what is damaged says so
+        if not outer or member.name != outer:
+            continue
+        if inner:
+            with _within(archive, member, item.path) as archive_within:
+                return _named(archive_within, inner, item, most)
+        return _whole(_packed(archive, member, most + AT_ONCE), item, most)  # packing may make noise longer
+    raise BadInput(item.path, f"holds no {key or 'frame of this source'}", "take items from find")
+
+
+def _packed(archive: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> BinaryIO:
+    """Take the bytes of a member as they are in the archive, so many at most."""
+    stream = archive.extractfile(member)
+    if stream is None:
+        raise ValueError("a member that is no file")
+    return io.BytesIO(stream.read(min(member.size, most)))
+
+
+@contextmanager
+def _within(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Iterator[tarfile.TarFile]:
+    """Open an archive that is a member of another."""
+    if member.size > PIECE:
+        raise BadInput(path, f"holds an archive of {member.size >> 20} MiB", "unpack it and give the folder")
+    with decoding(path, "an archive of archives"), _limited(_packed(archive, member, PIECE), path) as inner:
+        yield inner
 
 
 def _whole(stream: BinaryIO, item: Item, most: int) -> bytes:
@@ -123,8 +155,13 @@ class _Limited(io.RawIOBase):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    with decoding(path, "a tar archive"), path.open("rb") as file:
-        stream = _unpacked(file)
-        limited = cast("BinaryIO", _Limited(stream, path, packed=stream is not file))
-        with tarfile.open(fileobj=limited, mode="r:") as archive:
-            yield archive
+    with decoding(path, "a tar archive"), path.open("rb") as file, _limited(file, path) as archive:
+        yield archive
+
+
+@contextmanager
+def _limited(file: BinaryIO, path: Path) -> Iterator[tarfile.TarFile]:
+    stream = _unpacked(file)
+    limited = cast("BinaryIO", _Limited(stream, path, packed=stream is not file))
+    with tarfile.open(fileobj=limited, mode="r:") as archive:
+        yield archive

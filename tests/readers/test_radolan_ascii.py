@@ -113,12 +113,13 @@ def test_a_name_without_product_or_time_is_refused(tmp_path):
         radolan_ascii.read(make(tmp_path, name="RW_20221315-0050.asc"))
 
 
-def test_a_packed_archive_of_too_much_is_left_to_be_unpacked(tmp_path, monkeypatch):
+def test_what_a_packed_archive_holds_beyond_a_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("nowcast.readers.archives.MOST_UNPACKED", 0)
     monkeypatch.setattr("nowcast.readers.archives.PIECE", 2**20)
     members = {f"RW_20221015-{hour:02}50.asc": sources_services.grid_text() for hour in range(2)}
     path = sources_services.archive(tmp_path / "RW-20221015.tar.gz", members)
-    (item,) = radolan_ascii.find(path)
+    kept, item = radolan_ascii.find(path)
+    assert kept.key == "RW_20221015-0050.asc"
     tracemalloc.start()
     with pytest.raises(BadInput, match="holds more than 0 MiB; unpack it and give the folder"):
         radolan_ascii.read(item)
