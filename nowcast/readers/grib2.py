@@ -6,10 +6,12 @@ Source: WMO, Manual on Codes, GRIB edition 2. Places are counted from 0, one les
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from nowcast.core.cube import utc
 from nowcast.core.errors import BadInput
 
 HEAD_BYTES = 16
@@ -44,11 +46,10 @@ def time(section: memoryview, place: int, path: Path) -> np.datetime64:
     Raises:
         BadInput: If the year is none of radar's.
     """
-    year, *clock = struct.unpack_from(">H5B", section, place)
+    year, month, day, hour, minute, second = struct.unpack_from(">H5B", section, place)
     if not 1980 <= year <= 2200:  # beyond that nanoseconds would end
         raise BadInput(path, f"is of the year {year}", "fetch it again")
-    month, day, hour, minute, second = (f"{part:02}" for part in clock)
-    return np.datetime64(f"{year:04}-{month}-{day}T{hour}:{minute}:{second}", "s")
+    return utc(datetime(year, month, day, hour, minute, second, tzinfo=UTC))
 
 
 def degrees(section: memoryview, place: int) -> tuple[float, float]:

@@ -129,7 +129,7 @@ def _time(sections: dict[int, memoryview], path: Path) -> np.datetime64:
     """Read the end of the interval, which a forecast has after the time of the message."""
     of, end = grib2.time(sections[1], 12, path), grib2.time(sections[4], 34, path)
     if end > of:
-        raise BadInput(path, f"is a forecast of {of} for {end}", "give an analysis (ANAL)")
+        raise BadInput(path, f"is a forecast of {str(of)[:16]} for {str(end)[:16]}", "give an analysis (ANAL)")
     return end
 
 

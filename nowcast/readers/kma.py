@@ -17,13 +17,14 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import check, make
+from nowcast.core.cube import check, make, utc
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
@@ -55,7 +56,7 @@ LARGEST = HEAD_BYTES + 3 * 2 * ROWS * COLUMNS
 """Bytes of a composite at most, with all of the quantities that its header can list."""
 STEP = 0.01
 NO_ECHO, LEAST = -25000, -20000
-KOREA = np.timedelta64(9, "h")
+KOREA = timezone(timedelta(hours=9))
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,12 @@ def _product(item: Item) -> str:
 
 def _header(data: bytes) -> Header:
     (kind,) = struct.unpack_from("<h", data, 1)
-    year, *clock = struct.unpack_from("<h5B", data, 3)
+    year, month, day, hour, minute, second = struct.unpack_from("<h5B", data, 3)
     columns, rows, heights, metres = struct.unpack_from("<4h", data, 20)
     if not 1980 <= year <= 2200:  # beyond that nanoseconds would end
         raise ValueError(f"the year {year}")
-    month, day, hour, minute, second = (f"{part:02}" for part in clock)
-    korean = np.datetime64(f"{year:04}-{month}-{day}T{hour}:{minute}:{second}", "s")
-    return Header(kind, korean - KOREA, data[18], (rows, columns), heights, metres)
+    time = utc(datetime(year, month, day, hour, minute, second, tzinfo=KOREA))
+    return Header(kind, time, data[18], (rows, columns), heights, metres)
 
 
 def _check_header(header: Header, path: Path) -> None:

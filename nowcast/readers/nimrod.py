@@ -15,13 +15,14 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cube import check, make
+from nowcast.core.cube import check, make, utc
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
@@ -144,8 +145,7 @@ def _header(data: bytes) -> Header:
 def _time(year: int, month: int, day: int, hour: int, minute: int, second: int = 0) -> np.datetime64:
     if not 1980 <= year <= 2200:  # beyond that nanoseconds would end
         raise ValueError(f"the year {year}")
-    second = max(second, 0)  # some leave it out
-    return np.datetime64(f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}", "s")
+    return utc(datetime(year, month, day, hour, minute, max(second, 0), tzinfo=UTC))  # some leave seconds out
 
 
 def _check_header(header: Header, item: Item) -> int:
@@ -159,7 +159,9 @@ def _check_header(header: Header, item: Item) -> int:
     if header.minutes > 0:
         raise BadInput(path, f"is a sum or mean over {header.minutes} minutes", "give rain rates of one time")
     if header.of is not None and header.valid > header.of and "composite" not in (item.key or path.name):
-        raise BadInput(path, f"is a forecast of {header.of} for {header.valid}", "give observed composites")
+        raise BadInput(
+            path, f"is a forecast of {str(header.of)[:16]} for {str(header.valid)[:16]}", "give observed composites"
+        )
     if header.grid != 0 or header.origin != 0:
         raise BadInput(path, "is not on the National Grid from its upper left corner", "give the UK composite")
     return int(unit[1])

@@ -107,7 +107,7 @@ def test_a_folder_of_forecasts_is_refused(tmp_path):
         ({"discipline": 209}, "is not of the Japan Meteorological Agency"),
         ({"product": (1, 8)}, "holds the product 0-1-8 of template 50008; give a rain intensity"),
         ({"template": 0}, "holds the product 0-1-201 of template 0"),
-        ({"of": "2021-07-03T00:00"}, "is a forecast of 2021-07-03T00:00:00 for 2021-07-03T00:10:00"),
+        ({"of": "2021-07-03T00:00"}, "is a forecast of 2021-07-03T00:00 for 2021-07-03T00:10"),
         ({"scanning": 64}, "not on a regular grid of degrees from north to south"),
         ({"packing": 0}, "packs its field by template 0"),
         ({"bits": 4}, "packs its field by template 200 in 4 bits"),
