@@ -31,6 +31,16 @@ def is_archive(path: Path) -> bool:
     return ".tar" in path.suffixes or path.suffix == ".tgz"
 
 
+def holds(path: Path, pattern: re.Pattern[str]) -> bool:
+    """Tell whether there is a file in an archive whose name matches ``pattern``; no more is unpacked than it takes.
+
+    Raises:
+        BadInput: If it is damaged before there is one.
+    """
+    with _opened(path) as archive:
+        return any(pattern.fullmatch(name.rpartition(WITHIN)[2]) for name in _names(archive, path, pattern))
+
+
 def archived(path: Path, pattern: re.Pattern[str]) -> Iterator[Item]:
     """Find the files in an archive whose names match ``pattern`` as a whole, in their order there.
 

@@ -29,7 +29,7 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import grib2
-from nowcast.readers.archives import archived, content, head, is_archive
+from nowcast.readers.archives import archived, content, head, holds, is_archive
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -60,7 +60,7 @@ MOST_BYTES = MOST_PIXELS + 2**17
 def recognises(path: Path) -> bool:
     """Whether this is GRIB2 of the Japan Meteorological Agency, or an archive of its analyses."""
     if is_archive(path):
-        return any(item.key for item in archived(path, MEMBER))
+        return holds(path, MEMBER)
     start = head(path, grib2.HEAD_BYTES + 7)
     return start[:4] == b"GRIB" and start[6:8] == bytes([DISCIPLINE, 2]) and start[21:23] == bytes([0, CENTRE])
 

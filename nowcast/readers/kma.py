@@ -28,7 +28,7 @@ from nowcast.core.cube import check, make, utc
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers.archives import archived, content, head, is_archive
+from nowcast.readers.archives import archived, content, head, holds, is_archive
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 from nowcast.readers.rasters import FLOOR
@@ -74,7 +74,7 @@ class Header:
 def recognises(path: Path) -> bool:
     """Whether name and header are those of a composite on KMA's grid, or it is an archive of such files."""
     if is_archive(path):
-        return any(item.key for item in archived(path, MEMBER))
+        return holds(path, MEMBER)
     start = head(path, HEAD_BYTES)
     return bool(MEMBER.fullmatch(path.name)) and len(start) == HEAD_BYTES and _header(start).metres == METRES
 

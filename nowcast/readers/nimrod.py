@@ -26,7 +26,7 @@ from nowcast.core.cube import check, make, utc
 from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
-from nowcast.readers.archives import archived, content, head, is_archive
+from nowcast.readers.archives import archived, content, head, holds, is_archive
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -80,7 +80,7 @@ class Header:
 def recognises(path: Path) -> bool:
     """Whether the file begins as a field does, or is an archive of such files."""
     if is_archive(path):
-        return any(item.key for item in archived(path, MEMBER))
+        return holds(path, MEMBER)
     start = head(path, PLACE)
     return len(start) == PLACE and _framed(start)
 

@@ -22,7 +22,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import radolan
-from nowcast.readers.archives import archived, content, head, is_archive
+from nowcast.readers.archives import archived, content, head, holds, is_archive
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -65,7 +65,7 @@ class Header:
 def recognises(path: Path) -> bool:
     """Whether this is a grid of one of DWD's composites, or an archive of them, by names and head."""
     if is_archive(path):
-        return any(item.key for item in archived(path, MEMBER))
+        return holds(path, MEMBER)
     return bool(MEMBER.fullmatch(path.name) and HEADER.match(head(path, HEADER_BYTES)))
 
 

@@ -90,6 +90,18 @@ def test_what_lies_before_the_damage_is_kept(tmp_path, name):
     assert "is damaged or not" in str(refusal)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_archive_is_nobodys_unless_a_frame_comes_first(tmp_path, name):
+    member, _, outer = READERS[name]
+    path = archive(tmp_path / outer, {"readme.txt": b"x", member.format(STAMPS[name][0]): bytes(30_000)})
+    data = path.read_bytes()
+    path.write_bytes(data[:5000])  # within the frame
+    assert detect(path) == name
+    path.write_bytes(b"x" * 5000)
+    with pytest.raises(BadInput, match="is of no known source"):
+        detect(path)
+
+
 def test_a_member_of_too_much_is_refused(tmp_path):
     path = archive(tmp_path / "a.tar", {"frame0.bin": bytes(2**22), "frame1.bin.gz": bytes(2**26), "frame2.bin": b"\2"})
     tracemalloc.start()
