@@ -94,11 +94,18 @@ def read(item: Item) -> xr.Dataset:
         "source": item.key.rpartition("/")[2] or item.path.name,
         "licence": LICENCE,
         "institution": "Japan Meteorological Agency",
-        "product": PRODUCTS[product],
-        "accumulation_seconds": HOUR if product == AMOUNT else 0,
     }
     quantum = step if max(levels) <= np.iinfo(np.int16).max else None
-    cube = make({"rainfall_rate": rate}, [time], grid, cadence=_cadence(item, product), quantum=quantum, attrs=attrs)
+    cube = make(
+        {"rainfall_rate": rate},
+        [time],
+        grid,
+        cadence=_cadence(item, product),
+        quantum=quantum,
+        product=PRODUCTS[product],
+        accumulation=HOUR if product == AMOUNT else 0,
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

@@ -105,9 +105,8 @@ def read(item: Item) -> xr.Dataset:
         "source": item.key.rpartition("/")[2] or item.path.name,
         "licence": LICENCE,
         "institution": "Korea Meteorological Administration",
-        "product": product,
     }
-    cube = make({name: field}, [header.time], _grid(), cadence=CADENCE, quantum=STEP, attrs=attrs)
+    cube = make({name: field}, [header.time], _grid(), cadence=CADENCE, quantum=STEP, product=product, attrs=attrs)
     return check(cube, item.path)
 
 

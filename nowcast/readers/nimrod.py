@@ -110,9 +110,16 @@ def read(item: Item) -> xr.Dataset:
         "source": item.key.rpartition("/")[2] or item.path.name,
         "licence": LICENCE,
         "institution": "Met Office",
-        "product": "rain rate composite",
     }
-    cube = make({"rainfall_rate": rate}, [header.valid], grid, cadence=CADENCE, quantum=1 / parts, attrs=attrs)
+    cube = make(
+        {"rainfall_rate": rate},
+        [header.valid],
+        grid,
+        cadence=CADENCE,
+        quantum=1 / parts,
+        product="rain rate",
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

@@ -98,12 +98,18 @@ def read(item: Item) -> xr.Dataset:
         "source": item.key.rpartition("/")[2] or item.path.name,
         "licence": LICENCE,
         "institution": "DWD",
-        "product": product,
-        "accumulation_seconds": SECONDS[product],
     }
     quantum = round(factor, 9) if header.missing == -1 else None
-    cadence = radolan.CADENCES[product]
-    cube = make({"rainfall_rate": rate[None]}, [time], grid, cadence=cadence, quantum=quantum, attrs=attrs)
+    cube = make(
+        {"rainfall_rate": rate[None]},
+        [time],
+        grid,
+        cadence=radolan.CADENCES[product],
+        quantum=quantum,
+        product=product,
+        accumulation=SECONDS[product],
+        attrs=attrs,
+    )
     return check(cube, item.path)
 
 

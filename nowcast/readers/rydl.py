@@ -68,11 +68,10 @@ def read(item: Item) -> xr.Dataset:
         "source": str(item),
         "licence": LICENCE,
         "institution": "DWD",
-        "product": "RY",
-        "accumulation_seconds": CADENCE,
     }
     grid = radolan.national_grid(False, *SHAPE)
-    return check(make({"rainfall_rate": rate}, times, grid, cadence=CADENCE, attrs=attrs), item.path)
+    cube = make({"rainfall_rate": rate}, times, grid, cadence=CADENCE, product="RY", accumulation=CADENCE, attrs=attrs)
+    return check(cube, item.path)
 
 
 def _rate(frame: h5py.Group | h5py.Dataset, path: Path) -> np.ndarray:
