@@ -242,8 +242,9 @@ def odyssey(
 
 
 def _odim_source(root: Path) -> Path:
-    for quarter in ("1800", "1815", "1830"):
-        odyssey(root / f"T_PAAH21_C_EUOC_20180824{quarter}00.hdf", time=f"{quarter}00")
+    for nominal, start, end in (("1800", "1750", "1805"), ("1815", "1805", "1820"), ("1830", "1820", "1835")):
+        name = f"T_PAAH21_C_EUOC_20180824{nominal}00.hdf"
+        odyssey(root / name, time=f"{nominal}00", starttime=f"{start}00", endtime=f"{end}00")
     return root
 
 

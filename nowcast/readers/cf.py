@@ -8,7 +8,11 @@ must have length 1.
 
 x and y are pixel centres, evenly spaced, in m, km or degrees (without a unit: in that of the projection).
 The projection is that of the grid mapping: ``crs_wkt``, ``spatial_ref``, CF's parameters or ``proj4``,
-the first that PROJ takes; longitude and latitude need none. Rows stay in the order of y.
+the first that PROJ takes (``proj4`` before parameters that leave out the size of the Earth); longitude and latitude
+need none. Rows stay in the order of y.
+
+Where ``is_nodata`` lies beside the values, as in MET Norway's mosaics, it tells what no radar saw: other missing values
+are pixels without echo, unless clutter is flagged there.
 
 Seconds between frames: ``time_coverage_resolution``, else the median step of the file (from
 ``consistent_timestep_start`` on, where stated), else the shortest step between the first files of its
@@ -64,6 +68,11 @@ AVERAGED = re.compile(r"\btime:\s*(mean|sum)\b")
 LONGEST_STEP = 900
 """Seconds; longer periods are those of amounts that overlap."""
 HEIGHTS = ("height", "altitude", "height_above_mean_sea_level")
+BLIND = "is_nodata"
+CLUTTER = ("is_seaclutter", "is_groundclutter", "is_otherclutter")
+"""Variables of MET Norway's mosaics, in which a missing value may be a pixel without echo."""
+EARTH = ("semi_major_axis", "semi_minor_axis", "inverse_flattening", "earth_radius", "reference_ellipsoid_name")
+"""Parameters of CF that say how large the Earth is; also the name of a datum does."""
 LICENCES = ("license", "licence", "License", "Licence")
 LEADS = ("forecast_period", "lead_time", "leadtime", "lead", "forecast_hour", "prediction_timedelta")
 REFERENCE = "forecast_reference_time"
@@ -112,6 +121,10 @@ class Field:
     """Periods of amounts."""
     cadence: int
     attrs: Mapping[str, object]
+    blind: Array | None = None
+    """1 where no radar saw; where it is there, other missing values are pixels without echo."""
+    clutter: tuple[Array, ...] = ()
+    """1 where an echo is none of rain, so that its missing value says nothing."""
 
     @property
     def bytes(self) -> int:
@@ -128,18 +141,12 @@ class Field:
             raise BadInput(
                 self.path, f"has {self.time.size} frames, not {frames.start} to {frames.stop}", "take items from find"
             )
-        key: list[slice | int] = [0] * len(self.array.dims)
-        time, *space = self.places
-        for place in space:
-            key[place] = slice(None)
-        if time is not None:
-            key[time] = frames
-        raw = self.array.read(tuple(key))
-        left = [place for place in range(len(key)) if not isinstance(key[place], int)]
-        raw = raw.transpose([left.index(place) for place in self.places if place is not None])
+        raw = self._read(self.array, frames)
         self.codes.check(self.path, raw)
-        values = self.codes.decode(raw if time is not None else raw[None])
+        values = self.codes.decode(raw)
         packing = self.codes.packing
+        if self.blind is not None:
+            values, packing = self._without_echo(values, frames), {}
         if self.hours is not None and np.ptp(self.hours):  # of all frames, for all to be packed alike
             values, packing = values / self.hours[frames, None, None].astype(np.float32), {}
         attrs = {"title": title, "licence": licence} | dict(self.attrs)
@@ -156,6 +163,30 @@ class Field:
             attrs=attrs,
         )
         return check(cube, self.path)
+
+    def _read(self, array: Array, frames: slice) -> np.ndarray:
+        """(time, y, x) as it is on disk, of a variable with the dims of the field's."""
+        key: list[slice | int] = [0] * len(array.dims)
+        time, *space = self.places
+        for place in space:
+            key[place] = slice(None)
+        if time is not None:
+            key[time] = frames
+        raw = array.read(tuple(key))
+        left = [place for place in range(len(key)) if not isinstance(key[place], int)]
+        raw = raw.transpose([left.index(place) for place in self.places if place is not None])
+        return raw if time is not None else raw[None]
+
+    def _without_echo(self, values: np.ndarray, frames: slice) -> np.ndarray:
+        """Tell missing values that were scanned, which are dry, from what no radar saw or clutter hides."""
+        values = values if values.flags.writeable else values.copy()
+        dry = np.isnan(values)
+        for flag in self.clutter:
+            dry &= self._read(flag, frames) == 0
+        values[dry] = rasters.FLOOR[self.codes.name]
+        if self.blind is not None:
+            values[self._read(self.blind, frames) != 0] = np.nan
+        return values
 
 
 def items(path: Path, arrays: Arrays, *, count: int | None = None) -> Iterator[str]:
@@ -263,6 +294,8 @@ def _field(
         hours=hours,
         cadence=_cadence(path, attrs, time, hours, when),
         attrs={key: str(value) for key, value in about.items() if value is not None},
+        blind=next(_flags(arrays, array, (BLIND,)), None),
+        clutter=tuple(_flags(arrays, array, CLUTTER)),
     )
 
 
@@ -320,6 +353,16 @@ def _choose(path: Path, arrays: Arrays, label: str | None) -> tuple[str, Array, 
     places = found.get("time"), found["y"], found["x"]
     _bounded(path, label, array, places)
     return label, array, places
+
+
+def _flags(arrays: Arrays, array: Array, names: tuple[str, ...]) -> Iterator[Array]:
+    """Find the variables called so that have a number for every value of another."""
+    for name in names:
+        other = arrays.get(name)
+        if other is None or (other.dims, other.shape) != (array.dims, array.shape) or other.dtype.kind not in "iuf":
+            continue
+        if math.prod(other.chunks or ()) <= MOST_PIXELS:
+            yield other
 
 
 def _axis(arrays: Arrays, dim: str) -> tuple[str | None, str]:
@@ -537,8 +580,10 @@ def projection(mapping: tuple[tuple[str, str | float | tuple[Any, ...]], ...]) -
     ways: list[Callable[[], CRS]] = [
         partial(CRS.from_wkt, str(attrs[key])) for key in ("crs_wkt", "spatial_ref") if key in attrs
     ]
-    ways.append(partial(CRS.from_cf, parameters))
-    ways += [partial(metric_crs, str(attrs[key])) for key in PROJ_STRINGS if key in attrs]
+    strings: list[Callable[[], CRS]] = [partial(metric_crs, str(attrs[key])) for key in PROJ_STRINGS if key in attrs]
+    sized = any(key in parameters for key in (*EARTH, "horizontal_datum_name", "geographic_crs_name"))
+    by_parameters = [partial(CRS.from_cf, parameters)]
+    ways += [*by_parameters, *strings] if sized else [*strings, *by_parameters]  # a string has its own sphere
     for way in ways:
         with suppress(ProjError, KeyError, ValueError):
             crs = way()

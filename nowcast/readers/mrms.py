@@ -32,7 +32,7 @@ from nowcast.core.cube import check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table
-from nowcast.readers import stamps
+from nowcast.readers import grib2
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -115,11 +115,9 @@ NO_COVERAGE_DBZ, FLOOR_DBZ = -900.0, -32.0
 
 ABOVE_SEA = 102
 """Kind of surface: a height in metres above the mean sea level."""
-HEAD_BYTES = 16
 MOST_PIXELS = 2**25
 MOST_BYTES = 2**26
 """Of a message; those of MRMS are a few MB."""
-MICRODEGREES = 1e-6
 ROWS_AT_ONCE = 32
 
 
@@ -154,10 +152,10 @@ def read(item: Item) -> xr.Dataset:
         BadInput: If the file is no MRMS field of a product that is known here.
     """
     with decoding(item.path, FORM):
-        sections = _sections(_message(item.path), item.path)
-        product, time = _product(sections[4], item.path), _time(sections[1], item.path)
-        grid, packing = _grid(sections[3], item.path), _packing(sections, item.path)
-        values, step = _values(sections[7], packing, grid.shape, product)
+        found = grib2.sections(_message(item.path), item.path)
+        product, time = _product(found[4], item.path), grib2.time(found[1], 12, item.path)
+        grid, packing = _grid(found[3], item.path), _packing(found, item.path)
+        values, step = _values(found[7], packing, grid.shape, product)
     attrs = {
         "title": TITLE,
         "source": item.path.name,
@@ -172,7 +170,7 @@ def read(item: Item) -> xr.Dataset:
         quantum=step,
         product=product.name,
         accumulation=round(3600 * product.hours) if product.sums else 0,
-        level=_level(sections[4]),
+        level=_level(found[4]),
         attrs=attrs,
     )
     return check(cube, item.path)
@@ -187,32 +185,18 @@ def _message(path: Path) -> bytes:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if packed else file
-        head = stream.read(HEAD_BYTES)
-        if len(head) < HEAD_BYTES or head[:4] != b"GRIB" or head[7] != 2:
+        head = stream.read(grib2.HEAD_BYTES)
+        if len(head) < grib2.HEAD_BYTES or head[:4] != b"GRIB" or head[7] != 2:
             raise BadInput(path, "is not a GRIB file of edition 2", "choose the reader for its format")
         if head[6] != DISCIPLINE:
             raise BadInput(path, f"is of discipline {head[6]}, not MRMS's {DISCIPLINE}", "give a file of MRMS")
         (stated,) = struct.unpack_from(">Q", head, 8)
         if stated > MOST_BYTES:
             raise BadInput(path, f"states a message of {stated} bytes", "fetch it again")
-        data = head + stream.read(max(stated - HEAD_BYTES, 0) + 1)
+        data = head + stream.read(max(stated - grib2.HEAD_BYTES, 0) + 1)
     if stated != len(data) or data[-4:] != b"7777":
         raise BadInput(path, f"does not hold one message of {stated} bytes", "fetch it again, one field a file")
     return data
-
-
-def _sections(data: bytes, path: Path) -> dict[int, memoryview]:
-    """Find the sections by number; MRMS has each once."""
-    view, sections, place = memoryview(data), dict[int, memoryview](), HEAD_BYTES
-    while place < len(data) - 4:
-        length, number = struct.unpack_from(">IB", data, place)
-        if length < 5 or place + length > len(data) - 4 or number in sections:
-            raise BadInput(path, f"has a damaged section {number}", "fetch it again")
-        sections[number] = view[place : place + length]
-        place += length
-    if missing := {1, 3, 4, 5, 6, 7} - set(sections):
-        raise BadInput(path, f"has no section {min(missing)}", "fetch it again")
-    return sections
 
 
 def _product(section: memoryview, path: Path) -> Product:
@@ -239,13 +223,6 @@ def _level(section: memoryview) -> str:
     return f"{value * 10.0 ** -(scale if scale < 128 else 128 - scale) / 1000:05.2f} km"
 
 
-def _time(section: memoryview, path: Path) -> np.datetime64:
-    year, *clock = struct.unpack_from(">H5B", section, 12)
-    if not 1990 <= year <= 2200:  # beyond that nanoseconds would end
-        raise BadInput(path, f"is of the year {year}", "fetch it again")
-    return stamps.moment(year, *clock)
-
-
 def _grid(section: memoryview, path: Path) -> Grid:
     """Lay out the grid from the first pixel and the steps; the last pixel must lie where they lead, to half a step."""
     (template,) = struct.unpack_from(">H", section, 12)
@@ -254,21 +231,14 @@ def _grid(section: memoryview, path: Path) -> Grid:
         raise BadInput(path, "is not on a regular grid of degrees from north to south", "give MRMS's own files")
     if min(rows, columns) < 2 or rows * columns > MOST_PIXELS:
         raise BadInput(path, f"states {rows}x{columns} pixels", "fetch it again")
-    north, west = _degrees(section, 46)
-    south, east = _degrees(section, 55)
-    width, height = (step * MICRODEGREES for step in struct.unpack_from(">II", section, 63))
+    north, west = grib2.degrees(section, 46)
+    south, east = grib2.degrees(section, 55)
+    width, height = (step * grib2.MICRODEGREES for step in struct.unpack_from(">II", section, 63))
     if not (
         abs(north - (rows - 1) * height - south) < height / 2 and abs(west + (columns - 1) * width - east) < width / 2
     ):
         raise BadInput(path, "states corners that do not fit its pixel size", "fetch it again")
     return _regular((rows, columns), (west - width / 2, north + height / 2), (width, height))
-
-
-def _degrees(section: memoryview, place: int) -> tuple[float, float]:
-    """Latitude, whose sign is a bit, and longitude from -180 to 180."""
-    lat, lon = struct.unpack_from(">II", section, place)
-    lat = -(lat & 0x7FFFFFFF) if lat & 0x80000000 else lat
-    return lat * MICRODEGREES, lon * MICRODEGREES - (360 if lon > 180_000_000 else 0)
 
 
 @lru_cache(maxsize=4)

@@ -375,7 +375,7 @@ def _best(
             if found[-1][1].max() <= most:
                 return found[-1]
     if not found:
-        raise BadInput(path, "does not state all four corners", "ask the producer")
+        raise BadInput(path, "states neither four corners nor one and the size of a pixel", "ask the producer")
     return min(found, key=lambda one: ((one[1] > 1).sum(), np.sort(one[1])[2]))
 
 
@@ -395,6 +395,7 @@ def _by_corners(
     x, y = Grid(crs, np.zeros(1), np.zeros(1)).project(lon, lat)
     lacking = np.flatnonzero(~np.isfinite(x + y)).tolist()
     if len(lacking) > 1:
+        yield from _by_some(crs, x, y, shape, pixel)
         return
     for left_out in lacking or (None, 0, 1, 2, 3):
         sides = [[place for place in pair if place != left_out] for pair in ((0, 1), (2, 3), (0, 3), (1, 2))]
@@ -407,6 +408,17 @@ def _by_corners(
             continue  # three corners alone are not enough to outvote the fourth
         width, height = size or (extent[0] / shape[1], extent[1] / shape[0])
         yield _regular(crs, shape, (left - centred * width / 2, top + centred * height / 2), (width, height))
+
+
+def _by_some(
+    crs: CRS, x: np.ndarray, y: np.ndarray, shape: tuple[int, int], pixel: tuple[float, float]
+) -> Iterator[Grid]:
+    """Lay out the grid from one or two corners and the size of a pixel in metres, which then decides."""
+    stated, (width, height) = np.isfinite(x + y), pixel
+    if stated.any() and width > 0 and height > 0:
+        left = x - np.array([0, 0, 1, 1]) * shape[1] * width
+        top = y + np.array([1, 0, 0, 1]) * shape[0] * height
+        yield _regular(crs, shape, (float(left[stated].mean()), float(top[stated].mean())), pixel)
 
 
 def _regular(crs: CRS, shape: tuple[int, int], upper_left: tuple[float, float], pixel: tuple[float, float]) -> Grid:

@@ -3,7 +3,7 @@
 Sums over minutes, hours or days (RW, RY, YW, SF, RV and others) become rates over their interval; RX, WX,
 EX and WN are reflectivities. Files are plain, gzipped or bzipped, or members of a tar archive. One
 composite is one frame; of a forecast (RV, WN and others) only the analysis, lead 0, is read: ``find``
-leaves the leads out and ``read`` refuses them.
+leaves the leads out and ``read`` refuses them. So it does with RE and HG, which tell snow from rain but no amount.
 
 The stamp of the header is the end of a sum: RW of 01:50 holds the hour from 00:50, as Germany's gauges
 report it, and so do the five-minute sums of 00:55 to 01:50 together.
@@ -57,6 +57,8 @@ PATTERNS = (
     f"R[QSVW]{MONTH}*",
     f"SF{MONTH}*",
     f"WN{MONTH}*",
+    f"RE{MONTH}*",
+    f"HG{MONTH}*",
 )
 
 FORM = "a RADOLAN composite"
@@ -68,6 +70,8 @@ CADENCES = (
 )
 """Seconds between the composites of every product that is read."""
 REFLECTIVITIES = ("RX", "WX", "EX", "WN")
+NO_AMOUNTS = {"RE": "the share of precipitation that is solid", "HG": "the type of precipitation"}
+"""Products that have the form of the others but hold neither rain nor reflectivity."""
 BYTES = {"RX": 1, "WX": 1, "EX": 1}
 """Of a pixel, where not two."""
 FLOOR_DBZ = -32.5
@@ -105,6 +109,7 @@ LARGEST = HEADER_BYTES + 2 * 1500 * 1400
 """Bytes of a composite at most, unpacked."""
 LARGEST_ARCHIVE = 2**27
 """Of an archive; 25 leads of RV are 66 MB."""
+NO_AMOUNT = re.compile(r"(?:raa01-|DE1200_)?(?:RE|HG)[\d_-].*", re.IGNORECASE)
 MEMBER = re.compile(r"(?:.*/)?(?:(?:DE1200_)?[A-Z]{2}\d{10}_(?P<lead>\d{3})|raa01-[^/]*-dwd---bin)(?:\.gz|\.bz2)?")
 
 
@@ -132,6 +137,8 @@ def find(source: Path) -> Iterator[Item]:
     """Find the composites of a file, folder or archive, in the order of their names; forecasts are left out."""
     found = False
     for path in files(source, *PATTERNS):
+        if path != source and NO_AMOUNT.fullmatch(path.name):
+            continue
         for item in _archived(path) if _archive(path) else (Item(path),):
             found = True
             yield item
@@ -153,7 +160,7 @@ def read(item: Item) -> xr.Dataset:
         header = _header(match)
         _check_header(header, item.path)
         values = _values(data[match.end() :], header, item.path)
-        grid = _grid(header.version >= NEWER, *header.shape)
+        grid = national_grid(header.version >= NEWER, *header.shape)
     name, step, floor = _scale(header)
     attrs = {
         "title": TITLE,
@@ -277,6 +284,9 @@ def _header(match: re.Match[bytes]) -> Header:
 
 
 def _check_header(header: Header, path: Path) -> None:
+    if header.product in NO_AMOUNTS:
+        fault = f"is the product {header.product}, {NO_AMOUNTS[header.product]}, not its amount"
+        raise BadInput(path, fault, "give sums (RW, RY, RV) or reflectivities (RX, WN) of the same time")
     if header.product not in CADENCES:
         raise BadInput(path, f"is the product {header.product}", f"give one of {', '.join(CADENCES)}")
     if header.lead:
@@ -322,7 +332,8 @@ def _table(width: int, step: float, floor: float) -> Table:
 
 
 @lru_cache(maxsize=8)
-def _grid(ellipsoid: bool, rows: int, columns: int) -> Grid:
+def national_grid(ellipsoid: bool, rows: int, columns: int) -> Grid:
+    """Lay out one of DWD's grids, from the centre of its upper left pixel."""
     x, y = ORIGINS[ellipsoid, rows, columns]
     crs = f"+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 {EARTH[ellipsoid]} +no_defs +x_0={x} +y_0={y}"
     half = KILOMETRE / 2

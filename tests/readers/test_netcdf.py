@@ -721,3 +721,103 @@ def test_an_undeclared_code_is_no_data(tmp_path, code):
     cube = read(tmp_path, filled(mosaic(frames=1), frame(0, code, dtype=np.float32)))
     np.testing.assert_array_equal(cube["rainfall_rate"].values[0, 0, :2], [0, np.nan])
     assert impossible(cube).tolist() == [1]
+
+
+# --- MET Norway -----------------------------------------------------------------------------------
+
+FILL = netCDF4.default_fillvals["f4"]
+MET_NAME = "yrwms-nordic.mos.pcappi-0-dbz.noclass-clfilter-novpr-clcorr-block.nordiclcc-1000.20240610.nc"
+
+
+def met_norway(quantity: str = "equivalent_reflectivity_factor", units: str = "dBZ", **flags: object) -> Variables:
+    """Two frames of a day's file as MET Norway lays it out; the first pixels are made for the test."""
+    space = ("time", "Yc", "Xc")
+    shape = (2, 5, 6)
+    values = np.full(shape, 20, np.float32)
+    values[:, 0, :5] = [FILL, FILL, FILL, -5, 35]
+    stated = {
+        "is_nodata": [0, 1, 0, 0, 1],
+        "is_seaclutter": [0, 0, 1, 0, 0],
+        "is_groundclutter": [0, 0, 0, 1, 0],
+    } | flags
+    variables: Variables = {
+        "time": (
+            ("time",),
+            np.array([1717977600, 1717977900], np.float64),
+            {"units": "seconds since 1970-01-01 00:00:00 +00:00", "standard_name": "time"},
+        ),
+        "Yc": (
+            ("Yc",),
+            1125000.0 - 1000 * np.arange(5),
+            {"units": "m", "standard_name": "projection_y_coordinate", "axis": "Y"},
+        ),
+        "Xc": (
+            ("Xc",),
+            -796000.0 + 1000 * np.arange(6),
+            {"units": "m", "standard_name": "projection_x_coordinate", "axis": "X"},
+        ),
+        "projection_lambert": (
+            (),
+            np.int32(0),
+            {
+                "grid_mapping_name": "lambert_conformal_conic",
+                "standard_parallel": 63.0,
+                "latitude_of_projection_origin": 63.0,
+                "longitude_of_central_meridian": 15.0,
+                "proj4": "+proj=lcc +lat_0=63 +lon_0=15 +lat_1=63 +lat_2=63 +no_defs +R=6.371e+06",
+            },
+        ),
+        quantity: (
+            space,
+            values,
+            {"standard_name": quantity, "units": units, "_FillValue": FILL, "grid_mapping": "projection_lambert"},
+        ),
+    }
+    for name, first in stated.items():
+        flag = np.zeros(shape, np.int8)
+        flag[:, 0, :5] = first
+        variables[name] = (space, flag, {"long_name": name})
+    return variables
+
+
+def test_met_norway_tells_dry_from_blind(tmp_path):
+    cube = read(tmp_path, met_norway(), name=MET_NAME)
+    # no echo; blind; clutter; an echo beside clutter; an echo where the radar is said to be blind; rain
+    expected = [-32, np.nan, np.nan, -5, np.nan, 20]
+    np.testing.assert_array_equal(cube["reflectivity"].values, [[expected, *[[20] * 6] * 4]] * 2)
+    assert cube["reflectivity"].encoding == {}
+    np.testing.assert_array_equal(cube["time"].values, np.array(["2024-06-10T00:00", "2024-06-10T00:05"], "M8[ns]"))
+    assert cube.attrs["cadence_seconds"] == 300
+
+
+def test_met_norway_in_mm_per_hour(tmp_path):
+    cube = read(tmp_path, met_norway("lwe_precipitation_rate", "mm/h"), name=MET_NAME)
+    np.testing.assert_array_equal(cube["rainfall_rate"].values[0, 0], [0, np.nan, np.nan, np.nan, np.nan, 20])  # -5
+
+
+def test_without_a_mask_what_is_missing_stays_so(tmp_path):
+    variables = met_norway()
+    del variables["is_nodata"]
+    cube = read(tmp_path, variables, name=MET_NAME)
+    np.testing.assert_array_equal(cube["reflectivity"].values[0, 0], [np.nan, np.nan, np.nan, -5, 35, 20])
+
+
+def test_a_mask_of_another_shape_is_none(tmp_path):
+    variables = met_norway()
+    variables["is_nodata"] = (("Yc", "Xc"), np.zeros((5, 6), np.int8), {})
+    assert np.isnan(read(tmp_path, variables, name=MET_NAME)["reflectivity"].values[0, 0, 0])
+
+
+def test_met_norway_lies_on_a_sphere(tmp_path):
+    """CF's parameters leave out the size of the Earth, which the PROJ string states."""
+    grid = Grid.of(read(tmp_path, met_norway(), name=MET_NAME))
+    assert grid.orientation == NORTH_UP
+    assert grid.crs.ellipsoid.semi_major_metre == grid.crs.ellipsoid.semi_minor_metre == 6_371_000
+    # by hand: n = sin 63, F = cos 63 tan(76.5)^n / n; rho(lat) = R F / tan(45 + lat / 2)^n
+    n, radius = np.sin(np.radians(63)), 6_371_000
+    scale = radius * np.cos(np.radians(63)) * np.tan(np.radians(76.5)) ** n / n
+    rho_0, x, y = scale / np.tan(np.radians(76.5)) ** n, -796_000, 1_125_000
+    rho = np.hypot(x, rho_0 - y)
+    lat = np.degrees(2 * np.arctan((scale / rho) ** (1 / n))) - 90
+    lon = 15 + np.degrees(np.arctan2(x, rho_0 - y)) / n
+    assert grid.lonlat(x, y) == pytest.approx((lon, lat), abs=1e-6)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -225,6 +226,56 @@ def test_meteo_france_accumulates_five_minutes(tmp_path):
     assert (packing.dtype, packing.scale) == (np.int16, 0.12)
     assert (cube.attrs["cadence_seconds"], str(cube["time"].values[0])[:16]) == (300, "2024-05-01T12:00")
     np.testing.assert_allclose((Grid.of(cube).x[0], Grid.of(cube).y[0]), (10_000, -10_000), atol=0.02)
+
+
+MOSAIC_500 = (
+    "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=45 +ellps=WGS84 +x_0=619652.07 +y_0=5262818.34 +datum=WGS84 +units=m"
+)
+
+
+def french_mosaic(path: Path, stated: tuple[str, ...], **where: object) -> Path:
+    """The mosaic of 500 m, thinned to 25 km: its codes for nothing are the two highest."""
+    grid = Grid.regular(MOSAIC_500, (69, 69), upper_left=(0.0, 0.0), pixel=(25_000.0, 25_000.0))
+    ends = {"LL": (0, -1_725_000), "UL": (0, 0), "UR": (1_725_000, 0), "LR": (1_725_000, -1_725_000)}
+    corners = {}
+    for name in stated:
+        corners[f"{name}_lon"], corners[f"{name}_lat"] = map(float, grid.lonlat(*map(np.array, ends[name])))
+    size = {"xscale": 25_000.0, "yscale": 25_000.0, "xsize": 69, "ysize": 69}
+    clock = {"startdate": "20240501", "starttime": "115500", "enddate": "20240501", "endtime": "120000"}
+    return fixtures.odim(
+        path,
+        field((69, 69), 65535, 65534, 0, 1, 100, dtype=np.uint16),
+        {
+            "what": ROOT | {"date": "20240501", "time": "120000", "source": "ORG:85,CMT:Meteo-France"},
+            "where": {"projdef": MOSAIC_500} | size | corners | where,
+            "dataset1/what": {"product": "COMP"} | clock,
+            "dataset1/data1/what": {
+                "quantity": "ACRR",
+                "gain": 0.01,
+                "offset": 0.0,
+                "nodata": 65535.0,
+                "undetect": 65534.0,
+            },
+        },
+    )
+
+
+@pytest.mark.parametrize("stated", [("UL",), ("LR",), ("UL", "LR"), ("LL", "UR"), ("LL", "UL", "UR", "LR")])
+def test_meteo_frances_mosaic_of_500_m_by_any_of_its_corners(tmp_path, stated):
+    cube = odim.read(Item(french_mosaic(tmp_path / "T_IPRN20_C_LFPW_20240501120000.h5", stated)))
+    np.testing.assert_allclose(start(cube, "rainfall_rate", 5), [np.nan, 0, 0, 0.12, 12], rtol=1e-6)
+    grid = Grid.of(cube)
+    assert (grid.x[0], grid.y[0], grid.x[-1], grid.y[-1]) == pytest.approx((12_500, -12_500, 1_712_500, -1_712_500))
+    # PROJ's own stereographic, outside the reader: its upper left corner lies over the Atlantic
+    lon, lat = Proj(MOSAIC_500)(0, 0, inverse=True)
+    assert grid.lonlat(grid.x[0] - 12_500, grid.y[0] + 12_500) == pytest.approx((lon, lat), abs=1e-6)
+
+
+@pytest.mark.parametrize(("stated", "where"), [((), {}), (("UL",), {"xscale": -1.0})])
+def test_a_grid_needs_a_corner_and_a_size(tmp_path, stated, where):
+    path = french_mosaic(tmp_path / "T_IPRN20_C_LFPW_20240501120000.h5", stated, **where)
+    with pytest.raises(BadInput, match="states neither four corners nor one and the size of a pixel"):
+        odim.read(Item(path))
 
 
 @pytest.mark.parametrize("lacking", ["gain offset", "nodata", "undetect", "gain offset nodata undetect"])
@@ -548,7 +599,7 @@ def test_find_leaves_out_dwd_forecasts(tmp_path):
         ({}, {}, {"xsize": 37, "LL_lat": 40.0}, "has 44x38 pixels but states 44x37"),
         ({}, {}, {"LL_lat": 40.0, "UR_lon": 40.0}, "corners that do not fit"),
         ({}, {}, {"LL_lat": 40.0, "xscale": 50_000.0}, "corners that do not fit"),
-        ({}, {}, {"UR_lon": None, "LL_lat": None}, "all four corners"),
+        ({}, {}, {"UR_lon": None, "LL_lat": None, "xscale": None}, "neither four corners nor"),
         ({"gain": None, "offset": None, "data": np.zeros((44, 38), np.uint8)}, {}, {}, "uint8 without gain or offset"),
         ({}, {}, {"projdef": None}, "names no projection"),
         ({}, {}, {"projdef": "+proj=atlantis"}, "damaged or not"),

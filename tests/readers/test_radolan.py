@@ -10,7 +10,7 @@ import pytest
 
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, Grid
-from nowcast.readers import Item, radolan
+from nowcast.readers import Item, detect, radolan
 from nowcast.readers.rasters import metric_crs
 from nowcast.store.packing import Packing
 from tests import fixtures, sources_composites
@@ -137,7 +137,7 @@ def test_lies_where_wradlib_puts_it(ellipsoid, rows, columns):
     wradlib = pytest.importorskip("wradlib")
     crs = wradlib.georef.create_crs("dwd-radolan-wgs84" if ellipsoid else "dwd-radolan-sphere")
     x, y = wradlib.georef.get_radolan_coordinates(rows, columns, crs=crs, mode="center")
-    grid = radolan._grid(ellipsoid, rows, columns)
+    grid = radolan.national_grid(ellipsoid, rows, columns)
     # wradlib counts from the pole, DWD from the first pixel: compare distances from the reference point
     here, there = grid.project(9.0, 51.0), Grid(crs, y, x).project(9.0, 51.0)
     np.testing.assert_allclose(grid.x - here[0], x - there[0], atol=1e-3)
@@ -284,7 +284,7 @@ def test_a_broken_checksum_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"product": "HG"}, "is the product HG; give one of"),
+        ({"product": "PG"}, "is the product PG; give one of"),
         ({"product": "RE"}, "is the product RE"),
         ({"shape": (460, 460), "levels": np.zeros((460, 460))}, "has 460x460 pixels; give a composite of 900x900"),
         ({"interval": 0}, "is a sum over no time"),
@@ -343,3 +343,19 @@ def test_what_stands_for_clutter_follows_its_neighbours():
     assert clutter.sum() == 4028
     assert np.corrcoef(means[known], amounts[known])[0, 1] > 0.95
     assert (amounts[known][means[known] == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "product", "fault"),
+    [
+        ("raa01-re_10000-2001011505-dwd---bin", "RE", "is the product RE, the share of precipitation that is solid"),
+        ("HG2001011505", "HG", "is the product HG, the type of precipitation, not its amount; give sums"),
+    ],
+)
+def test_products_that_hold_no_amount_are_refused_by_name_and_left_out_of_folders(tmp_path, name, product, fault):
+    path = sources_composites.radolan(tmp_path / name, product=product)
+    assert detect(path) == "radolan"
+    with pytest.raises(BadInput, match=fault):
+        radolan.read(Item(path))
+    rain = sources_composites.radolan(tmp_path / "raa01-ry_10000-2001011505-dwd---bin")
+    assert [item.path for item in radolan.find(tmp_path)] == [rain]

@@ -214,8 +214,8 @@ def _file(item: Item) -> Path:
 
 
 def test_an_unknown_reader_lists_the_known():
-    with pytest.raises(ValueError, match=r"Unknown reader 'nimrod'; known: hko7, .*geotiff"):
-        get("nimrod")
+    with pytest.raises(ValueError, match=r"Unknown reader 'nexrad'; known: hko7, .*geotiff"):
+        get("nexrad")
 
 
 def test_natural_order():
