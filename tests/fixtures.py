@@ -214,6 +214,15 @@ def odim(path: Path, data: np.ndarray, attrs: Mapping[str, Mapping[str, object]]
     return path
 
 
+def _period(time: str) -> dict[str, str]:
+    """Ten minutes before to five minutes after a nominal time, as OPERA has them."""
+    if len(time) != 6 or not "001000" <= time <= "235400":
+        return PERIOD
+    nominal = np.datetime64(f"2018-08-24T{time[:2]}:{time[2:4]}:{time[4:]}", "s")
+    start, end = (str(nominal + minutes * 60)[11:].replace(":", "") for minutes in (-10, 5))
+    return PERIOD | {"starttime": start, "endtime": end}
+
+
 def odyssey(
     path: Path,
     *,
@@ -235,7 +244,7 @@ def odyssey(
         {
             "what": ROOT | {"time": time} | dict(root or {}),
             "where": LAEA,
-            "dataset1/what": PERIOD | {"quantity": quantity, "product": "COMP"} | scaling | what,
+            "dataset1/what": _period(time) | {"quantity": quantity, "product": "COMP"} | scaling | what,
             "dataset2/what": {"quantity": "QIND"},
         },
     )

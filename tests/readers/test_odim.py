@@ -355,7 +355,9 @@ def test_a_nominal_time_outside_of_the_period_is_refused(tmp_path, nominal, faul
 @pytest.mark.parametrize("seconds", [599, 600, 601])
 def test_a_period_that_ends_with_its_last_second_is_what_is_meant(tmp_path, seconds):
     end = str(np.datetime64("2018-08-24T17:50", "s") + seconds)[11:].replace(":", "")
-    path = fixtures.odyssey(tmp_path / "a.h5", time="175000", quantity="ACRR", endtime=end, data=np.full((44, 38), 1.0))
+    path = fixtures.odyssey(
+        tmp_path / "a.h5", time="175000", quantity="ACRR", starttime="175000", endtime=end, data=np.ones((44, 38))
+    )
     cube = odim.read(Item(path))
     assert cube.attrs["accumulation_seconds"] == 600 and (cube["rainfall_rate"] == 6).all()
     if seconds <= 600:
