@@ -25,6 +25,8 @@ import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 
+from nowcast.core.cadence import contradictions, stated_cadence
+from nowcast.core.cube import identity
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
 from nowcast.store import schema
@@ -431,9 +433,19 @@ def _facts(dataset: xr.Dataset) -> dict[str, object]:
     if along == "time":
         seconds = dataset.attrs.get("cadence_seconds")
         facts["cadence"] = "per sequence" if seconds is None else f"{seconds} s"
+        facts |= _contradicted(dataset)
+        facts["product"] = str(identity(dataset))
         facts["sequences"] = int(np.unique(dataset["sequence"].values.astype(str)).size)
         facts["gaps"] = _gaps(dataset)
     return facts
+
+
+def _contradicted(cube: xr.Dataset) -> dict[str, object]:
+    """Say what the times of a live feed say against its stated step."""
+    if "cadence_seconds" not in cube.attrs:
+        return {}
+    said = contradictions(cube["time"].values, **stated_cadence(cube.attrs))
+    return {"step": said} if said else {}
 
 
 def _gaps(cube: xr.Dataset) -> list[str]:
@@ -441,7 +453,7 @@ def _gaps(cube: xr.Dataset) -> list[str]:
     if "cadence_seconds" not in cube.attrs or cube.sizes["time"] < 2:
         return []
     stamps = cube["time"].values.astype("datetime64[s]")
-    step = np.diff(stamps) / np.timedelta64(int(cube.attrs["cadence_seconds"]), "s")
+    step = np.diff(stamps) / cube["step"].values[1:].astype("timedelta64[s]")
     return [
         f"{stamps[index]}Z to {stamps[index + 1]}Z ({step[index] - 1:.0f} frames)"
         for index in np.flatnonzero(step > 1.5)
