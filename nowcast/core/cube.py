@@ -9,7 +9,7 @@ the promise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -135,6 +135,10 @@ class Identity:
     def fits(self, choice: str) -> bool:
         """Tell whether a choice means this product: any of the words of ``str``, between commas; "" means all."""
         return _words(choice) <= _words(str(self))
+
+    def ordered(self) -> Identity:
+        """Sort the channels: their order on disk means nothing."""
+        return replace(self, quantities=tuple(sorted(self.quantities)))
 
 
 def identity(about: xr.Dataset | Mapping[str, object], names: Sequence[str] | None = None) -> Identity:
