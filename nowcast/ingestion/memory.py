@@ -89,6 +89,7 @@ class Memory:
         """New files of names that the reader takes."""
         self._left_out: dict[str, tuple[int, int]] = {}
         self._fresh: dict[str, str] = {}
+        self._refused: set[str] = set()
         self._listed: dict[str, set[str]] = {}
 
     # --- what is new
@@ -194,9 +195,10 @@ class Memory:
         signature = self._fresh.get(str(path))
         if signature is None or f"{path.name}|{signature}" in self.taken:
             return
-        kept = self.files.get(str(path))
-        if kept and kept.signature == signature and kept.reason and self._lasts(kept):
+        if str(path) in self._refused:
             return
+        if reason:
+            self._refused.add(str(path))
         self.files.pop(str(path), None)  # to the end
         self.files[str(path)] = _File(signature, reason, until, by_store)
 
