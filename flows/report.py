@@ -33,7 +33,9 @@ def outcome(report: Report, *, key: str) -> State[None]:
         key: Name of the artifact: lower-case letters, digits and dashes.
     """
     if report.idle:
-        return skipped(f"No new frame; newest {_time(report.newest)}, {len(report.refused)} refused.")
+        return skipped(
+            f"No new frame; newest {_time(report.newest)}, {len(report.refused) + report.remembered} refused."
+        )
     create_markdown_artifact(key=key, markdown=markdown(report))
     if report.failure:
         return Failed(message=report.failure)

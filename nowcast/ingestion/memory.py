@@ -88,6 +88,7 @@ class Memory:
         self.found: list[Path] = []
         """New files of names that the reader takes."""
         self._left_out: dict[str, tuple[int, int]] = {}
+        self._looks: dict[Path, tuple[list[str], list[str]]] = {}
         self._fresh: dict[str, str] = {}
         self._refused: set[str] = set()
         self._listed: dict[str, set[str]] = {}
@@ -95,7 +96,13 @@ class Memory:
     # --- what is new
 
     def look(self, folder: Path) -> tuple[list[str], list[str]]:
-        """List the folders in a folder, and its files that are new or changed."""
+        """List the folders in a folder, and its files that are new or changed; once, however often it is asked."""
+        if folder not in self._looks:
+            self._looks[folder] = self._look(folder)
+        folders, names = self._looks[folder]
+        return list(folders), list(names)
+
+    def _look(self, folder: Path) -> tuple[list[str], list[str]]:
         about, name = folder.stat(), str(folder)
         kept = self.folders.get(name)
         unchanged = (
@@ -109,7 +116,7 @@ class Memory:
     def _again(self, folder: Path, kept: _Folder) -> tuple[list[str], list[str]]:
         fresh = [name for name in kept.watched if not self._knows_at(folder / name)]
         self._count(folder, kept, kept.known - sum(kept.watched[name] for name in fresh))
-        return list(kept.folders), fresh
+        return kept.folders, fresh
 
     def _count(self, folder: Path, found: _Folder, known: int) -> None:
         refused = sum(self._was_refused(os.path.join(folder, name)) for name in found.watched)  # noqa: PTH118
@@ -139,7 +146,7 @@ class Memory:
         self._count(folder, found, found.known)
         self.folders[str(folder)], self._listed[str(folder)] = found, names
         found.watched |= dict.fromkeys(fresh, False)
-        return list(found.folders), fresh
+        return found.folders, fresh
 
     def _was_refused(self, path: str) -> bool:
         about = self.files.get(path)

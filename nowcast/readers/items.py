@@ -101,6 +101,8 @@ def walk(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
     Files that are no news are left out, see ``NEWS``.
     """
+    if not source.is_dir():
+        return
     seen, waiting, look = set(), [source], (_news_of(source) or _Everything()).look
     while waiting:
         place = waiting.pop()
