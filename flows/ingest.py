@@ -21,6 +21,8 @@ def ingest(
     workers: int = Field(0, ge=0),
     scheduler: str | None = None,
     quality: QualitySettings = QualitySettings(),
+    product: str = "",
+    cadence: int | None = Field(None, ge=1),
 ) -> State[None]:
     """Bring files into a store; frames that it holds are not read again.
 
@@ -31,6 +33,8 @@ def ingest(
         workers: Processes of a Dask cluster on the machine of the run; 0: none.
         scheduler: A Dask cluster that runs already, tcp://host:port.
         quality: Quality checks of the frames.
+        product: Which one of several to take: RW, sum of 60 min; a store holds one product.
+        cadence: Seconds between frames of a live feed; None: found from their times.
     """
     from nowcast.ingestion.run import ingest as take
 
@@ -39,11 +43,15 @@ def ingest(
         sources,
         store,
         settings=quality,
+        product=product,
+        cadence=cadence,
         workers=workers,
         scheduler=scheduler,
         progress=progress_bar("ingest-progress"),
     )
     create_markdown_artifact(key="ingest", markdown=ingested(summary))
+    if summary.failure:
+        raise NowcastError(summary.failure)
     if summary.refused and not (summary.taken or summary.known or summary.revised):
         raise NowcastError(summary.refused[0])
     if not (summary.taken or summary.revised):

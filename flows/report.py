@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 if TYPE_CHECKING:
     from nowcast.ingestion.append import Summary
@@ -26,13 +26,19 @@ UPDATE_SECONDS = 1.0
 def outcome(report: Report, *, key: str) -> State[None]:
     """Make the final state of a cycle or a backfill, and an artifact unless nothing was done.
 
+    Files that landed and none of which was taken are a failure, with the reason, whatever else was done.
+
     Args:
         report: What a cycle or a backfill did.
         key: Name of the artifact: lower-case letters, digits and dashes.
     """
     if report.idle:
-        return skipped(f"No new frame; newest {_time(report.newest)}, {len(report.refused)} refused.")
+        return skipped(
+            f"No new frame; newest {_time(report.newest)}, {len(report.refused) + report.remembered} refused."
+        )
     create_markdown_artifact(key=key, markdown=markdown(report))
+    if report.failure:
+        return Failed(message=report.failure)
     done = {"frames taken": report.taken + report.revised, "forecasts": len(report.issued), "scored": report.scored}
     return Completed(message=", ".join(f"{name}: {count}" for name, count in done.items()))
 
@@ -49,12 +55,19 @@ def markdown(report: Report) -> str:
         "Frames taken": report.taken,
         "Frames revised": report.revised,
         "Frames known before": report.known,
+        "Files refused before": report.remembered,
+        "Frames of other products": report.left_out,
         "Forecast frames scored": report.scored,
         "Published": report.published or "nothing",
         "Seconds": f"{report.seconds:.1f}",
     }
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    lists = {"Forecasts": report.issued, "In the shadow": report.shadowed, "Refused": report.refused}
+    lists = {
+        "Forecasts": report.issued,
+        "In the shadow": report.shadowed,
+        "Step": report.contradictions,
+        "Refused": report.refused,
+    }
     return "\n".join([*table, *(line for title, lines in lists.items() for line in _listed(title, lines))])
 
 
@@ -64,11 +77,20 @@ def ingested(summary: Summary) -> str:
         "Frames taken": summary.taken,
         "Frames revised": summary.revised,
         "Frames known before": summary.known,
+        "Files refused before": summary.remembered,
+        "Frames of other products": summary.left_out,
         "Newest frame": _time(summary.newest),
     }
     flags = [f"{name.replace('_', ' ')}: {count} frames" for name, count in summary.flagged.items()]
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    return "\n".join([*table, *_listed("Flagged", flags), *_listed("Refused", summary.refused)])
+    return "\n".join(
+        [
+            *table,
+            *_listed("Flagged", flags),
+            *_listed("Step", summary.contradictions),
+            *_listed("Refused", summary.refused),
+        ]
+    )
 
 
 def page(path: Path) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from nowcast.cli.options import AsJson, StorePath
 from nowcast.cli.output import console, print_facts, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from nowcast.ingestion.append import Summary
 
 
 def ingest(
@@ -19,6 +22,8 @@ def ingest(
     workers: Annotated[int, typer.Option(min=0, help="Processes of a Dask cluster on this machine.")] = 0,
     scheduler: Annotated[str | None, typer.Option(help="A Dask cluster that runs already: tcp://host:port.")] = None,
     quality: Annotated[str | None, typer.Option(help="YAML of quality settings.")] = None,
+    product: Annotated[str, typer.Option(help="Which one of several to take: RW, 'sum of 60 min'.")] = "",
+    cadence: Annotated[int | None, typer.Option(min=1, help="Seconds between frames; else found from them.")] = None,
     clip: Annotated[list[str] | None, typer.Option(help="quantity=value: larger ones are set to it.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -33,21 +38,40 @@ def ingest(
     settings = load(QualitySettings, quality, changes) if quality else override(QualitySettings, changes)
     with progress_bar() as progress:
         summary = take(
-            reader, sources, store, settings=settings, workers=workers, scheduler=scheduler, progress=progress
+            reader,
+            sources,
+            store,
+            settings=settings,
+            product=product,
+            cadence=cadence,
+            workers=workers,
+            scheduler=scheduler,
+            progress=progress,
         )
     if json:
         print_json(vars(summary))
     else:
-        console.print(
-            f"taken {summary.taken}, known {summary.known}, revised {summary.revised}, "
-            f"refused {len(summary.refused)}; newest {summary.newest or 'none'}"
-        )
-        for name, count in summary.flagged.items():
-            console.print(f"  [blue]{name.replace('_', ' ')}[/] {count} frames", highlight=False)
-        for sentence in summary.refused:
-            console.print(f"  [yellow]refused[/] {escape(sentence)}", highlight=False)
-    if summary.refused and not (summary.taken or summary.known or summary.revised):
+        _print_summary(summary)
+    if summary.failure or ((summary.refused or summary.remembered) and not (summary.taken or summary.known)):
         raise typer.Exit(1)
+
+
+def _print_summary(summary: Summary) -> None:
+    """Print what became of the files."""
+    others = {"refused before": summary.remembered, "of another product": summary.left_out}
+    console.print(
+        f"taken {summary.taken}, known {summary.known}, revised {summary.revised}, refused {len(summary.refused)}"
+        + "".join(f", {name} {count}" for name, count in others.items() if count)
+        + f"; newest {summary.newest or 'none'}"
+    )
+    for name, count in summary.flagged.items():
+        console.print(f"  [blue]{name.replace('_', ' ')}[/] {count} frames", highlight=False)
+    for sentence in summary.contradictions:
+        console.print(f"  [yellow]step[/] {escape(sentence)}", highlight=False)
+    for sentence in summary.refused:
+        console.print(f"  [yellow]refused[/] {escape(sentence)}", highlight=False)
+    if not (summary.taken or summary.known or summary.refused) and summary.last_refusal:
+        console.print(f"  [yellow]refused before[/] {escape(summary.last_refusal)}", highlight=False)
 
 
 def inspect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from nowcast.cli import forecasts
 from nowcast.cli.options import AsJson, Overrides
 from nowcast.cli.output import console, print_json, print_report, progress_bar, score_table
+
+if TYPE_CHECKING:
+    from nowcast.operations.cycle import Report
 
 
 def demo(
@@ -39,7 +42,7 @@ def cycle(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Run one operational cycle without Prefect: ingest, forecast, verify, publish.
+    """Run one operational cycle without Prefect: ingest, forecast, verify, publish; exit 1 if nothing can be taken.
 
     Example: [bold]nowcast cycle operations/knmi.yaml feed.source=/data/knmi[/]
     """
@@ -50,11 +53,19 @@ def cycle(
         report = once(load(config, overrides or ()), progress=progress)
     if json:
         print_json(vars(report) | {"idle": report.idle})
-        return
+    else:
+        _print_cycle(report)
+    if report.failure:
+        raise typer.Exit(1)
+
+
+def _print_cycle(report: Report) -> None:
+    """Print what a cycle did; a failure comes last."""
     frames = f"newest {report.newest}: taken {report.taken}, revised {report.revised}, refused {len(report.refused)}"
     done = f"{report.scored} forecast frames scored, page {report.published}, {report.seconds:.1f} s"
     shadow = [f"in the shadow: {line}" for line in report.shadowed]
-    print_report([frames, *report.refused, *report.issued, done, *shadow])
+    failure = [f"failed: {report.failure}"] if report.failure else []
+    print_report([frames, *report.refused, *report.contradictions, *report.issued, done, *shadow, *failure])
 
 
 def up(

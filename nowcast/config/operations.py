@@ -53,6 +53,11 @@ class Feed(Frozen):
     """Name of a reader, see ``nowcast.readers.READERS``; ``auto`` finds it."""
     source: Path
     """Folder (or file, or glob pattern) in which new frames appear."""
+    product: str = ""
+    """Which product to take where several come, by words of what ``nowcast show`` calls it: ``RW``, ``sum of 60 min``;
+    others are left out. Empty: all, but a store holds one product, and another one is refused."""
+    cadence_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Seconds between frames; None: found from their times. Only for feeds too irregular for that."""
     quality: QualitySettings = QualitySettings()
     """Quality checks on incoming frames."""
 

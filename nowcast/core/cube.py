@@ -9,7 +9,7 @@ the promise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -136,6 +136,10 @@ class Identity:
         """Tell whether a choice means this product: any of the words of ``str``, between commas; "" means all."""
         return _words(choice) <= _words(str(self))
 
+    def ordered(self) -> Identity:
+        """Sort the channels: their order on disk means nothing."""
+        return replace(self, quantities=tuple(sorted(self.quantities)))
+
 
 def identity(about: xr.Dataset | Mapping[str, object], names: Sequence[str] | None = None) -> Identity:
     """Read which product a Cube or store holds, from itself or from its attributes.
@@ -237,23 +241,27 @@ def _check_order(cube: xr.Dataset, where: object) -> None:
         raise BadInput(where, "time does not increase within a sequence", "sort the frames")
 
 
-def label_runs(time: np.ndarray, cadence: int, *, tolerated_gap: int = 0) -> np.ndarray:
+def label_runs(time: np.ndarray, cadence: int | np.ndarray, *, tolerated_gap: int = 0) -> np.ndarray:
     """Label the unbroken runs of a live feed by the time of their first frame.
 
     Args:
         time: Sorted datetime64 stamps.
-        cadence: Nominal seconds between frames.
+        cadence: Seconds between frames, or those of every frame: another step begins another run.
         tolerated_gap: Missing frames in a row that do not break a run.
 
     Returns:
         Object array of labels such as ``2010-08-26T00:00``.
     """
     stamps = np.asarray(time, "datetime64[s]")
-    limit = np.timedelta64(int(cadence * (tolerated_gap + 1.5)), "s")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > limit])[: stamps.size])
+    if not stamps.size:
+        return np.empty(0, object)
+    steps = np.broadcast_to(np.asarray(cadence), stamps.shape)
+    limits = (steps[1:] * (tolerated_gap + 1.5)).astype("timedelta64[s]")
+    breaks = (np.diff(stamps) > limits) | (steps[1:] != steps[:-1])
+    starts = np.flatnonzero(np.concatenate([[True], breaks]))
     first = np.searchsorted(starts, np.arange(stamps.size), side="right") - 1
     names = np.asarray([str(stamps[start])[:16] for start in starts], dtype=object)
-    return names[first] if stamps.size else np.empty(0, object)
+    return names[first]
 
 
 def event_labels(cube: xr.Dataset) -> np.ndarray:

@@ -9,7 +9,8 @@ Shape letters: T time, C channel, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from nowcast.readers.moving_images import MovingImages, load_images
 from nowcast.store import FrameStore
 from nowcast.store.packing import Packing
 
+log = logging.getLogger(__name__)
 MISSING = -1
 """Position of a missing frame, in a gap that the source tolerates."""
 AMOUNTS = ("rainfall_rate", "vil")
@@ -124,7 +126,7 @@ class Stored:
         slots, starts, size = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
         for run in np.split(np.arange(stamps.size), np.flatnonzero(~joined) + 1):
             if run.size and inside[run[0]]:
-                slots.append(_slots(run, stamps, self.attrs))
+                slots.append(_slots(run, timeline))
                 starts.append(np.arange(size, size + slots[-1].size - length + 1, stride))
                 size += slots[-1].size
         order, self.starts, self.length = np.concatenate(slots), np.concatenate(starts), length
@@ -152,6 +154,8 @@ class Stored:
         if span.sequences:
             chosen = {label for label in set(labels.tolist()) if any(fnmatchcase(label, p) for p in span.sequences)}
             inside &= np.isin(labels.astype(str), sorted(chosen))
+        if "step" in timeline:
+            inside &= _usual_step(timeline["step"].values, inside)
         return inside
 
     def _weights(self, timeline: xr.Dataset, order: np.ndarray) -> np.ndarray:
@@ -338,11 +342,21 @@ def _chosen(held: Sequence[str], wanted: str, settings: WindowSettings, span: Sp
     )
 
 
-def _slots(run: np.ndarray, stamps: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
-    """Place the frames of a run at multiples of the cadence, with ``MISSING`` in its gaps."""
-    if not attrs.get("tolerated_gap"):
+def _usual_step(steps: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Tell which frames came at the step that most of a span have: a network learns one step."""
+    values, counts = np.unique(steps[inside], return_counts=True)
+    same: np.ndarray = steps == values[counts.argmax()] if values.size else np.ones(steps.size, bool)
+    if left := int((inside & ~same).sum()):
+        log.warning("%d frames are left out: their step is not %d s", left, values[counts.argmax()])
+    return same
+
+
+def _slots(run: np.ndarray, timeline: xr.Dataset) -> np.ndarray:
+    """Place the frames of a run at multiples of its step, with ``MISSING`` in its gaps."""
+    if not timeline.attrs.get("tolerated_gap"):
         return run
-    steps = np.rint((stamps[run] - stamps[run[0]]) / np.timedelta64(int(attrs["cadence_seconds"]), "s")).astype(int)
+    stamps, seconds = timeline["time"].values[run], int(timeline["step"].values[run[-1]])
+    steps = np.rint((stamps - stamps[0]) / np.timedelta64(seconds, "s")).astype(int)
     slots = np.full(steps[-1] + 1, MISSING)
     slots[steps] = run
     return slots

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NoReturn
 
 import numpy as np
 import xarray as xr
 
+from nowcast.core.cadence import newest_step, stated_cadence
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ForecastError
 from nowcast.core.provenance import BRIDGED, Entry, stamp
@@ -126,7 +128,7 @@ def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, chan
     stamps, events = cube["time"].values, event_labels(cube)
     end = stamps.size - 1 if time is None else _position(stamps, time)
     first = int(np.flatnonzero(events[: end + 1] == events[end])[0])
-    cadence = int(cube.attrs.get("cadence_seconds", 0)) or _step(stamps[first : end + 1])
+    cadence = _step(cube, slice(first, end + 1))
     limit = np.timedelta64(round((MOST_BRIDGED + 1 + STEP_TOLERANCE) * cadence), "s")
     gaps = np.flatnonzero(np.diff(stamps[first : end + 1]) > limit)
     start = first + (gaps[-1] + 1 if gaps.size else 0)
@@ -148,7 +150,19 @@ def _position(stamps: np.ndarray, time: datetime | np.datetime64) -> int:
     return int(found[0])
 
 
-def _step(stamps: np.ndarray) -> int:
+def _step(cube: xr.Dataset, past: slice) -> int:
+    """Find the step at the last of some frames: what the store found, else from their times."""
+    if "step" in cube.coords:
+        return int(cube["step"].values[past][-1]) or _unknown_step()
+    stamps = cube["time"].values[past]
+    if "cadence_seconds" in cube.attrs:
+        return newest_step(stamps, **stated_cadence(cube.attrs)) or _unknown_step()
     if stamps.size < 2:
-        raise ForecastError("one frame and no stated cadence: the step is unknown")
+        _unknown_step()
     return int(np.median(np.diff(stamps[-RECENT_STEPS:]) / np.timedelta64(1, "s")))
+
+
+def _unknown_step() -> NoReturn:
+    raise ForecastError(
+        "the step is unknown: one frame, whose file states none; wait for the next, or set cadence_seconds"
+    )

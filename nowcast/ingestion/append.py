@@ -12,9 +12,11 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
+from nowcast.core.cube import Identity, identity
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.ingestion import quality
 from nowcast.ingestion.decode import DecodedItem, Pixels
+from nowcast.ingestion.memory import Memory
 from nowcast.ingestion.quality import Before
 from nowcast.readers import Item
 from nowcast.store import Extension, FrameStore
@@ -38,6 +40,17 @@ class Summary:
     """Flag of the quality control -> frames that were taken with it."""
     newest: datetime | None = None
     """Newest time in the store afterwards, UTC."""
+    left_out: int = 0
+    """Frames of other products than the one that was chosen."""
+    remembered: int = 0
+    """Files that were refused before and have not changed: they are not opened, and not named, again."""
+    last_refusal: str = ""
+    """Why the last of them was."""
+    contradictions: list[str] = field(default_factory=list)
+    """What the times of a live feed say against its stated step, one sentence each."""
+    failure: str = ""
+    """Why nothing could be taken of what landed, or that the source cannot be read; "" where something was taken, and
+    where nothing landed."""
 
 
 # --- what the store holds -------------------------------------------------------------------------
@@ -57,7 +70,7 @@ class _Contents:
     """Last frame of every sequence, for the quality control of the next."""
 
     @classmethod
-    def of(cls, store: FrameStore, settings: QualitySettings) -> _Contents:
+    def of(cls, store: FrameStore) -> _Contents:
         contents = cls()
         if not store.exists():
             return contents
@@ -71,7 +84,7 @@ class _Contents:
             contents.add((sequence, time), fingerprint, source)
         if set(quality.LABELS) <= set(kept):
             kept["time"] = kept["time"].astype("datetime64[s]")
-            quality.compare(kept, contents.before, settings, cadence=None)
+            contents.before = quality.resume(kept)
         return contents
 
     def add(self, key: tuple[str, int], fingerprint: str, source: str) -> None:
@@ -106,11 +119,28 @@ Write = Callable[[Extension, Pieces], Sequence[Any]]
 class Appender:
     """Sorts what was read into new, known, changed and refused, and has it written."""
 
-    def __init__(self, store: FrameStore, settings: QualitySettings) -> None:
+    def __init__(
+        self, store: FrameStore, settings: QualitySettings, *, context: object = None, cadence: int = 0
+    ) -> None:
+        """Look at what the store holds.
+
+        Args:
+            store: Where frames go.
+            settings: Quality control.
+            context: With what files are chosen and read, see ``Memory``.
+            cadence: Seconds between frames as the operator states it; 0: the times decide.
+        """
         self.store, self.settings, self.summary = store, settings, Summary()
         self.fitting: set[bytes] = set()
         """Kinds that the store takes."""
-        self.contents = _Contents.of(store, settings)
+        self.contents = _Contents.of(store)
+        self.identity = store.identity()
+        """Product of the store; None until the first frame that fits makes it known."""
+        self.cadence = cadence
+        self.memory = Memory(store, (context, settings.model_dump_json()), set(self.contents.sources))
+        self.opened, self.rejected, self.sources_at_fault = 0, 0, list[str]()
+        """Items that were opened; those of them that were refused or left out; sentences on sources."""
+        self._identities: dict[bytes, Identity] = {}
 
     def is_new(self, item: Item) -> bool:
         """Tell whether an item was not read before; a file that cannot even be looked at is left to the reader."""
@@ -125,8 +155,13 @@ class Appender:
     def batch(self, prepared: Sequence[DecodedItem], write: Write) -> list[DecodedItem]:
         """Write the new frames of a batch; return the items that hold others too."""
         others = []
-        self.summary.refused += [one.refused for one in prepared if one.refused]
-        for group in _without_repeats([one for one in prepared if one.like is not None]):
+        self.opened += len(prepared)
+        for one in prepared:
+            if one.refused:
+                self._refuse(one, one.refused, until=one.until)
+            self.summary.left_out += one.left_out
+            self.rejected += one.left_out > 0
+        for group in _without_repeats([one for one in prepared if one.like is not None and self._belongs(one)]):
             pieces = [
                 (one, [index for index, key in enumerate(one.keys) if key not in self.contents.frames]) for one in group
             ]
@@ -136,6 +171,30 @@ class Appender:
             self.contents.seen.add(one.signature)
         return others
 
+    def _refuse(self, one: DecodedItem, reason: str, *, until: float | None = None, by_store: bool = False) -> None:
+        self.rejected += 1
+        self.summary.refused.append(reason)
+        self.memory.keep(one.item.path, reason=reason, until=until, by_store=by_store)
+
+    def _belongs(self, one: DecodedItem) -> bool:
+        """Refuse frames of another product than the store's: it is part of what a frame is, as its time is."""
+        assert one.like is not None
+        if one.kind not in self._identities:
+            self._identities[one.kind] = identity(one.like).ordered()
+        own = self._identities[one.kind]
+        if self.identity is None and self.store.exists():  # made before stores knew their product
+            try:
+                self.store.check(one.like)
+            except BadInput as error:
+                self._refuse(one, f"{one.item}: {error}", by_store=True)
+                return False
+        self.identity = self.identity or own
+        if own == self.identity:
+            return True
+        remedy = f"take it into another store, or choose by feed.product or --product, such as {str(own)!r}"
+        self._refuse(one, f"{one.item}: is {own}, and the store holds {self.identity}; {remedy}.", by_store=True)
+        return False
+
     def _add(self, pieces: Pieces, write: Write) -> None:
         """Commit items together, or in halves where something does not fit, until only that is refused."""
         try:
@@ -143,7 +202,7 @@ class Appender:
         except BadInput as error:
             if len(pieces) == 1:
                 log.debug("%s does not fit", pieces[0][0].item, exc_info=True)
-                self.summary.refused.append(f"{pieces[0][0].item}: {error}")
+                self._refuse(pieces[0][0], f"{pieces[0][0].item}: {error}", by_store=True)
                 return
             half = len(pieces) // 2
             self._add(pieces[:half], write)
@@ -158,7 +217,7 @@ class Appender:
         labels = {key: np.concatenate([_picked(one, key)[new] for one, new in pieces]) for key in first.labels}
         growth = self.store.extend(first.like, len(labels["time"]), event=first.event)
         # in order of arrival: how items were put together must not show
-        labels["status"] = quality.compare(labels, before, self.settings, cadence=growth.cadence)
+        labels["status"] = quality.compare(labels, before, self.settings, cadence=growth.cadence, override=self.cadence)
         for kind, like in {one.kind: one.like for one, _ in pieces if one.like is not None}.items():
             if kind not in self.fitting:
                 growth.check(like)
@@ -194,11 +253,38 @@ class Appender:
             self.contents.digests[place], self.contents.sources[place] = fingerprint, one.signature
             self.summary.revised += 1
 
+    def refuse_source(self, reason: str, *, idle: bool) -> None:
+        """Refuse a source that holds nothing to read; that is no fault of one in which nothing landed yet."""
+        self.summary.refused.append(reason)
+        if not idle:
+            self.sources_at_fault.append(reason)
+
     def finished(self) -> Summary:
-        """Return the summary, with the newest time in the store."""
+        """Keep what became of the files, and return the summary."""
+        summary, memory = self.summary, self.memory
+        memory.taken = set(self.contents.sources)
+        for path in memory.found:  # those without a reason: taken, left out, or without an item
+            memory.keep(path)
+        memory.save()
+        summary.remembered = memory.refused
+        summary.last_refusal = next(reversed(memory.reasons()), "") if memory.refused else ""
+        summary.known += memory.known - memory.refused
+        summary.failure = self._failure()
         if self.contents.frames:
-            self.summary.newest = datetime.fromtimestamp(max(time for _, time in self.contents.frames), UTC)
-        return self.summary
+            summary.newest = datetime.fromtimestamp(max(time for _, time in self.contents.frames), UTC)
+            self.store.state_cadence(self.cadence)
+            summary.contradictions = self.store.contradictions()
+        return summary
+
+    def _failure(self) -> str:
+        """Say why nothing was taken although something landed, or could not even be looked for."""
+        summary = self.summary
+        if summary.taken or summary.revised or not summary.refused:
+            return ""
+        if self.opened and self.rejected >= self.opened:
+            landed = f"{self.opened} items" if self.opened > 1 else "One item"
+            return f"{landed} landed and none was taken: {summary.refused[0]}"
+        return self.sources_at_fault[0] if self.sources_at_fault and not summary.known else ""
 
 
 def _picked(one: DecodedItem, key: str) -> np.ndarray:

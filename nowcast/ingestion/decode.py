@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
-from nowcast.core.cube import channels, digest, impossible
+from nowcast.core.cube import channels, digest, identity, impossible
 from nowcast.core.errors import BadInput, MissingExtra
 from nowcast.ingestion import quality
 from nowcast.readers import Item, get
@@ -33,7 +33,7 @@ Pixels = dict[str, tuple[np.ndarray | Compressed, Packing | None]]
 """Channel -> (frame, row, column), and how it is packed."""
 Found = tuple[str, Item]
 """Name of a reader, and what it is to read."""
-Inspect = Callable[[Item, str, xr.Dataset | None], "DecodedItem"]
+Inspect = Callable[[Item, str, xr.Dataset], "DecodedItem"]
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +56,11 @@ class DecodedItem:
     size: int = 0
     """Bytes of the pixels, wherever they are."""
     refused: str = ""
+    """Why it was not taken."""
+    until: float | None = None
+    """When a refused item is to be looked at again, seconds since 1970; None: when it changes."""
+    left_out: int = 0
+    """Number of frames of another product than was chosen."""
 
     @property
     def keys(self) -> list[tuple[str, int]]:
@@ -72,30 +77,29 @@ class DecodedItem:
         }
 
 
-def _read(found: Found) -> tuple[Item, str, xr.Dataset | None]:
-    """Read an item: itself, its signature and Cube; or what is wrong with it in one sentence, and None."""
-    name, item = found
-    try:
-        return item, item.signature, get(name).read(item)
-    except (BadInput, MissingExtra) as error:
-        log.debug("%s is refused", item, exc_info=True)
-        return item, str(error), None
-    except OSError as error:
-        log.warning("%s cannot be read: %s", item, error, exc_info=True)
-        return item, f"{item.path}: cannot be read now ({error.strerror or error}); it is tried again.", None
-
-
 def inspect(
-    item: Item, signature: str, cube: xr.Dataset | None, *, now: datetime | None, settings: QualitySettings
+    item: Item, signature: str, cube: xr.Dataset, *, now: datetime | None, settings: QualitySettings, product: str = ""
 ) -> DecodedItem:
-    """Check what was read, and pack it."""
-    if cube is None:
-        return DecodedItem(item, refused=signature)
+    """Check what was read, and pack it.
+
+    Args:
+        item: What was read.
+        signature: Of the item, before it was read.
+        cube: What it holds.
+        now: Time of arrival, UTC; None: the clock.
+        settings: Quality control.
+        product: Which one is wanted, see ``cube.Identity.fits``; others are left out.
+    """
+    if not identity(cube).fits(product):
+        return DecodedItem(item, left_out=cube.sizes["time"])
     labels = {str(key): variable.values for key, variable in cube.variables.items() if variable.dims == ("time",)}
     try:
         clipped = quality.clip(cube, settings)
         plain = {channel: packed(cube.variables[channel], channel) for channel in channels(cube)}
         labels |= quality.measure(cube, settings, pixels=plain, now=now, where=item)
+    except quality.FromFuture as error:
+        log.debug("%s is refused", item, exc_info=True)
+        return DecodedItem(item, refused=str(error), until=error.until)
     except BadInput as error:
         log.debug("%s is refused", item, exc_info=True)
         return DecodedItem(item, refused=str(error))
@@ -115,8 +119,21 @@ def inspect(
 
 
 def prepare(found: Found, inspect: Inspect) -> DecodedItem:
-    """Read, check and pack an item."""
-    return inspect(*_read(found))
+    """Read, check and pack an item; or say in one sentence what is wrong with it."""
+    name, item = found
+    try:
+        signature, cube = item.signature, get(name).read(item)
+    except BadInput as error:
+        log.debug("%s is refused", item, exc_info=True)
+        return DecodedItem(item, refused=str(error))
+    except MissingExtra as error:
+        log.debug("%s is refused", item, exc_info=True)
+        return DecodedItem(item, refused=str(error), until=0.0)  # may be mended without a change of the file
+    except OSError as error:
+        log.warning("%s cannot be read: %s", item, error, exc_info=True)
+        sentence = f"{item.path}: cannot be read now ({error.strerror or error}); it is tried again."
+        return DecodedItem(item, refused=sentence, until=0.0)
+    return inspect(item, signature, cube)
 
 
 def decode_all(found: Sequence[Found], inspect: Inspect) -> list[DecodedItem]:

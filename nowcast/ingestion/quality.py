@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
+from nowcast.core.cadence import newest_step
 from nowcast.core.cube import channels, impossible
 from nowcast.core.errors import BadInput
 from nowcast.core.units import get_quantity
@@ -54,6 +55,8 @@ NEIGHBOURS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
 """Of a pixel, without itself."""
 SPECKS = 20
 """Lone wet pixels below this number are no speckle."""
+REMEMBERED = 16
+"""Newest frames from which the step of a live feed is found."""
 TIME_TOLERANCE = 0.25
 """Share of a step by which a frame may miss its time."""
 
@@ -72,6 +75,17 @@ class Before:
     wet: float
     missing: float
     """Lowest missing share of the sequence so far."""
+    times: tuple[np.datetime64, ...] = ()
+    """Its newest frames, of a live feed: they tell the step."""
+
+
+class FromFuture(BadInput):
+    """A frame from the future, which comes true in time."""
+
+    def __init__(self, where: object, time: np.datetime64, until: datetime) -> None:
+        super().__init__(where, f"is from the future ({time} UTC)", "check the clocks of sender and receiver")
+        self.until = until.timestamp()
+        """Seconds since 1970 from which it is none."""
 
 
 def clip(cube: xr.Dataset, settings: QualitySettings) -> np.ndarray:
@@ -158,7 +172,12 @@ def labelled(cube: xr.Dataset, labels: Mapping[str, np.ndarray]) -> xr.Dataset:
 
 
 def compare(
-    labels: Mapping[str, np.ndarray], before: dict[str, Before], settings: QualitySettings, *, cadence: float | None
+    labels: Mapping[str, np.ndarray],
+    before: dict[str, Before],
+    settings: QualitySettings,
+    *,
+    cadence: float | None,
+    override: float = 0,
 ) -> np.ndarray:
     """Complete the status of frames by what only their predecessors show.
 
@@ -166,7 +185,9 @@ def compare(
         labels: ``time``, ``sequence`` and ``LABELS`` of frames in order of time.
         before: Last frame of every sequence; brought up to date.
         settings: Limits.
-        cadence: Seconds between the frames of a live feed.
+        cadence: Seconds between the frames of a live feed as their files state it, 0 where they do not; None for
+            events.
+        override: Seconds between them as the operator states it; 0: the times decide.
 
     Returns:
         int16, the sum of the ``FLAGS``. A frame that comes later than a younger one is not compared.
@@ -178,11 +199,35 @@ def compare(
         if last is not None and time <= last.time:
             continue
         step = 0.0 if last is None else float((time - last.time) / np.timedelta64(1, "s"))
+        times = () if cadence is None else (*(last.times if last else ())[1 - REMEMBERED :], time)
         if last is not None:
-            status[index] |= _changes(last, step, wet, missing, settings, cadence)
+            usual = None if cadence is None else newest_step(np.array(times), hint=cadence, override=override)
+            status[index] |= _changes(last, step, wet, missing, settings, usual)
         lowest = missing if last is None else min(missing, last.missing)
-        before[sequence] = Before(time, step, wet, lowest)
+        before[sequence] = Before(time, step, wet, lowest, times)
     return status
+
+
+def resume(labels: Mapping[str, np.ndarray]) -> dict[str, Before]:
+    """Find the last frame of every sequence of a store, as ``compare`` leaves it.
+
+    Args:
+        labels: ``time``, ``sequence`` and ``LABELS`` of all frames in order of arrival.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, word in enumerate(labels["sequence"].tolist()):
+        groups.setdefault(word, []).append(index)
+    return {word: _last({name: labels[name][part] for name in ("time", *LABELS)}) for word, part in groups.items()}
+
+
+def _last(labels: Mapping[str, np.ndarray]) -> Before:
+    """Find the last frame of a sequence; frames that came later than a younger one do not count."""
+    time, seconds = labels["time"], labels["time"].astype(np.int64)
+    youngest = np.concatenate([[True], seconds[1:] > np.maximum.accumulate(seconds)[:-1]])
+    times, missing = time[youngest], labels["missing_share"][youngest]
+    step = float((times[-1] - times[-2]) / np.timedelta64(1, "s")) if times.size > 1 else 0.0
+    wet = float(labels["wet_share"][youngest][-1])
+    return Before(times[-1], step, wet, float(missing.min()), tuple(times[-REMEMBERED:]))
 
 
 def _changes(
@@ -254,5 +299,7 @@ def _speckled(wet: np.ndarray, count: int, most: float) -> bool:
 def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, where: object) -> None:
     limit = now + timedelta(minutes=settings.clock_slack_minutes)
     latest = cube.variables["time"].values.max().astype("datetime64[s]")
-    if latest > np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "s"):
-        raise BadInput(where, f"is from the future ({latest} UTC)", "check the clocks of sender and receiver")
+    ahead = latest - np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "s")
+    if ahead > np.timedelta64(0):
+        until = now + timedelta(seconds=int(ahead / np.timedelta64(1, "s")))
+        raise FromFuture(where, latest, until)

@@ -48,6 +48,14 @@ class Report:
     known: int = 0
     revised: int = 0
     refused: list[str] = field(default_factory=list)
+    left_out: int = 0
+    """Frames of other products than the chain's."""
+    remembered: int = 0
+    """Files that were refused in an earlier cycle and have not changed."""
+    contradictions: list[str] = field(default_factory=list)
+    """What the times of the frames say against their stated step."""
+    failure: str = ""
+    """Why no frame was taken although something landed, or that the feed cannot be read; forecasts go on."""
     newest: datetime | None = None
     """Newest frame, UTC."""
     issued: list[str] = field(default_factory=list)
@@ -65,8 +73,8 @@ class Report:
 
     @property
     def idle(self) -> bool:
-        """Whether no frame came and nothing was left to do."""
-        return not (self.taken or self.revised or self.issued or self.scored)
+        """Whether no frame came and nothing was left to do; a failure is not idle."""
+        return not (self.failure or self.taken or self.revised or self.issued or self.scored)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
@@ -101,14 +109,7 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
     """
     started, stores = perf_counter(), Stores.of(settings)
     with _one_at_a_time(settings), device_lock.hold(device_lock.device_id()):
-        summary = ingest(
-            settings.feed.reader,
-            [settings.feed.source],
-            stores.frames,
-            now=now,
-            settings=settings.feed.quality,
-            progress=progress,
-        )
+        summary = _ingest(settings, stores, now=now, progress=progress)
         if summary.newest is None:
             return _report(summary, started)
         log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
@@ -137,8 +138,7 @@ def backfill(
     """
     started, stores = perf_counter(), Stores.of(settings)
     with _one_at_a_time(settings):
-        feed = settings.feed
-        summary = Summary() if dry_run else ingest(feed.reader, [feed.source], stores.frames, settings=feed.quality)
+        summary = Summary() if dry_run else _ingest(settings, stores)
         if not stores.frames.exists():
             return _report(summary, started)
         times = [time for time in _in_utc(stores.frames.times()) if start <= time < end]
@@ -152,6 +152,23 @@ def backfill(
                 progress(done, len(times), f"{due.time:%Y-%m-%d %H:%M}")
         issuing.worker.release()
         return _score_and_publish(settings, stores, summary, issuing, started, since=start)
+
+
+def _ingest(
+    settings: Operations, stores: Stores, *, now: datetime | None = None, progress: Progress | None = None
+) -> Summary:
+    """Bring what is new in the feed into the store of frames."""
+    feed = settings.feed
+    return ingest(
+        feed.reader,
+        [feed.source],
+        stores.frames,
+        now=now,
+        settings=feed.quality,
+        product=feed.product,
+        cadence=feed.cadence_seconds,
+        progress=progress,
+    )
 
 
 def _run_shadow(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
@@ -259,7 +276,8 @@ def _expire_versions(settings: Operations, stores: Stores) -> None:
 
 
 def _report(summary: Summary, started: float, **more: object) -> Report:
-    counts = {name: getattr(summary, name) for name in ("taken", "known", "revised", "refused", "newest")}
+    names = {"taken", "known", "revised", "refused", "left_out", "remembered", "contradictions", "failure", "newest"}
+    counts = {name: getattr(summary, name) for name in names}
     return Report(**counts, seconds=perf_counter() - started, **more)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ A reader is a module with
 - ``CADENCE``: seconds between frames of a live feed, or None where sequences are labelled or where
   each cube says it itself (``cadence_seconds``);
 - ``PATTERNS``: globs of the names of its files;
+- ``FILE_BY_FILE = False`` where ``find`` needs to see all files of a folder, not only the new ones;
 - ``recognises(path) -> bool``: whether a file of such a name is really its own, from the names of its
   folders and a look at its head; may raise on a damaged file, which counts as no;
 - ``find(source) -> Iterator[Item]``: the readable items of a file or folder, in time order or in that
@@ -116,6 +117,8 @@ class Door:
         self.module = module
         self.TITLE, self.LICENCE = module.TITLE, module.LICENCE
         self.CADENCE, self.PATTERNS = module.CADENCE, module.PATTERNS
+        self.FILE_BY_FILE = getattr(module, "FILE_BY_FILE", True)
+        """Whether ``find`` needs no other files of a folder than the new ones."""
 
     def recognises(self, path: Path) -> bool:
         """Whether an unpacked file is of this source."""

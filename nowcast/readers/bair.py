@@ -33,6 +33,7 @@ from nowcast.readers.items import Item, files, fits, natural, part, parts, walk
 TITLE = "BAIR robot pushing"
 LICENCE = "see arXiv:1710.05268, Berkeley AI Research"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("traj_*.tfrecords", "[0-9]*.png")
 
 FORM = "a file of BAIR trajectories"

@@ -37,6 +37,7 @@ from nowcast.readers.items import Item, files, part
 TITLE = "CIKM AnalytiCup 2017 radar reflectivity of Shenzhen"
 LICENCE = "competition and research use, Shenzhen Meteorological Bureau and Alibaba Group"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("train.txt", "test[AB].txt", "test[AB]", "*.h5")
 
 FORM = "a CIKM 2017 file"

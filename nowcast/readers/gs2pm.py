@@ -42,6 +42,7 @@ from nowcast.readers.items import Item
 TITLE = "GS2PM collection"
 LICENCE = "none stated; the terms of each original data set hold"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("input*.png", "ground_truth*.png")
 
 FRAMES = [f"{part}{number}.png" for part in ("input", "ground_truth") for number in range(1, 11)]

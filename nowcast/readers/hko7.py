@@ -36,6 +36,7 @@ from nowcast.readers.items import Item, files
 TITLE = "HKO-7 radar reflectivity around Hong Kong"
 LICENCE = "research use under an undertaking to the Hong Kong Observatory"
 CADENCE = 360
+FILE_BY_FILE = False
 PATTERNS = ("RAD*.png",)
 
 SHAPE = (480, 480)

@@ -31,6 +31,7 @@ from nowcast.readers.items import ITEM_BYTES, Item, natural
 TITLE = "Human3.6M pictures"
 LICENCE = "academic use under the licence of Human3.6M (vision.imar.ro/human3.6m)"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("S*.jpg", "train.txt", "test.txt")
 
 LISTS = ("train", "test")

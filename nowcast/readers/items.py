@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from nowcast.core.errors import BadInput
 from nowcast.readers.forecasts import lead
 
+log = logging.getLogger(__name__)
 ITEM_BYTES = 2**26
 """An item decodes to about this at most, as float32: what a worker holds in memory."""
 SUFFIXES = re.compile(r"(?:[.-][A-Za-z][A-Za-z0-9]*)+$")
 """Of a name: ``.tar.gz``, ``-hd5``."""
+
+
+class News(Protocol):
+    """What is new in folders, for those who look into them again and again."""
+
+    root: Path
+    """Folder that is looked into; others are not part of it."""
+    found: list[Path]
+    """Files that were found to be new and of names that a reader takes."""
+
+    def look(self, folder: Path) -> tuple[list[str], list[str]]:
+        """List the folders in a folder, and its files that are new or changed."""
+
+    @property
+    def known(self) -> int:
+        """Number of files that were left out because they need not be opened."""
+
+
+NEWS: ContextVar[News | None] = ContextVar("NEWS", default=None)
+"""Where it is set, ``walk`` and ``files`` leave out what is known, and find nothing where nothing is new."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,8 @@ class Item:
 def files(source: Path, *patterns: str) -> list[Path]:
     """Find files under ``source`` (or itself) of names that fit one of the patterns, in natural order of their names.
 
-    Hidden files are left out: transfers write them before they rename. So are forecasts, which are no observations.
+    Hidden files are left out: transfers write them before they rename. So are forecasts, which are no observations, and
+    what is no news, see ``NEWS``.
 
     Raises:
         BadInput: If ``source`` does not exist or holds no such file.
@@ -60,25 +85,56 @@ def files(source: Path, *patterns: str) -> list[Path]:
         for name in names
         if fits(name, patterns) and not name.startswith(".")
     ]
+    news = _news_of(source)
+    if news:
+        news.found += named
     found = [path for path in named if not lead(path.name) and path.is_file()]
     if named and not found:
         raise BadInput(source, "holds no observed composite", "give analyses, of lead 000")
-    if not found:
+    if not found and not (news and news.known):
         raise BadInput(source, f"holds no file named {' or '.join(patterns)}", "check the path and the reader")
     return sorted(found, key=lambda path: (natural(path.name), str(path)))
 
 
 def walk(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk through a folder as ``os.walk`` does, and through the folders that links lead to, each of them once."""
-    seen = set()
-    for place, folders, names in os.walk(source, followlinks=True):
-        about = os.stat(place)  # noqa: PTH116
-        if (about.st_dev, about.st_ino) in seen:
-            folders.clear()
+    """Walk through a folder as ``os.walk`` does, and through the folders that links lead to, each of them once.
+
+    Files that are no news are left out, see ``NEWS``.
+    """
+    if not source.is_dir():
+        return
+    seen, waiting, look = set(), [source], (_news_of(source) or _Everything()).look
+    while waiting:
+        place = waiting.pop()
+        try:
+            about = place.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            folders, names = look(place)
+        except OSError as error:
+            if place == source:
+                raise
+            log.warning("%s cannot be listed: %s", place, error)
             continue
-        seen.add((about.st_dev, about.st_ino))
         folders.sort(key=natural)
-        yield Path(place), folders, names
+        yield place, folders, names
+        waiting += [place / name for name in reversed(folders)]
+
+
+class _Everything:
+    def look(self, folder: Path) -> tuple[list[str], list[str]]:
+        with os.scandir(folder) as entries:
+            parts: tuple[list[str], list[str]] = [], []
+            for entry in entries:
+                parts[not entry.is_dir()].append(entry.name)
+            return parts
+
+
+def _news_of(source: Path) -> News | None:
+    """Return what is new there; None where all is wanted, as in what was unpacked."""
+    news = NEWS.get()
+    return news if news and (source == news.root or news.root in source.parents) else None
 
 
 def fits(name: str, patterns: tuple[str, ...]) -> bool:

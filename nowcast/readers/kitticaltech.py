@@ -46,6 +46,7 @@ from nowcast.readers.items import ITEM_BYTES, Item, files, natural, part
 TITLE = "KITTI to Caltech driving films"
 LICENCE = "KITTI: CC BY-NC-SA 3.0; Caltech Pedestrian: see data.caltech.edu/records/f6rph-90m20"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("X_*.hkl", "data_cache.npy", "train_data.npy", "test_data.npy", "V*.seq")
 
 FORM = "a file of KITTI or Caltech frames"

@@ -36,6 +36,7 @@ from nowcast.readers.items import ITEM_BYTES, Item, walk
 TITLE = "KTH human actions"
 LICENCE = "non-commercial use, KTH Royal Institute of Technology (csc.kth.se/cvap/actions)"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("person*.avi", "image_*.jpg")
 
 CLIP = re.compile(r"(person(\d\d)_(boxing|handclapping|handwaving|jogging|running|walking)_d\d)(_uncomp)?")

@@ -44,6 +44,7 @@ from nowcast.readers.items import Item, files, natural, part, parts
 TITLE = "MeteoNet radar data of Meteo-France"
 LICENCE = "Etalab Open Licence 2.0, Meteo-France"
 CADENCE = 300
+FILE_BY_FILE = False
 PATTERNS = ("rainfall_[NS][WE]_*.npz", "reflectivity_*_[NS][WE]_*.npz", "*.h5")
 
 FORM = "a MeteoNet file"

@@ -35,6 +35,7 @@ from nowcast.readers.items import ITEM_BYTES, Item, files, part, parts
 TITLE = "Moving MNIST"
 LICENCE = "MNIST digits: CC BY-SA 3.0, Y. LeCun and C. Cortes; clips: see arXiv:1502.04681"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("*mnist*_test_seq.npy", "moving-mnist-*.npz", "*-images?idx3-ubyte", "*-images?idx3-ubyte.gz")
 
 FORM = "a set of Moving MNIST"

@@ -50,6 +50,7 @@ from nowcast.readers.rasters import metric_crs
 TITLE = "SEVIR storm events"
 LICENCE = "open data, MIT Lincoln Laboratory (registry.opendata.aws/sevir)"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("CATALOG.csv", "SEVIR_*.h5", "nowcast_training*.h5", "nowcast_testing*.h5")
 
 CATALOG = "CATALOG.csv"

@@ -31,6 +31,7 @@ from nowcast.readers.items import Item, files, fits, natural, walk
 
 TITLE = "Shanghai-2020 radar reflectivity"
 LICENCE = "see doi:10.5281/zenodo.7251972"
+FILE_BY_FILE = False
 PATTERNS = ("Z_RADR*.png",)
 CADENCE = 345
 """Of the pictures alone: a volume scan takes 5 min 45 s; examples are labelled sequences."""

@@ -34,6 +34,7 @@ from nowcast.readers.items import Item, files, natural, part
 TITLE = "Shanghai radar composite reflectivity"
 LICENCE = "see doi:10.7910/DVN/2GKMQJ"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("*.png", "*.h5")
 
 FORM = "Shanghai radar data"

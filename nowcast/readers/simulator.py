@@ -27,6 +27,7 @@ from nowcast.readers.weather import QUANTUM, Simulator, simulate
 TITLE = "simulated rain"
 LICENCE = "none needed: simulated"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("*.simulator.yaml",)
 
 LARGEST_FILE = 2**16

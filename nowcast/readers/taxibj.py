@@ -26,6 +26,7 @@ from nowcast.readers.items import ITEM_BYTES, Item, files, part, parts
 TITLE = "TaxiBJ crowd flows of Beijing"
 LICENCE = "research use, Microsoft Research (arXiv:1610.00081)"
 CADENCE = None
+FILE_BY_FILE = False
 PATTERNS = ("dataset.npz",)
 
 FORM = "TaxiBJ's dataset.npz"

@@ -42,6 +42,7 @@ from nowcast.readers.rasters import MOST_PIXELS
 
 TITLE = "Gridded rain or reflectivity in CF Zarr"
 LICENCE = "as stated by the producer; see the attribute institution"
+FILE_BY_FILE = False
 PATTERNS = ("zarr.json", ".zmetadata", ".zgroup")
 CADENCE = None
 """Differs by source: every cube carries its own, see ``cf``."""

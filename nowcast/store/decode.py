@@ -10,6 +10,7 @@ import zarr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from nowcast.core.cadence import HINT, stated_cadence, step_of_frames
 from nowcast.core.cube import label_runs
 from nowcast.core.units import QUANTITIES
 from nowcast.store.packing import Packing
@@ -63,7 +64,7 @@ class _ByTable(BackendArray):
 def in_order(cube: xr.Dataset) -> xr.Dataset:
     """Sort the frames of a Cube along ``time`` within each sequence, and label the runs of a live feed.
 
-    Coordinate ``position`` says where a frame lies on disk.
+    Coordinate ``position`` says where a frame lies on disk, ``step`` how far apart the frames of a live feed are then.
     """
     stamps, labels = cube["time"].values, cube["sequence"].values
     live = not any(labels)
@@ -73,11 +74,18 @@ def in_order(cube: xr.Dataset) -> xr.Dataset:
     known = list(QUANTITIES)  # a listing of a store has no order of its own
     cube = cube[sorted(map(str, cube.data_vars), key=lambda name: (known.index(name) if name in known else -1, name))]
     cube = cube.assign_coords(position=("time", order, {"long_name": "order of arrival"}))
-    if live and "cadence_seconds" in cube.attrs:
-        gap = int(cube.attrs.get("tolerated_gap", 0))
-        runs = label_runs(cube["time"].values, cube.attrs["cadence_seconds"], tolerated_gap=gap)
-        cube = cube.assign_coords(sequence=("time", runs))
-    return cube
+    return _with_steps(cube) if live and "cadence_seconds" in cube.attrs else cube
+
+
+def _with_steps(cube: xr.Dataset) -> xr.Dataset:
+    """Label the frames of a live feed with their step and run; ``cadence_seconds`` becomes the present step."""
+    stated = stated_cadence(cube.attrs)
+    steps = step_of_frames(cube["time"].values, **stated)
+    runs = label_runs(cube["time"].values, steps, tolerated_gap=int(cube.attrs.get("tolerated_gap", 0)))
+    about = {"units": "s", "long_name": "time since the frame before, in an unbroken run"}
+    cube = cube.assign_coords(sequence=("time", runs), step=("time", steps, about))
+    present = int(steps[-1]) if steps.size else int(stated["override"] or stated["hint"])
+    return cube.assign_attrs({"cadence_seconds": present, HINT: int(stated["hint"])})
 
 
 def _group(labels: np.ndarray, stamps: np.ndarray) -> np.ndarray:

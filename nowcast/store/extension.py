@@ -19,6 +19,8 @@ from nowcast.store import schema
 from nowcast.store.chunk_io import Compressed, Frames
 from nowcast.store.packing import Packing
 
+IDENTITY = ("product", "accumulation_seconds", "level")
+"""Attributes that tell the product of a store."""
 log = logging.getLogger(__name__)
 
 Pixels = Mapping[str, tuple[np.ndarray | Compressed, Packing | None]]
@@ -32,6 +34,8 @@ class Extension:
         self.path, self.session = path, session
         group = zarr.open_group(session.store, mode="a")
         self.arrays = dict(group.arrays()) or schema.create(group, like, "time", event)
+        if "accumulation_seconds" in like.attrs and "accumulation_seconds" not in group.attrs:
+            group.attrs.update(schema.plain({name: like.attrs[name] for name in IDENTITY}))  # made before identities
         self.cadence = cast(float | None, group.attrs.get("cadence_seconds"))
         """Seconds between the frames of a live feed."""
         self.start = self.arrays["time"].shape[0]

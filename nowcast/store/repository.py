@@ -25,6 +25,8 @@ import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 
+from nowcast.core.cadence import OVERRIDE, contradictions, stated_cadence
+from nowcast.core.cube import Identity, identity
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
 from nowcast.store import schema
@@ -341,6 +343,43 @@ class FrameStore(Store):
         arrays = {name: cast(zarr.Array[Any], group[name]) for name in names}
         return {name: (Frames(array), Packing.of(array.dtype, array.attrs)) for name, array in arrays.items()}
 
+    def identity(self) -> Identity | None:
+        """Read which product it holds; None where nothing is there yet, and of stores older than identities."""
+        group = self._group()
+        if group is None or "accumulation_seconds" not in group.attrs:
+            return None
+        names = [name for name, array in group.arrays() if _dimensions(array) == ("time", "y", "x")]
+        return identity(group.attrs, names).ordered()
+
+    def check(self, like: xr.Dataset) -> None:
+        """Refuse frames that do not fit beside those that are here.
+
+        Raises:
+            BadInput: See ``schema.check_same``.
+        """
+        if group := self._group():
+            schema.check_same(dict(group.arrays()), like, self.along, self.path, whole=True)
+
+    def state_cadence(self, seconds: int) -> None:
+        """Keep the seconds between frames that the operator states; 0: their times decide."""
+        group = self._group()
+        if group is None or "cadence_seconds" not in group.attrs or group.attrs.get(OVERRIDE, 0) == seconds:
+            return
+        with self.writing():
+            session = self._writable()
+            zarr.open_group(session.store, mode="a").attrs[OVERRIDE] = seconds
+            commit(session, f"State a step of {seconds} s" if seconds else "State no step", None)
+
+    def contradictions(self) -> list[str]:
+        """Say what the times of a live feed say against its stated step; see ``cadence.contradictions``."""
+        group = self._group()
+        if group is None or "cadence_seconds" not in group.attrs:
+            return []
+        return contradictions(self.times(), **stated_cadence(group.attrs))
+
+    def _group(self) -> zarr.Group | None:
+        return zarr.open_group(self._session().store, mode="r") if self.exists() else None
+
     def extend(self, like: xr.Dataset, count: int, *, event: int = 1) -> Extension:
         """Open the store for ``count`` more frames; makes it if there is none. To be called under ``writing``.
 
@@ -409,6 +448,10 @@ def open_store(path: Place, *, version: str | None = None) -> xr.Dataset:
 # --- what it holds --------------------------------------------------------------------------------
 
 
+def _dimensions(array: zarr.Array[Any]) -> tuple[str | None, ...]:
+    return tuple(cast(Any, array.metadata).dimension_names or ())
+
+
 def _along(dataset: xr.Dataset) -> str:
     """Find the dimension that grows."""
     return "time" if "time" in dataset.dims else "run"
@@ -431,9 +474,19 @@ def _facts(dataset: xr.Dataset) -> dict[str, object]:
     if along == "time":
         seconds = dataset.attrs.get("cadence_seconds")
         facts["cadence"] = "per sequence" if seconds is None else f"{seconds} s"
+        facts |= _contradicted(dataset)
+        facts["product"] = str(identity(dataset))
         facts["sequences"] = int(np.unique(dataset["sequence"].values.astype(str)).size)
         facts["gaps"] = _gaps(dataset)
     return facts
+
+
+def _contradicted(cube: xr.Dataset) -> dict[str, object]:
+    """Say what the times of a live feed say against its stated step."""
+    if "cadence_seconds" not in cube.attrs:
+        return {}
+    said = contradictions(cube["time"].values, **stated_cadence(cube.attrs))
+    return {"step": said} if said else {}
 
 
 def _gaps(cube: xr.Dataset) -> list[str]:
@@ -441,7 +494,7 @@ def _gaps(cube: xr.Dataset) -> list[str]:
     if "cadence_seconds" not in cube.attrs or cube.sizes["time"] < 2:
         return []
     stamps = cube["time"].values.astype("datetime64[s]")
-    step = np.diff(stamps) / np.timedelta64(int(cube.attrs["cadence_seconds"]), "s")
+    step = np.diff(stamps) / cube["step"].values[1:].astype("timedelta64[s]")
     return [
         f"{stamps[index]}Z to {stamps[index + 1]}Z ({step[index] - 1:.0f} frames)"
         for index in np.flatnonzero(step > 1.5)

@@ -20,6 +20,8 @@ from nowcast.store import ForecastStore, FrameStore, Place, ScoreStore
 from nowcast.verification import scores as score
 
 RUNS_PER_COMMIT = 64
+LATE = 0.25
+"""Share of the step by which an observed frame may miss the time that a forecast is valid at."""
 Pair = tuple[int, int, str]
 """Lead step, position of the observed frame, digest of that frame."""
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
@@ -150,12 +152,12 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, table: xr.Dataset) -> list[
     A frame that was corrected since it was scored is scored again.
     """
     place = {key: index for index, key in enumerate(keys(runs))}
-    frame = {key: index for index, key in enumerate(zip(observed["time"].values, event_labels(observed), strict=True))}
+    find = _finder(observed)
     leads, scored = runs["lead_time"].values, table["observed_digest"].values
     seen = observed["digest"].values if "digest" in observed.coords else observed["time"].values.astype(str)
     rows = []
     for row, key in enumerate(keys(table)):
-        valid = [(lead, frame.get((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
+        valid = [(lead, find((key[0] + step, key[1]))) for lead, step in enumerate(leads)]
         pairs = [
             (lead, index, seen[index])
             for lead, index in valid
@@ -164,6 +166,28 @@ def _pending(runs: xr.Dataset, observed: xr.Dataset, table: xr.Dataset) -> list[
         if pairs and key in place:
             rows.append((row, place[key], pairs))
     return rows
+
+
+def _finder(observed: xr.Dataset) -> Callable[[tuple[np.datetime64, str]], int | None]:
+    """Make the function that finds the observed frame of a (time, event).
+
+    Frames of a live feed may be early or late by a share of their step, as those that forecasts start from.
+    """
+    stamps = observed["time"].values
+    exact = {key: index for index, key in enumerate(zip(stamps, event_labels(observed), strict=True))}
+    if "step" not in observed.coords:
+        return exact.get
+    slack = (1e9 * LATE * observed["step"].values).astype("timedelta64[ns]")
+
+    def nearest(key: tuple[np.datetime64, str]) -> int | None:
+        if key in exact:
+            return exact[key]
+        after = int(np.searchsorted(stamps, key[0]))
+        near = [index for index in (after - 1, after) if 0 <= index < stamps.size]
+        best = min(near, key=lambda index: abs(stamps[index] - key[0]), default=None)
+        return best if best is not None and abs(stamps[best] - key[0]) <= slack[best] else None
+
+    return nearest
 
 
 def _score_batch(

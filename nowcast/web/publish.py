@@ -24,6 +24,7 @@ import xarray as xr
 
 from nowcast.config import AgeLimits
 from nowcast.core import cube, provenance
+from nowcast.core.cadence import contradictions, stated_cadence
 from nowcast.core.errors import BadInput
 from nowcast.core.files import UNFINISHED, atomic_folder, write_atomic
 from nowcast.core.grid import Grid
@@ -100,6 +101,7 @@ def publish(
         "title": title,
         "attribution": _attribution(observed),
         "cadence_s": observed.attrs.get("cadence_seconds"),
+        "notes": _notes(observed),
         **_legend(site, name, grid, picture),
         "age_minutes": {"amber": age.amber, "red": age.red},
         "observed": frames,
@@ -113,6 +115,13 @@ def publish(
     write_atomic(site / MANIFEST, _json(manifest))
     _remove_unnamed(site, manifest, retain)
     return site / MANIFEST
+
+
+def _notes(observed: xr.Dataset) -> list[str]:
+    """Say what the times of a live feed say against its stated step."""
+    if "cadence_seconds" not in observed.attrs:
+        return []
+    return contradictions(observed["time"].values, **stated_cadence(observed.attrs))
 
 
 def _legend(site: Path, name: str, grid: Grid, picture: Picture) -> Json:

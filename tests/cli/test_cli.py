@@ -214,3 +214,40 @@ def test_a_model_that_cannot_run_says_why(tmp_path: Path) -> None:
     out = tmp_path / "x.nc"
     assert "is a network" in refused("forecast", "--store", path, "--model", "convlstm", "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_nothing_possible_is_no_success(tmp_path: Path, again: bool) -> None:
+    """A cycle fails when files land and none is taken; they are named once. A person who asks again is told again."""
+    feed = tmp_path / "feed"
+    feed.mkdir()
+    (feed / "bad.h5").write_text("not a radar file")
+    arguments = ["ingest", "knmi", str(feed), "--store", str(tmp_path / "frames")]
+    results = [CliRunner().invoke(cli.app, arguments) for _ in range(1 + again)]
+    assert results[-1].exit_code == 1
+    assert "bad.h5" in results[-1].output
+    assert ("refused before 1" in results[-1].output.replace("\n", " ")) is again
+
+
+def test_a_cycle_that_takes_nothing_of_what_landed_exits_1(tmp_path: Path) -> None:
+    (tmp_path / "feed").mkdir()
+    chain = [f"feed.source={tmp_path / 'feed'}", f"site={tmp_path / 'site'}", "registry=null"]
+    chain += [f"{name}={tmp_path / name}" for name in ("store", "forecasts", "scores", "netcdf")]
+    assert CliRunner().invoke(cli.app, ["cycle", "operations/demo.yaml", *chain]).exit_code == 0
+    (tmp_path / "feed" / "bad.h5").write_text("not a radar file")
+    result = CliRunner().invoke(cli.app, ["cycle", "operations/demo.yaml", *chain])
+    assert result.exit_code == 1
+    assert "failed: One item landed and none was taken" in result.output
+    assert CliRunner().invoke(cli.app, ["cycle", "operations/demo.yaml", *chain]).exit_code == 0
+
+
+def test_a_choice_and_a_step_are_said(tmp_path: Path) -> None:
+    store = str(tmp_path / "frames")
+    frames = [str(path) for path in SAMPLE[:4]]
+    result = CliRunner().invoke(cli.app, ["ingest", "knmi", *frames, "--store", store, "--product", "nothing"])
+    assert "of another product 4" in result.output
+    result = CliRunner().invoke(cli.app, ["ingest", "knmi", *frames, "--store", store, "--cadence", "600"])
+    assert "cadence_seconds is set to 600 s" in " ".join(result.output.split())
+    shown = " ".join(CliRunner().invoke(cli.app, ["show", store]).output.split())
+    assert "cadence_seconds is set to 600 s" in shown
+    assert "rainfall_rate" in shown

@@ -111,6 +111,12 @@ def test_idle_report_is_skipped_and_leaves_no_artifact(monkeypatch: pytest.Monke
     assert state.message == "No new frame; newest none, 1 refused."
 
 
+def test_a_chain_that_takes_nothing_of_what_landed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
+    state = report.outcome(Report(refused=["a"], failure="One item landed and none was taken: a"), key="cycle")
+    assert (state.type, state.message) == ("FAILED", "One item landed and none was taken: a")
+
+
 def test_busy_report_is_completed_with_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     artifacts: list[dict] = []
     monkeypatch.setattr(report, "create_markdown_artifact", lambda **artifact: artifacts.append(artifact))

@@ -331,7 +331,7 @@ def test_workers_do_not_show(
     same(tmp_path / "store", source[2])
     assert [done for done, _, _ in names] == list(range(1, names[0][1] + 1))
     assert len({name for _, _, name in names}) == len(names)
-    assert len(found.refused) == (2 if source[0] == "knmi" else 0)
+    assert len(found.refused) == (3 if source[0] == "knmi" else 0)
 
 
 class Cut(Exception):

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import h5py
 import icechunk
+import numpy as np
 import pytest
 
 from nowcast.config import Operations
@@ -146,3 +148,58 @@ def test_two_cycles_do_not_overlap(chain: Operations) -> None:
         cycle._one_at_a_time(chain),
     ):
         pass
+
+
+# --- nothing done, nothing to do, nothing possible -------------------------------------------------
+
+
+def other_grid(path: Path) -> None:
+    """Make a KNMI file one of another grid, as after a change upstream."""
+    with h5py.File(path, "r+") as file:
+        pixels = file["image1/image_data"][:-5]
+        del file["image1/image_data"]
+        file["image1/image_data"] = pixels
+        file["geographic"].attrs["geo_number_rows"] = np.int32(760)
+        del file["geographic"].attrs["geo_product_corners"]
+
+
+def test_a_chain_that_refuses_everything_fails_and_goes_on(chain: Operations) -> None:
+    land(chain, 0, 1)
+    cycle.cycle(chain)
+    shutil.rmtree(chain.forecasts)
+    land(chain, 2)
+    other_grid(chain.feed.source / FRAMES[2].name)
+    report = cycle.cycle(chain)
+    assert "One item landed and none was taken: " in report.failure
+    assert "is on another y" in report.failure
+    assert not report.idle
+    assert report.issued == ["persistence 2010-08-26T04:10Z ok"]
+    assert report.published
+    after = cycle.cycle(chain)
+    assert (after.failure, after.idle, after.refused, after.remembered) == ("", True, [], 1)
+    land(chain, 3)
+    assert not cycle.cycle(chain).failure
+
+
+def test_a_feed_that_is_gone_is_a_failure(chain: Operations) -> None:
+    land(chain, 0)
+    cycle.cycle(chain)
+    shutil.rmtree(chain.feed.source)
+    for _ in range(2):
+        report = cycle.cycle(chain)
+        assert "does not exist" in report.failure
+        assert not report.idle
+    chain.feed.source.mkdir()
+    assert cycle.cycle(chain).idle
+
+
+def test_the_chain_takes_the_product_and_the_step_that_it_names(chain: Operations) -> None:
+    land(chain, 0, 1)
+    feed = chain.feed.model_copy(update={"product": "no such one", "cadence_seconds": 600})
+    report = cycle.cycle(chain.model_copy(update={"feed": feed}))
+    assert (report.taken, report.left_out, report.failure) == (0, 2, "")
+    report = cycle.cycle(chain.model_copy(update={"feed": feed.model_copy(update={"product": "rainfall_rate"})}))
+    assert (report.taken, report.left_out) == (2, 0)
+    assert Store(chain.store).read().attrs["cadence_seconds"] == 600
+    assert not cycle.cycle(chain).failure
+    assert Store(chain.store).read().attrs["cadence_seconds"] == 300

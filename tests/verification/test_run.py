@@ -160,3 +160,16 @@ def test_a_run_from_the_very_time_asked_for_is_looked_at(tmp_path: Path) -> None
     wanted = [synthetic.START + index * synthetic.STEP for index in (4, 6)]
     assert sums["forecast_reference_time"].values.tolist() == [time.item() for time in wanted]
     assert count == 4
+
+
+def test_frames_of_trembling_times_are_scored(tmp_path: Path) -> None:
+    times = [0, 290, 615, 895, 1200, 1530]
+    for index, seconds in enumerate(times):
+        frame = synthetic.cube([index])
+        moved = synthetic.START + np.timedelta64(seconds, "s")
+        FrameStore(tmp_path / "frames").append(
+            frame.assign_coords(time=("time", np.array([moved], "datetime64[ns]"))), message="m"
+        )
+    at = synthetic.START + np.timedelta64(times[3], "s")
+    fallbacks.issue(str(tmp_path / "frames"), str(tmp_path / "f"), PRODUCTS[:1], leads=3, fallback=(), time=at)
+    assert score(tmp_path)[0] == 2

@@ -66,6 +66,7 @@ async function accept(fresh) {
   manifest = fresh;
   document.title = $("title").textContent = manifest.title;
   $("attribution").textContent = manifest.attribution;
+  $("notes").textContent = (manifest.notes ?? []).map((note) => `${note}.`).join(" ");
   if (!manifest.products.includes(state.model)) state.model = manifest.products[0] ?? null;
   paintColours();
   paintPictureLinks();
