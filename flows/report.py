@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nowcast.operations.cycle import Report
 
 DATA = "data:image/png;base64,"
+SKIPPED = "Skipped"
+"""Name of the state of a flow that had nothing to do."""
 UPDATE_SECONDS = 1.0
 """Least seconds between two updates of a progress bar."""
 
@@ -39,7 +41,7 @@ def outcome(report: Report, *, key: str) -> State[None]:
 
 def skipped(reason: str) -> State[None]:
     """Make the final state of a flow that had nothing to do: completed, but named Skipped."""
-    return Completed(name="Skipped", message=reason)
+    return Completed(name=SKIPPED, message=reason)
 
 
 def markdown(report: Report) -> str:

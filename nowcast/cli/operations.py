@@ -62,7 +62,9 @@ def up(
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address that server and page listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
-    page_port: Annotated[int, typer.Option(help="Port of the page.")] = 8000,
+    page_port: Annotated[
+        int | None, typer.Option(help="Port of the page; by default that of the settings, or a free one from 8000.")
+    ] = None,
 ) -> None:
     """Run the Prefect server, all deployments and the page, in one command.
 
@@ -74,7 +76,7 @@ def up(
 
 
 def run(
-    flow: Annotated[str, typer.Argument(help="cycle, verify, backfill, train-convlstm, ...")],
+    flow: Annotated[str, typer.Argument(help="cycle, verify, backfill, train-convlstm, ...; cycle/knmi: of a domain.")],
     parameters: Annotated[list[str] | None, typer.Argument(help="key=value (YAML values).")] = None,
     watch: Annotated[bool, typer.Option(help="Wait for the end; exit 2 if it fails.")] = False,
 ) -> None:

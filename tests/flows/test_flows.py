@@ -146,17 +146,37 @@ def test_cycle_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, operations
     seen: list[config.Operations] = []
     monkeypatch.setattr(chain, "cycle", lambda settings: seen.append(settings) or Report())
     _due(monkeypatch, timedelta(seconds=20))
-    assert cycle.cycle.fn(str(operations), ("leads=3",)).name == "Skipped"
+    assert cycle.cycle.fn(str(operations), ("leads=3", "every_minutes=100000")).name == "Skipped"
     assert [settings.leads for settings in seen] == [3]
 
 
-def test_cycle_due_more_than_one_interval_ago_is_left_to_a_newer_one(
-    monkeypatch: pytest.MonkeyPatch, operations: Path
-) -> None:
-    monkeypatch.setattr(chain, "cycle", lambda settings: pytest.fail("a late cycle worked"))
+def test_a_late_cycle_works_on_the_newest_frame(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
+    monkeypatch.setattr(chain, "cycle", lambda settings: BUSY)
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
     _due(monkeypatch, timedelta(minutes=12))
-    state = cycle.cycle.fn(str(operations))
-    assert (state.name, state.message) == ("Skipped", "Due 12 minutes ago; a newer cycle does its work.")
+    assert cycle.cycle.fn(str(operations)).name == "Completed"
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(20, 1), (275, 1), (291, 2), (301, 2), (900, 2)])
+def test_a_cycle_looks_again_if_another_was_due_and_cancelled_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, operations: Path, seconds: int, times: int
+) -> None:
+    """Its schedule is every five minutes; it started eight seconds early, as Prefect does."""
+    clock = [cycle.ANCHOR - timedelta(seconds=8)]
+    monkeypatch.setattr(cycle, "datetime", SimpleNamespace(now=lambda zone: clock[0]))
+    run = SimpleNamespace(scheduled_start_time=cycle.ANCHOR)
+    monkeypatch.setattr(cycle, "runtime", SimpleNamespace(flow_run=run))
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
+    made: list[Report] = []
+
+    def work(settings: config.Operations) -> Report:
+        clock[0] += timedelta(seconds=1 if made else seconds + 8)
+        made.append(Report() if made else BUSY)
+        return made[-1]
+
+    monkeypatch.setattr(chain, "cycle", work)
+    assert cycle.cycle.fn(str(operations), ("every_minutes=5",)).name == "Completed"
+    assert len(made) == times
 
 
 @pytest.mark.parametrize(("scored", "name"), [(0, "Skipped"), (7, "Completed")])
