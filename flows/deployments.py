@@ -90,7 +90,8 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
     Raises:
         ConfigError: If the operations file is refused.
     """
-    every = config.load(config.Operations, operations, overrides).every_minutes
+    settings = config.load(config.Operations, operations, overrides)
+    every, archive = settings.every_minutes, {"archive": settings.store}
     chain: dict[str, Any] = {"config": operations} | ({"overrides": list(overrides)} if overrides else {})
     tags, recipes = ("operations",), _recipes()
     return [
@@ -112,10 +113,12 @@ def deployments(operations: str, overrides: Sequence[str] = ()) -> list[Deployme
         Deployment("promote-model", "nowcast.flows.models.promote", chain, tags),
         Deployment("rollback-model", "nowcast.flows.models.rollback", chain, tags),
         Deployment("ingest", "nowcast.flows.ingest.ingest", {}, ("data",)),
-        Deployment("benchmark", "nowcast.flows.benchmark.benchmark", {"config": BENCHMARK}, ("training",), pool="gpu"),
-        *(_training(model, recipes.get(model)) for model in trainable()),
+        Deployment(
+            "benchmark", "nowcast.flows.benchmark.benchmark", {"config": BENCHMARK} | archive, ("training",), pool="gpu"
+        ),
+        *(_training(model, recipes.get(model), archive) for model in trainable()),
         *(
-            Deployment(f"finetune-{model}", f"nowcast.flows.finetune.{model}", {}, ("training",), pool="gpu")
+            Deployment(f"finetune-{model}", f"nowcast.flows.finetune.{model}", archive, ("training",), pool="gpu")
             for model in trainable()
             if len(model_class(model).tunings) > 1
         ),
@@ -127,9 +130,9 @@ def trainable() -> list[str]:
     return [name for name in MODELS if model_class(name).trainable]
 
 
-def _training(model: str, recipe: str | None) -> Deployment:
+def _training(model: str, recipe: str | None, archive: dict[str, str]) -> Deployment:
     """Make the deployment that trains a network; without a shipped recipe, every run must name one."""
-    parameters = {"recipe": recipe} if recipe else {}
+    parameters = ({"recipe": recipe} if recipe else {}) | archive
     return Deployment(f"train-{model}", f"nowcast.flows.train.{model}", parameters, ("training",), pool="gpu")
 
 

@@ -244,12 +244,13 @@ def test_the_form_of_a_training_says_what_every_field_is(flow: Flow) -> None:
 
 def test_the_form_of_a_tuning_offers_its_methods() -> None:
     assert finetune.gs2pm.parameters.properties["method"]["enum"] == ["vp", "fp"]
-    assert finetune.gs2pm.parameters.required == ["base", "store"]
+    assert finetune.gs2pm.parameters.required == ["base"]
 
 
 def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[tuple] = []
     monkeypatch.setattr(train, "fit", lambda settings, **how: seen.append((settings, how)) or "best")
+    monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     train.convlstm.fn(
         str(tmp_path / "recipe.yaml"),
@@ -263,6 +264,23 @@ def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.M
     trainer = settings.trainer
     assert (settings.name, trainer.minutes, trainer.batch_size, trainer.wet_weight) == ("mine", 2.5, 3, 8)
     assert how == {"key": "train-convlstm", "resume": True, "score_windows": 0, "register_in": None}
+
+
+def test_a_training_without_a_store_takes_the_archive_only_in_place_of_what_only_we_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive = synthetic.make_store(tmp_path / "frames", range(60))
+    seen: list[config.Recipe] = []
+    monkeypatch.setattr(train, "fit", lambda settings, **how: seen.append(settings) or "best")
+    train.gs2pm.fn("training/gs2pm-debug.yaml", archive=archive)
+    assert {span.store for span in (*seen[0].train, *seen[0].valid)} == {archive}
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    with pytest.raises(ConfigError, match=r"a, b: not found"):
+        train.convlstm.fn(str(tmp_path / "recipe.yaml"), archive=archive)
+    train.convlstm.fn(str(tmp_path / "recipe.yaml"), store=archive)
+    assert {span.store for span in seen[1].train} == {archive}
+    with pytest.raises(ConfigError, match="no store to tune on"):
+        finetune.gs2pm.fn("a.safetensors")
 
 
 def test_a_tuning_refuses_the_checkpoint_of_another_network(tmp_path: Path) -> None:
@@ -331,6 +349,7 @@ class TestRuns:
                 assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
             return Path("runs/tiny/best.safetensors")
 
+        monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
         monkeypatch.setitem(sys.modules, "nowcast.training.run", SimpleNamespace(train=fit))
         made = train.convlstm(str(tmp_path / "recipe.yaml"), score_windows=0)
         assert made == "runs/tiny/best.safetensors"
@@ -381,6 +400,7 @@ class TestRuns:
             return tmp_path / "leaderboard.md"
 
         monkeypatch.setitem(sys.modules, "nowcast.benchmark.run", SimpleNamespace(benchmark=compare))
+        monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
         assert benchmark.benchmark(deployments.BENCHMARK) == str(tmp_path / "leaderboard.md")
 
 
@@ -409,6 +429,7 @@ def test_a_training_registers_its_result(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(train, "concurrency", lambda *_, **__: nullcontext())
     for name in ("create_markdown_artifact", "progress_bar"):
         monkeypatch.setattr(train, name, lambda *_, **__: None)
+    monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
     monkeypatch.setitem(sys.modules, "nowcast.training.run", SimpleNamespace(train=lambda *_, **__: made))
     train.convlstm.fn(str(tmp_path / "recipe.yaml"), score_windows=0, register_in=str(file))
     (event,) = promotion.open_registry(settings).events
