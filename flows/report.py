@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 if TYPE_CHECKING:
     from nowcast.ingestion.append import Summary
     from nowcast.operations.cycle import Report
 
 DATA = "data:image/png;base64,"
+INCOMPLETE = "Incomplete"
+"""Name of the state of a cycle of which a step failed, while the others went on."""
 SKIPPED = "Skipped"
 """Name of the state of a flow that had nothing to do."""
 UPDATE_SECONDS = 1.0
@@ -36,7 +38,10 @@ def outcome(report: Report, *, key: str) -> State[None]:
         return skipped(f"No new frame; newest {_time(report.newest)}, {len(report.refused)} refused.")
     create_markdown_artifact(key=key, markdown=markdown(report))
     done = {"frames taken": report.taken + report.revised, "forecasts": len(report.issued), "scored": report.scored}
-    return Completed(message=", ".join(f"{name}: {count}" for name, count in done.items()))
+    message = ", ".join(f"{name}: {count}" for name, count in done.items())
+    if report.failures:
+        return Failed(name=INCOMPLETE, message=f"{'; '.join(report.failures)}. The rest was done: {message}")
+    return Completed(message=message)
 
 
 def skipped(reason: str) -> State[None]:
@@ -56,7 +61,12 @@ def markdown(report: Report) -> str:
         "Seconds": f"{report.seconds:.1f}",
     }
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    lists = {"Forecasts": report.issued, "In the shadow": report.shadowed, "Refused": report.refused}
+    lists = {
+        "Failed": report.failures,
+        "Forecasts": report.issued,
+        "In the shadow": report.shadowed,
+        "Refused": report.refused,
+    }
     return "\n".join([*table, *(line for title, lines in lists.items() for line in _listed(title, lines))])
 
 

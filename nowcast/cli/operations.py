@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from nowcast.cli import forecasts
+from nowcast.cli.failures import WRONG
 from nowcast.cli.options import AsJson, Overrides
 from nowcast.cli.output import console, print_json, print_report, progress_bar, score_table
+
+if TYPE_CHECKING:
+    from nowcast.operations.cycle import Report
 
 
 def demo(
@@ -50,11 +54,18 @@ def cycle(
         report = once(load(config, overrides or ()), progress=progress)
     if json:
         print_json(vars(report) | {"idle": report.idle})
-        return
+    else:
+        _print_cycle(report)
+    if report.failures:
+        raise typer.Exit(WRONG)
+
+
+def _print_cycle(report: Report) -> None:
     frames = f"newest {report.newest}: taken {report.taken}, revised {report.revised}, refused {len(report.refused)}"
     done = f"{report.scored} forecast frames scored, page {report.published}, {report.seconds:.1f} s"
     shadow = [f"in the shadow: {line}" for line in report.shadowed]
-    print_report([frames, *report.refused, *report.issued, done, *shadow])
+    failed = [f"failed: {line}" for line in report.failures]
+    print_report([frames, *report.refused, *report.issued, done, *shadow, *failed])
 
 
 def up(

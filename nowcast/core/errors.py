@@ -10,6 +10,7 @@
     +-- RegistryError     what a registry of checkpoints does not do            (ValueError)
     +-- ForecastError     a model that cannot make this forecast                (ValueError)
     +-- TrainingError     a training that cannot go on                          (RuntimeError)
+    +-- DiskError         a file that cannot be written: the disk is full       (OSError)
     +-- BusyError         another process has the work in hand
     +-- DeploymentError   a Prefect server, runner or flow run that failed
     +-- ClusterError      a Dask scheduler that does not answer                 (ConnectionError)
@@ -56,6 +57,10 @@ class WeightsError(NowcastError, ValueError):
 
 class StoreError(NowcastError, RuntimeError):
     """A store that cannot be opened, read or written."""
+
+
+class DiskError(NowcastError, OSError):
+    """A file that cannot be written: the disk is full, or not ours to write on."""
 
 
 class RegistryError(NowcastError, ValueError):

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from nowcast import config, readers
 from nowcast.config import Operations
 from nowcast.core import device_lock
 from nowcast.core.errors import BusyError, ConfigError, OptionError
+from nowcast.core.locks import Timeout, locked
 from nowcast.forecasting.fallback import issue
 from nowcast.forecasting.netcdf import export
 from nowcast.ingestion.append import Summary
@@ -59,11 +59,13 @@ class Report:
     """Time until the page was published."""
     shadowed: list[str] = field(default_factory=list)
     """One line per forecast of a challenger, and per failure."""
+    failures: list[str] = field(default_factory=list)
+    """One line per step that failed, while the others went on."""
 
     @property
     def idle(self) -> bool:
         """Whether no frame came and nothing was left to do."""
-        return not (self.taken or self.revised or self.issued or self.scored)
+        return not (self.taken or self.revised or self.issued or self.scored or self.failures)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
@@ -110,11 +112,13 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
             return _report(summary, started)
         log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
         times = _frames_due(settings, stores.frames, summary.newest)
-        issued = _issue(settings, stores, times)
+        failures: list[str] = []
+        issued = _issue(settings, stores, times, failures)
         log.info("forecasts issued: %s", ", ".join(issued) or "none")
-        report = _score_and_publish(settings, stores, summary, issued, started)
+        report = _score_and_publish(settings, stores, summary, issued, started, failures)
         log.info("%d forecast frames scored, page %s", report.scored, report.published)
-        _expire_versions(settings, stores)
+        with _apart("old versions", failures):
+            _expire_versions(settings, stores)
     return report if report.idle else replace(report, shadowed=_run_shadow(settings, times, started))
 
 
@@ -140,8 +144,9 @@ def backfill(
         if dry_run:
             due = [f"{time:%Y-%m-%dT%H:%MZ}" for time in times if _due(time, settings.issue_every_minutes)]
             return _report(summary, started, issued=due)
-        issued = _issue(settings, stores, times, progress)
-        return _score_and_publish(settings, stores, summary, issued, started, since=start)
+        failures: list[str] = []
+        issued = _issue(settings, stores, times, failures, progress)
+        return _score_and_publish(settings, stores, summary, issued, started, failures, since=start)
 
 
 def _run_shadow(settings: Operations, times: Sequence[datetime], started: float) -> list[str]:
@@ -154,23 +159,29 @@ def _run_shadow(settings: Operations, times: Sequence[datetime], started: float)
 
 
 def _issue(
-    settings: Operations, stores: Stores, times: Sequence[datetime], progress: Progress | None = None
+    settings: Operations,
+    stores: Stores,
+    times: Sequence[datetime],
+    failures: list[str],
+    progress: Progress | None = None,
 ) -> list[str]:
     lines: list[str] = []
     for done, time in enumerate(times, 1):
         if not _due(time, settings.issue_every_minutes):
             continue
-        lines += issue(
-            stores.frames,
-            stores.forecasts,
-            settings.makers,
-            fallback=settings.fallback,
-            leads=settings.leads,
-            time=time,
-            channel=settings.quantity,
-        )
-        if settings.netcdf:
-            export(stores.forecasts, time, settings.netcdf)
+        with _apart("forecasts", failures):
+            lines += issue(
+                stores.frames,
+                stores.forecasts,
+                settings.makers,
+                fallback=settings.fallback,
+                leads=settings.leads,
+                time=time,
+                channel=settings.quantity,
+            )
+        if settings.netcdf and stores.forecasts.exists():
+            with _apart("NetCDF", failures):
+                export(stores.forecasts, time, settings.netcdf)
         if progress:
             progress(done, len(times), f"{time:%Y-%m-%d %H:%M}")
     return lines
@@ -182,27 +193,33 @@ def _score_and_publish(
     summary: Summary,
     issued: list[str],
     started: float,
+    failures: list[str],
     since: datetime | None = None,
 ) -> Report:
-    """Score what became verifiable, publish the page, and report."""
+    """Score what became verifiable, publish the page, and report; what fails does not stop the rest."""
     if not stores.forecasts.exists():
-        return _report(summary, started)
-    newest = summary.newest or datetime.now(UTC)
-    scored = verify(
-        *stores,
-        thresholds=settings.thresholds,
-        lpips=settings.lpips,
-        since=since or newest - timedelta(hours=24),
-    )
-    published = publish_site(settings, stores)
-    return _report(summary, started, issued=issued, scored=scored, published=published)
+        return _report(summary, started, failures=failures)
+    newest, scored, published = summary.newest or datetime.now(UTC), 0, None
+    with _apart("scores", failures):
+        scored = verify(
+            *stores,
+            thresholds=settings.thresholds,
+            lpips=settings.lpips,
+            since=since or newest - timedelta(hours=24),
+        )
+    with _apart("page", failures):
+        published = publish_site(settings, stores)
+    if settings.map_leads:
+        with _apart("maps", failures):
+            draw_maps(settings, stores)
+    return _report(summary, started, issued=issued, scored=scored, published=published, failures=failures)
 
 
 def publish_site(settings: Operations, stores: Stores) -> Path:
-    """Bring the page of a chain up to date with its stores."""
+    """Bring the page of a chain up to date with its stores, without the map images."""
     observed, forecasts = stores.frames.read(), stores.forecasts.read()
     scores = stores.scores.read() if stores.scores.exists() else None
-    manifest = publish(
+    return publish(
         observed,
         forecasts,
         scores,
@@ -216,9 +233,12 @@ def publish_site(settings: Operations, stores: Stores) -> Path:
         keep_observed=settings.keep_observed,
         replay=settings.replay,
     )
-    if settings.map_leads:
-        publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
-    return manifest
+
+
+def draw_maps(settings: Operations, stores: Stores) -> list[Path]:
+    """Draw the newest run as map images beside the page."""
+    observed, forecasts = stores.frames.read(), stores.forecasts.read()
+    return publish_maps(observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity)
 
 
 def _frames_due(settings: Operations, frames: FrameStore, newest: datetime) -> list[datetime]:
@@ -256,15 +276,22 @@ def _report(summary: Summary, started: float, **more: object) -> Report:
 
 
 @contextmanager
+def _apart(step: str, failures: list[str]) -> Iterator[None]:
+    """Note that a step failed, whatever the reason: the steps after it go on."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s", step, error, exc_info=True)
+        failures.append(f"{step}: {error}")
+
+
+@contextmanager
 def _one_at_a_time(settings: Operations) -> Iterator[None]:
     """Hold the lock of a chain, whose cycles must not overlap; it is released if the process dies."""
     settings.site.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(settings.site / ".cycle.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(f"{settings.site}: another cycle is running; let it finish.") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(settings.site / ".cycle.lock", seconds=0))
+        except Timeout:
+            raise BusyError(f"{settings.site}: another cycle is running; let it finish.") from None
         yield
-    finally:
-        lock.release()

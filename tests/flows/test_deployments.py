@@ -33,6 +33,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.concurrency.sync import concurrency
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
@@ -43,6 +44,7 @@ from nowcast.flows import deployments, processes, up
 from nowcast.flows.deployments import Deployment
 from nowcast.flows.processes import Mark
 from nowcast.models import MODELS, model_class
+from tests import synthetic
 from tests.conftest import OPERATIONS, free_port
 from tests.paths import ROOT
 
@@ -356,13 +358,10 @@ class TestBox:
 
     def test_trainings_take_turns_and_a_cycle_does_not_wait_for_them(self, box: Box) -> None:
         """Those that wait have no process; beside one that hangs, scheduled cycles complete."""
-        recipe = box.operations.parent / "fifo.yaml"
-        os.mkfifo(recipe)  # opening it waits for somebody who writes
-        runs = [up.run_deployment_by_name("train-convlstm", {"recipe": str(recipe)}) for _ in range(6)]
-        wait_for(lambda: _states(runs).count("RUNNING") == 1, what="training", log=box.log)
-        before = _cycles("west")
-        wait_for(lambda: _cycles("west") >= before + 2, what="cycle beside a training", log=box.log)
-        assert sorted(_states(runs)) == ["RUNNING"] + ["SCHEDULED"] * 5
+        store = synthetic.make_store(box.operations.parent / "archive", range(60))
+        with concurrency("gpu", strict=True):  # the first training waits for it with its process
+            runs = [up.run_deployment_by_name("train-gs2pm", {"store": store}) for _ in range(6)]
+            _beside_trainings(box, runs)
         with get_client(sync_client=True) as client:
             for run in reversed(runs):
                 client.set_flow_run_state(run.id, Cancelling(), force=True)
@@ -383,7 +382,7 @@ class TestBox:
         east = domain(box.operations.parents[1] / "east", box.api).start()
         try:
             east.ready()
-            before, west = _cycles("west"), next(iter(sorted(box.parts())))
+            before, west = _cycles("west"), box.runner()
             wait_for(lambda: _cycles("west") > before, what="cycle of the first domain", log=box.log)
             assert _parameters("cycle/west") == {"config": str(box.operations)}
             assert _parameters("cycle/east") == {"config": str(east.operations)}
@@ -394,12 +393,19 @@ class TestBox:
             assert left
             east.start().ready()
             assert not left & {process.pid for process, _ in processes.marked()}
-            assert west in box.parts()
+            assert west == box.runner()
         finally:
             east.stop()
         assert "The Prefect server goes on for west." in east.log.read_text()
         assert up.answers(box.api)
         assert not east.parts()
+
+
+def _beside_trainings(box: Box, runs: list[FlowRun]) -> None:
+    wait_for(lambda: _states(runs).count("RUNNING") == 1, what="training", log=box.log)
+    before = _cycles("west")
+    wait_for(lambda: _cycles("west") >= before + 2, what="cycle beside a training", log=box.log)
+    assert sorted(_states(runs)) == ["RUNNING"] + ["SCHEDULED"] * 5
 
 
 def _states(runs: list[FlowRun]) -> list[str]:
