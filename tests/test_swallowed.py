@@ -30,7 +30,10 @@ from tests.paths import ROOT, SAMPLE
 NO_FAILURE = {
     "nowcast/cli/failures.py": {"PackageNotFoundError": "run from a checkout: no extras are known"},
     "nowcast/core/code_digest.py": {"PackageNotFoundError": "what is not there has no version"},
-    "nowcast/core/device_lock.py": {"BlockingIOError": "the lock is taken: what is asked"},
+    "nowcast/core/device_lock.py": {
+        "BlockingIOError": "the lock is taken: what is asked",
+        "FileNotFoundError": "the lock file is made",
+    },
     "nowcast/core/files.py": {
         "OSError": "another process removes the same leftovers",
         "ProcessLookupError": "whether a process lives: what is asked",

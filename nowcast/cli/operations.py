@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,9 @@ from nowcast.cli.output import console, print_json, print_report, progress_bar, 
 
 if TYPE_CHECKING:
     from nowcast.operations.cycle import Report
+    from nowcast.operations.doctor import Finding
+
+log = logging.getLogger(__name__)
 
 
 def demo(
@@ -104,15 +109,16 @@ def run(
 
 def doctor(
     config: Annotated[str | None, typer.Argument(help="Operations YAML to check as well.")] = None,
+    overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Check versions, GPU, disk, settings and stores, and say what to fix.
+    """Check versions, GPU, disks, settings, feed, stores, page and flows, and say what to fix.
 
-    Example: [bold]nowcast doctor operations/knmi.yaml[/]
+    Example: [bold]nowcast doctor operations/knmi.yaml feed.source=/data/knmi[/]
     """
     from nowcast.operations.doctor import examine
 
-    findings = examine(config)
+    findings = [*examine(config, overrides or ()), *(_flows(config, overrides or ()) if config else ())]
     if json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -123,3 +129,23 @@ def doctor(
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _flows(config: str, overrides: Sequence[str]) -> list[Finding]:
+    """Check the flows of a domain, where Prefect is installed and the settings are valid."""
+    from importlib.util import find_spec
+
+    from nowcast.core.errors import ConfigError
+    from nowcast.operations.cycle import load
+    from nowcast.operations.doctor import Finding
+
+    if not find_spec("prefect"):
+        return [Finding("flows", "not looked at: Prefect is not installed")]
+    from nowcast.flows.health import examine
+
+    try:
+        settings = load(config, overrides)
+    except ConfigError:
+        log.debug("%s is refused, which another finding says", config, exc_info=True)
+        return []
+    return examine(settings, settings.domain(config))
