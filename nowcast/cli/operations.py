@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 
 from nowcast.cli import forecasts
-from nowcast.cli.failures import WRONG
 from nowcast.cli.options import AsJson, Overrides
 from nowcast.cli.output import console, print_json, print_report, progress_bar, score_table
 
@@ -62,7 +61,7 @@ def cycle(
     else:
         _print_cycle(report)
     if report.failures:
-        raise typer.Exit(WRONG)
+        raise typer.Exit(1)
 
 
 def _print_cycle(report: Report) -> None:

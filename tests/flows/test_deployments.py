@@ -278,6 +278,9 @@ class Box:
             process.pid for process, mark in processes.marked() if mark.site == str(self.operations.parent / "site")
         }
 
+    def runner(self) -> set[int]:
+        return {number for number in self.parts() if "serve" in psutil.Process(number).cmdline()}
+
 
 def port_of(address: str) -> str:
     return address.split(":")[2].partition("/")[0]

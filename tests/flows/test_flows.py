@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,14 @@ def test_busy_report_is_completed_with_an_artifact(monkeypatch: pytest.MonkeyPat
     state = report.outcome(BUSY, key="cycle")
     assert (state.name, state.message) == ("Completed", "frames taken: 2, forecasts: 1, scored: 4")
     assert artifacts == [{"key": "cycle", "markdown": report.markdown(BUSY)}]
+
+
+def test_report_with_a_failure_fails_and_says_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
+    state = report.outcome(replace(BUSY, failures=["NetCDF: the disk is full"]), key="cycle")
+    assert (state.type, state.name) == ("FAILED", "Incomplete")
+    assert state.message == "NetCDF: the disk is full. The rest was done: frames taken: 2, forecasts: 1, scored: 4"
+    assert "**Failed**" in report.markdown(replace(BUSY, failures=["x"]))
 
 
 def test_markdown_names_forecasts_and_refused_files() -> None:

@@ -12,7 +12,7 @@ import icechunk
 import pytest
 
 from nowcast.config import Operations
-from nowcast.core.errors import BusyError
+from nowcast.core.errors import BusyError, DiskError
 from nowcast.operations import cycle
 from nowcast.store import Store
 from tests.paths import SAMPLE
@@ -146,3 +146,52 @@ def test_two_cycles_do_not_overlap(chain: Operations) -> None:
         cycle._one_at_a_time(chain),
     ):
         pass
+
+
+BROKEN = {"NetCDF": "export", "scores": "verify", "page": "publish", "maps": "publish_maps", "old versions": "shadow"}
+"""Step, as the report names it -> what fails in it."""
+
+
+@pytest.mark.parametrize("step", BROKEN)
+def test_a_step_that_fails_stops_no_other_and_is_named(
+    chain: Operations, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DiskError("x.nc: cannot be written: No space left on device.")
+
+    chain = chain.model_copy(update={"map_leads": (1,)})
+    land(chain, 0, 1)
+    made: list[str] = []
+    for name, function in BROKEN.items():
+        if name == step and function == "shadow":
+            monkeypatch.setattr(cycle.shadow, "first_today", fail)
+        elif name == step:
+            monkeypatch.setattr(cycle, function, fail)
+        elif function != "shadow":
+            monkeypatch.setattr(cycle, function, _noted(name, getattr(cycle, function), made))
+    report = cycle.cycle(chain)
+    assert report.failures == [f"{step}: x.nc: cannot be written: No space left on device."]
+    assert not report.idle
+    assert set(made) == set(BROKEN) - {step, "old versions"}
+    assert len(report.issued) == 1
+    monkeypatch.undo()
+    land(chain, 2)
+    assert not cycle.cycle(chain).failures
+
+
+def _noted(name: str, function: Callable[..., object], made: list[str]) -> Callable[..., object]:
+    def call(*args: object, **more: object) -> object:
+        made.append(name)
+        return function(*args, **more)
+
+    return call
+
+
+def test_a_netcdf_folder_that_is_a_file_leaves_the_page_alone(chain: Operations) -> None:
+    chain.netcdf.write_text("")
+    land(chain, 0, 1)
+    report = cycle.cycle(chain)
+    assert report.published == chain.site / "latest.json"
+    assert len(report.failures) == 1
+    assert "NetCDF" in report.failures[0]
+    assert "cannot be written" in report.failures[0]
