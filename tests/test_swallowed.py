@@ -47,6 +47,7 @@ NO_FAILURE = {
     "nowcast/operations/doctor.py": {"PackageNotFoundError": "a finding without a cause"},
     "nowcast/operations/shadow.py": {"subprocess.TimeoutExpired": "its time is over, which the report says"},
     "flows/cycle.py": {"BusyError": "the state of the run says so"},
+    "flows/health.py": {"ObjectNotFound": "a finding says so"},
     "flows/processes.py": {
         "(psutil.Error, OSError)": "the process has ended, or is another user's",
         "(OSError, psutil.Error)": "the process has ended",
