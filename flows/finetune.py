@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from prefect import Flow, flow
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime
 
 from nowcast.core.errors import ConfigError
-from nowcast.flows.train import Count, Device, Minutes, Name, Rate, RecipeFile, Weights, Windows, fit, given
+from nowcast.flows.train import Count, Device, Minutes, Name, Rate, RecipeFile, Store, Weights, Windows, fit, given
 
 Method = Literal["vp", "fp"]
-Store = Annotated[str, Field(min_length=1)]
 
 
 def finetune_flow(model: str) -> Flow[Any, str]:
@@ -24,7 +23,8 @@ def finetune_flow(model: str) -> Flow[Any, str]:
     @flow(name=f"finetune-{model}")
     def finetune(
         base: Weights,
-        store: Store,
+        store: Store | None = None,
+        archive: Store | None = None,
         method: Method = "vp",
         minutes: Minutes | None = None,
         steps: Count | None = None,
@@ -43,7 +43,8 @@ def finetune_flow(model: str) -> Flow[Any, str]:
 
         Args:
             base: Checkpoint to start from, or a prompt file over one.
-            store: Cube store of the domain.
+            store: Cube store to tune on; left empty, the archive.
+            archive: Store of the domain.
             method: vp tunes only the visual prompt, a small file over the base; fp tunes all parameters.
             minutes: Tuning ends after this time, validations included.
             steps: Tuning ends after so many steps of the optimiser.
@@ -67,9 +68,12 @@ def finetune_flow(model: str) -> Flow[Any, str]:
             "trainer.learning_rate": learning_rate,
             "trainer.accelerator": accelerator,
         }
+        frames = store or archive
+        if frames is None:
+            raise ConfigError(f"finetune-{model}: no store to tune on; -p store=STORE.")
         settings = domain_recipe(
             base,
-            store,
+            frames,
             method=method,
             recipe=recipe,
             valid_from=valid_from,

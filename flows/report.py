@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from nowcast.operations.cycle import Report
 
 DATA = "data:image/png;base64,"
+INCOMPLETE = "Incomplete"
+"""Name of the state of a cycle of which a step failed, while the others went on."""
+SKIPPED = "Skipped"
+"""Name of the state of a flow that had nothing to do."""
 UPDATE_SECONDS = 1.0
 """Least seconds between two updates of a progress bar."""
 
@@ -26,7 +30,7 @@ UPDATE_SECONDS = 1.0
 def outcome(report: Report, *, key: str) -> State[None]:
     """Make the final state of a cycle or a backfill, and an artifact unless nothing was done.
 
-    Files that landed and none of which was taken are a failure, with the reason, whatever else was done.
+    What failed makes the state, whatever else was done: also files that landed and none of which was taken.
 
     Args:
         report: What a cycle or a backfill did.
@@ -37,15 +41,16 @@ def outcome(report: Report, *, key: str) -> State[None]:
             f"No new frame; newest {_time(report.newest)}, {len(report.refused) + report.remembered} refused."
         )
     create_markdown_artifact(key=key, markdown=markdown(report))
-    if report.failure:
-        return Failed(message=report.failure)
     done = {"frames taken": report.taken + report.revised, "forecasts": len(report.issued), "scored": report.scored}
-    return Completed(message=", ".join(f"{name}: {count}" for name, count in done.items()))
+    message = ", ".join(f"{name}: {count}" for name, count in done.items())
+    if report.failures:
+        return Failed(name=INCOMPLETE, message=f"{'; '.join(report.failures)}. The rest was done: {message}")
+    return Completed(message=message)
 
 
 def skipped(reason: str) -> State[None]:
     """Make the final state of a flow that had nothing to do: completed, but named Skipped."""
-    return Completed(name="Skipped", message=reason)
+    return Completed(name=SKIPPED, message=reason)
 
 
 def markdown(report: Report) -> str:
@@ -63,6 +68,8 @@ def markdown(report: Report) -> str:
     }
     table = ["| Step | Result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     lists = {
+        "Failed": report.failures,
+        "Replaced by a fallback": report.alarms,
         "Forecasts": report.issued,
         "In the shadow": report.shadowed,
         "Step": report.contradictions,

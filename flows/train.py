@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
@@ -14,7 +14,9 @@ from nowcast.core.errors import ConfigError
 from nowcast.flows.report import page, progress_bar
 
 if TYPE_CHECKING:
-    from nowcast.config import Recipe
+    from nowcast.config import Benchmark, Recipe
+
+Settings = TypeVar("Settings", "Recipe", "Benchmark")
 
 GPU = "gpu"
 """Name of the global concurrency limit that trainings wait for."""
@@ -22,6 +24,7 @@ GPU = "gpu"
 # Types of the parameters: Prefect refuses a value out of these bounds before it creates a run.
 RecipeFile = Annotated[str, Field(pattern=r"\.ya?ml$")]
 Weights = Annotated[str, Field(pattern=r"\.safetensors$")]
+Store = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")]
 Count = Annotated[int, Field(ge=1)]
 Minutes = Annotated[float, Field(gt=0)]
@@ -40,6 +43,8 @@ def train_flow(model: str) -> Flow[Any, str]:
     @flow(name=f"train-{model}")
     def train(
         recipe: RecipeFile,
+        store: Store | None = None,
+        archive: Store | None = None,
         name: Name | None = None,
         start_from: Weights | None = None,
         epochs: Count | None = None,
@@ -57,6 +62,8 @@ def train_flow(model: str) -> Flow[Any, str]:
 
         Args:
             recipe: Recipe file, or the name of a shipped one; its values apply to what is left empty below.
+            store: Cube store to train on, the newest fifth held out; left empty, that of the recipe or the archive.
+            archive: Store of the domain, in place of the stores that a shipped recipe names.
             name: Name of the run and its folder.
             start_from: Checkpoint to go on from; weights that fit are taken over.
             epochs: Training ends after so many epochs.
@@ -82,6 +89,7 @@ def train_flow(model: str) -> Flow[Any, str]:
             "trainer.devices": devices,
         }
         settings = _load(recipe, model, given(changes), overrides)
+        settings = with_data(settings, recipe, store=store, archive=archive)
         return fit(settings, key=f"train-{model}", resume=resume, score_windows=score_windows, register_in=register_in)
 
     return train
@@ -98,6 +106,20 @@ def _load(recipe: str, model: str, changes: dict[str, Any], overrides: tuple[str
     settings = config.load(config.Recipe, recipe, [*config.words(changes), *overrides])
     if settings.model.partition(":")[0] != model:
         raise ConfigError(f"{recipe}: model: train-{model} does not train {settings.model}.")
+    return settings
+
+
+def with_data(settings: Settings, file: str, *, store: str | None, archive: str | None) -> Settings:
+    """Put a recipe or a benchmark on the store that is named, or a shipped one on the domain's archive.
+
+    Raises:
+        ConfigError: Says what is missing, and the command that mends it.
+    """
+    from nowcast.data.archive import check_there, on_archive, shipped
+
+    chosen = store or (archive if shipped(file) else None)
+    settings = on_archive(settings, chosen) if chosen else settings
+    check_there(settings, file)
     return settings
 
 

@@ -16,6 +16,7 @@ of (loss - target): a slip that is not repeated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import factorial
 from typing import ClassVar
 
 import torch
@@ -207,12 +208,12 @@ def moments(filters: Tensor) -> Tensor:
         filters: (..., k, k), k odd; the centre is the origin.
 
     Returns:
-        (..., k, k), in double precision: powers up to k - 1 are involved.
+        (..., k, k), in the precision of the filters; some devices have no float64.
     """
     side = filters.shape[-1]
-    order = torch.arange(side, dtype=torch.float64, device=filters.device)[:, None]
-    powers = (torch.arange(side, device=filters.device) - side // 2) ** order / torch.exp(torch.lgamma(order + 1))
-    return powers @ filters.double() @ powers.mT
+    places = [[(place - side // 2) ** order / factorial(order) for place in range(side)] for order in range(side)]
+    powers = torch.tensor(places, dtype=filters.dtype, device=filters.device)
+    return powers @ filters @ powers.mT
 
 
 def moment_loss(filters: Tensor) -> Tensor:
@@ -221,8 +222,8 @@ def moment_loss(filters: Tensor) -> Tensor:
     A mean of squares over moments and filters, summed over channels.
     """
     count, _, side, _ = filters.shape
-    wanted = torch.eye(count, dtype=torch.float64, device=filters.device).view(count, 1, side, side)
-    return (moments(filters) - wanted).square().mean((0, 2, 3)).sum().to(filters.dtype)
+    wanted = torch.eye(count, dtype=filters.dtype, device=filters.device).view(count, 1, side, side)
+    return (moments(filters) - wanted).square().mean((0, 2, 3)).sum()
 
 
 def _down(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:

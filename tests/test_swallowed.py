@@ -30,7 +30,15 @@ from tests.paths import ROOT, SAMPLE
 NO_FAILURE = {
     "nowcast/cli/failures.py": {"PackageNotFoundError": "run from a checkout: no extras are known"},
     "nowcast/core/code_digest.py": {"PackageNotFoundError": "what is not there has no version"},
-    "nowcast/core/device_lock.py": {"BlockingIOError": "the lock is taken: what is asked"},
+    "nowcast/core/device_lock.py": {
+        "BlockingIOError": "the lock is taken: what is asked",
+        "FileNotFoundError": "the lock file is made",
+    },
+    "nowcast/core/files.py": {
+        "OSError": "another process removes the same leftovers",
+        "ProcessLookupError": "whether a process lives: what is asked",
+        "PermissionError": "whether a process lives: what is asked",
+    },
     "nowcast/core/log.py": {"Exception": "the log itself failed: logging says so on standard error"},
     "nowcast/core/version.py": {
         "PackageNotFoundError": "run from a folder that is not installed",
@@ -44,7 +52,15 @@ NO_FAILURE = {
     "nowcast/operations/doctor.py": {"PackageNotFoundError": "a finding without a cause"},
     "nowcast/operations/shadow.py": {"subprocess.TimeoutExpired": "its time is over, which the report says"},
     "flows/cycle.py": {"BusyError": "the state of the run says so"},
-    "flows/up.py": {"OSError": "no server answers: what is asked", "KeyboardInterrupt": "Ctrl-C"},
+    "flows/health.py": {"ObjectNotFound": "a finding says so"},
+    "flows/processes.py": {
+        "(psutil.Error, OSError)": "the process has ended, or is another user's",
+        "(OSError, psutil.Error)": "the process has ended",
+        "(ValueError, TypeError)": "the mark of another version",
+        "psutil.NoSuchProcess": "it has ended, which is asked",
+        "KeyboardInterrupt": "somebody cannot wait",
+    },
+    "flows/up.py": {"OSError": "no server answers, or the port is taken: what is asked", "KeyboardInterrupt": "Ctrl-C"},
 }
 """What is caught and is none, or is told in full elsewhere: file -> exception -> why."""
 FILES = [path for folder in ("nowcast", "models", "flows") for path in sorted((ROOT / folder).rglob("*.py"))]

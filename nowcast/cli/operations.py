@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,9 @@ from nowcast.cli.output import console, print_json, print_report, progress_bar, 
 
 if TYPE_CHECKING:
     from nowcast.operations.cycle import Report
+    from nowcast.operations.doctor import Finding
+
+log = logging.getLogger(__name__)
 
 
 def demo(
@@ -55,17 +60,18 @@ def cycle(
         print_json(vars(report) | {"idle": report.idle})
     else:
         _print_cycle(report)
-    if report.failure:
+    if report.failures:
         raise typer.Exit(1)
 
 
 def _print_cycle(report: Report) -> None:
-    """Print what a cycle did; a failure comes last."""
+    """Print what a cycle did; what failed comes last."""
     frames = f"newest {report.newest}: taken {report.taken}, revised {report.revised}, refused {len(report.refused)}"
     done = f"{report.scored} forecast frames scored, page {report.published}, {report.seconds:.1f} s"
     shadow = [f"in the shadow: {line}" for line in report.shadowed]
-    failure = [f"failed: {report.failure}"] if report.failure else []
-    print_report([frames, *report.refused, *report.contradictions, *report.issued, done, *shadow, *failure])
+    alarms = [f"alarm: {line}" for line in report.alarms]
+    failed = [f"failed: {line}" for line in report.failures]
+    print_report([frames, *report.refused, *report.contradictions, *report.issued, done, *shadow, *alarms, *failed])
 
 
 def up(
@@ -73,7 +79,9 @@ def up(
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address that server and page listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
-    page_port: Annotated[int, typer.Option(help="Port of the page.")] = 8000,
+    page_port: Annotated[
+        int | None, typer.Option(help="Port of the page; by default that of the settings, or a free one from 8000.")
+    ] = None,
 ) -> None:
     """Run the Prefect server, all deployments and the page, in one command.
 
@@ -85,7 +93,7 @@ def up(
 
 
 def run(
-    flow: Annotated[str, typer.Argument(help="cycle, verify, backfill, train-convlstm, ...")],
+    flow: Annotated[str, typer.Argument(help="cycle, verify, backfill, train-convlstm, ...; cycle/knmi: of a domain.")],
     parameters: Annotated[list[str] | None, typer.Argument(help="key=value (YAML values).")] = None,
     watch: Annotated[bool, typer.Option(help="Wait for the end; exit 2 if it fails.")] = False,
 ) -> None:
@@ -102,15 +110,16 @@ def run(
 
 def doctor(
     config: Annotated[str | None, typer.Argument(help="Operations YAML to check as well.")] = None,
+    overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Check versions, GPU, disk, settings and stores, and say what to fix.
+    """Check versions, GPU, disks, settings, feed, stores, page and flows, and say what to fix.
 
-    Example: [bold]nowcast doctor operations/knmi.yaml[/]
+    Example: [bold]nowcast doctor operations/knmi.yaml feed.source=/data/knmi[/]
     """
     from nowcast.operations.doctor import examine
 
-    findings = examine(config)
+    findings = [*examine(config, overrides or ()), *(_flows(config, overrides or ()) if config else ())]
     if json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -121,3 +130,23 @@ def doctor(
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _flows(config: str, overrides: Sequence[str]) -> list[Finding]:
+    """Check the flows of a domain, where Prefect is installed and the settings are valid."""
+    from importlib.util import find_spec
+
+    from nowcast.core.errors import ConfigError
+    from nowcast.operations.cycle import load
+    from nowcast.operations.doctor import Finding
+
+    if not find_spec("prefect"):
+        return [Finding("flows", "not looked at: Prefect is not installed")]
+    from nowcast.flows.health import examine
+
+    try:
+        settings = load(config, overrides)
+    except ConfigError:
+        log.debug("%s is refused, which another finding says", config, exc_info=True)
+        return []
+    return examine(settings, settings.domain(config))

@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 StorePath = Annotated[str, typer.Option("--store", help="Cube store: a folder or s3://bucket/prefix.")]
+TrainStore = Annotated[
+    str | None,
+    typer.Option("--store", help="Cube store in place of those of the file; its newest frames are held out."),
+]
 ForecastPath = Annotated[str, typer.Option("--forecasts", help="Forecast store.")]
 ScorePath = Annotated[str | None, typer.Option("--scores", help="Score store; next to the forecasts by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from nowcast.cli.models import register_checkpoint
-from nowcast.cli.options import Overrides, Resume, StorePath
+from nowcast.cli.options import Overrides, Resume, StorePath, TrainStore
 from nowcast.cli.output import console, progress_bar
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
+    store: TrainStore = None,
     resume: Resume = True,
     register_in: Annotated[
         str | None, typer.Option(help="Operations YAML: the result becomes a challenger there.")
@@ -25,8 +26,11 @@ def train(
     Example: [bold]nowcast train training/convlstm-debug.yaml trainer.epochs=2[/]
     """
     from nowcast.config import Recipe, load
+    from nowcast.data.archive import check_there, on_archive
 
     settings = load(Recipe, recipe, overrides or ())
+    settings = on_archive(settings, store) if store else settings
+    check_there(settings, recipe)
     from nowcast.training.run import train as fit
 
     path = fit(settings, resume=resume)
@@ -64,6 +68,7 @@ def tune(
 def benchmark(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped one.")],
     overrides: Overrides = None,
+    store: TrainStore = None,
 ) -> None:
     """Train networks under one protocol and compare them on held-out frames: one table, one figure.
 
@@ -71,9 +76,13 @@ def benchmark(
     """
     from nowcast.benchmark.run import benchmark as compare
     from nowcast.config import Benchmark, load
+    from nowcast.data.archive import check_there, on_archive
 
+    settings = load(Benchmark, config, overrides or ())
+    settings = on_archive(settings, store) if store else settings
+    check_there(settings, config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the running training is ended too
     with progress_bar() as progress:
-        table = compare(load(Benchmark, config, overrides or ()), progress=progress)
+        table = compare(settings, progress=progress)
     print(table.read_text())
     console.print(f"All numbers and the figure: [bold]{table.parent}[/]")

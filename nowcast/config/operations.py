@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -121,6 +122,10 @@ class Operations(Frozen):
 
     title: str
     """Heading of the page."""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")] | None = None
+    """Name of the domain, which its deployments bear: ``cycle/knmi``; None: that of this file without ``.yaml``."""
+    page_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port at which ``nowcast up`` serves the page; None: 8000, or the next one that is free."""
     feed: Feed
     store: str
     """Cube store, folder or URL."""
@@ -181,6 +186,10 @@ class Operations(Frozen):
         if self.registry is None and any(product.model == CHAMPION for product in self.products):
             raise ValueError("a product is made by the champion, and registry names no folder")
         return self
+
+    def domain(self, file: str | Path) -> str:
+        """Return the name of the domain: the one that is set, or that of its operations file."""
+        return self.name or re.sub(r"[^a-z0-9]+", "-", Path(file).stem.lower()).strip("-") or "domain"
 
     @cached_property
     def makers(self) -> tuple[Product, ...]:

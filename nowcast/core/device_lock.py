@@ -10,13 +10,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic, sleep
 
 import torch
+
+from nowcast.core.locks import NO_LOCKS, machine_folder
 
 LONGEST_SECONDS = 300.0
 """A cycle that holds the device longer than this hangs, and no longer stops a training."""
@@ -46,7 +46,7 @@ def hold(name: str) -> Iterator[None]:
             log.warning("a training holds the lock of %s; the cycle goes on beside it", name)
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # children that were forked meanwhile have it open too
+        _release(descriptor)  # children that were forked meanwhile have it open too
         os.close(descriptor)
 
 
@@ -65,7 +65,7 @@ class TrainingLock:
         """Whether a cycle wants the device; takes microseconds."""
         free = _try(self._descriptor, fcntl.LOCK_EX)
         if free:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            _release(self._descriptor)
             self._tired = False
         return not free and not self._tired
 
@@ -93,18 +93,32 @@ class TrainingLock:
 
 
 def _open(name: str) -> int:
-    """Open the lock file, which is the user's own: another user's processes are not known.
-
-    Containers that share a device share the folder ``NOWCAST_LOCKS``.
-    """
-    folder = Path(os.environ.get("NOWCAST_LOCKS") or Path(tempfile.gettempdir()) / f"nowcast-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Open the lock file, which all users of the machine share: to lock it, one need not be able to write it."""
+    path = machine_folder() / f"{name}.lock"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        os.fchmod(descriptor, 0o644)  # whatever the umask: others lock it too
+        return descriptor
 
 
 def _try(descriptor: int, kind: int) -> bool:
+    """Take the lock if it is free; a file system without locks holds nobody off."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.debug("no locks here: trainings do not pause for cycles", exc_info=True)
     return True
+
+
+def _release(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise

@@ -11,6 +11,7 @@
     +-- ForecastError     a model that cannot make this forecast                (ValueError)
     |   +-- StoppedError  one that took too long or too much memory, or died
     +-- TrainingError     a training that cannot go on                          (RuntimeError)
+    +-- DiskError         a file that cannot be written: the disk is full       (OSError)
     +-- BusyError         another process has the work in hand
     +-- DeploymentError   a Prefect server, runner or flow run that failed
     +-- ClusterError      a Dask scheduler that does not answer                 (ConnectionError)
@@ -57,6 +58,10 @@ class WeightsError(NowcastError, ValueError):
 
 class StoreError(NowcastError, RuntimeError):
     """A store that cannot be opened, read or written."""
+
+
+class DiskError(NowcastError, OSError):
+    """A file that cannot be written: the disk is full, or not ours to write on."""
 
 
 class RegistryError(NowcastError, ValueError):

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from time import time
+
+from nowcast.core.errors import DiskError
 
 UNFINISHED = ".new-"
-"""Beginning of the names of what is being written; what a killed writer left may be removed."""
+"""Beginning of the names of what is being written, followed by machine and process, then the file's name."""
+FORGOTTEN_SECONDS = 86_400
+"""A name of another machine, or of a process that lives, is that of a killed writer after so long."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST)
+LAST_BYTES = 1 << 16
+"""With less space than this a library that fails without a reason has failed for want of it."""
 
 
 @contextmanager
@@ -51,14 +63,83 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    """Give a name beside ``path``, under which nothing is left whatever happens.
+
+    Raises:
+        DiskError: If the disk is full or cannot be written.
+    """
     try:
-        yield aside
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        aside = path.with_name(f"{UNFINISHED}{socket.gethostname()}.{os.getpid()}-{path.name}")
+        try:
+            yield aside
+        finally:
+            _remove(aside)
+    except Exception as error:
+        if (sentence := _unwritable(path, error)) is None:
+            raise
+        raise DiskError(sentence) from error
+
+
+def _remove(aside: Path) -> None:
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    aside.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: Exception) -> str | None:
+    """Say that a file cannot be written, if an error means that; libraries hide it behind errors of their own."""
+    if isinstance(error, DiskError):
+        return None
+    number = next((number for number in _numbers(error) if number in UNWRITABLE), None)
+    if number is None and _free(path) < LAST_BYTES:
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    remedy = "free some, or work on another disk" if number in FULL else "make the folder writable, or name another"
+    return f"{path}: cannot be written: {os.strerror(number)}; {_free(path) / 2**20:.0f} MiB are free there; {remedy}."
+
+
+def _numbers(error: BaseException | None) -> Iterator[int | None]:
+    """List the error numbers of an error and of those that led to it."""
+    while error is not None:
+        yield getattr(error, "errno", None)
+        error = error.__cause__ or error.__context__
+
+
+def _free(path: Path) -> int:
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder, once per process."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        try:
+            if _left(path):
+                _remove(path)
+        except OSError:
+            continue  # another process removes it too
+
+
+def _left(path: Path) -> bool:
+    """Whether the writer of an unfinished file is dead: known of a process of this machine, else guessed by age."""
+    process = path.name.removeprefix(f"{UNFINISHED}{socket.gethostname()}.").partition("-")[0]
+    if process.isdecimal() and not _lives(int(process)):
+        return True
+    return time() - path.stat().st_mtime > FORGOTTEN_SECONDS
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _put(aside: Path, path: Path) -> None:

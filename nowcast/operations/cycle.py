@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,16 +19,16 @@ from time import perf_counter
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock, Timeout
 
 from nowcast import config, readers
 from nowcast.config import Operations
 from nowcast.core import device_lock
 from nowcast.core.errors import BusyError, ConfigError, OptionError
+from nowcast.core.locks import Timeout, locked
 from nowcast.ingestion.append import Summary
 from nowcast.ingestion.run import AUTO, Progress, ingest
 from nowcast.operations import schedule, shadow
-from nowcast.operations.issuing import Issuing
+from nowcast.operations.issuing import Issuing, apart
 from nowcast.operations.promotion import shadow_stores
 from nowcast.operations.schedule import Due
 from nowcast.operations.stores import Stores
@@ -54,8 +54,6 @@ class Report:
     """Files that were refused in an earlier cycle and have not changed."""
     contradictions: list[str] = field(default_factory=list)
     """What the times of the frames say against their stated step."""
-    failure: str = ""
-    """Why no frame was taken although something landed, or that the feed cannot be read; forecasts go on."""
     newest: datetime | None = None
     """Newest frame, UTC."""
     issued: list[str] = field(default_factory=list)
@@ -67,14 +65,17 @@ class Report:
     seconds: float = 0.0
     """Time until the page was published."""
     alarms: list[str] = field(default_factory=list)
-    """One line per network that was stopped and replaced, and per product that could not be written."""
+    """One line per network that was stopped and replaced."""
     shadowed: list[str] = field(default_factory=list)
     """One line per forecast of a challenger, and per failure."""
+    failures: list[str] = field(default_factory=list)
+    """One line per step that failed, while the others went on: ``feed`` where something landed and nothing was taken,
+    or where it cannot be read."""
 
     @property
     def idle(self) -> bool:
         """Whether no frame came and nothing was left to do; a failure is not idle."""
-        return not (self.failure or self.taken or self.revised or self.issued or self.scored)
+        return not (self.failures or self.taken or self.revised or self.issued or self.scored)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Operations:
@@ -119,7 +120,8 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         log.info("forecasts issued: %s", ", ".join(issued.lines) or "none")
         report = _score_and_publish(settings, stores, summary, issued, started, now=now)
         log.info("%d forecast frames scored, page %s", report.scored, report.published)
-        _expire_versions(settings, stores)
+        with apart("old versions", report.failures):
+            _expire_versions(settings, stores)
     newest = [due.time for due in dues[:1] if not due.reason]
     return report if report.idle else replace(report, shadowed=_run_shadow(settings, newest, started))
 
@@ -194,7 +196,8 @@ def _issue(settings: Operations, stores: Stores, cube: xr.Dataset, dues: Sequenc
             issuing.worker.warm()
         issuing.baselines(newest)
         if waiting and stores.forecasts.exists():
-            publish_site(settings, stores, cube, maps=False)
+            with apart("page", []):  # which is written again at the end, and named there if it fails
+                publish_site(settings, stores, cube)
         issuing.networks(newest)
         issuing.rest(older)
     issuing.worker.release()
@@ -211,34 +214,38 @@ def _score_and_publish(
     since: datetime | None = None,
     now: datetime | None = None,
 ) -> Report:
-    """Score what became verifiable, publish the page, and report."""
+    """Score what became verifiable, publish the page, and report; what fails does not stop the rest."""
+    made = {"issued": issuing.lines, "alarms": issuing.alarms, "failures": issuing.failures}
     if not stores.forecasts.exists():
-        return _report(summary, started)
-    newest = summary.newest or datetime.now(UTC)
-    scored = verify(
-        *stores,
-        thresholds=settings.thresholds,
-        lpips=settings.lpips,
-        since=since or newest - timedelta(hours=24),
-    )
+        return _report(summary, started, **made)
+    newest, scored, published = summary.newest or datetime.now(UTC), 0, None
+    with apart("scores", issuing.failures):
+        scored = verify(
+            *stores,
+            thresholds=settings.thresholds,
+            lpips=settings.lpips,
+            since=since or newest - timedelta(hours=24),
+        )
     cube = schedule.visible(stores.frames.read(), settings, now)
-    published = publish_site(settings, stores, cube)
-    made = {"issued": issuing.lines, "alarms": issuing.alarms}
+    with apart("page", issuing.failures):
+        published = publish_site(settings, stores, cube)
+    if settings.map_leads:
+        with apart("maps", issuing.failures):
+            draw_maps(settings, stores, cube)
     return _report(summary, started, scored=scored, published=published, **made)
 
 
-def publish_site(settings: Operations, stores: Stores, observed: xr.Dataset, *, maps: bool = True) -> Path:
-    """Bring the page of a chain up to date with its stores.
+def publish_site(settings: Operations, stores: Stores, observed: xr.Dataset) -> Path:
+    """Bring the page of a chain up to date with its stores, without the map images.
 
     Args:
         settings: The chain.
         stores: Its stores.
         observed: Its frames, see ``schedule.visible``.
-        maps: Draw the map images too, where the settings ask for them.
     """
     forecasts = stores.forecasts.read()
     scores = stores.scores.read() if stores.scores.exists() else None
-    manifest = publish(
+    return publish(
         observed,
         forecasts,
         scores,
@@ -252,12 +259,18 @@ def publish_site(settings: Operations, stores: Stores, observed: xr.Dataset, *, 
         keep_observed=settings.keep_observed,
         replay=settings.replay,
     )
-    if maps and settings.map_leads:
-        first = settings.products[0].name
-        publish_maps(
-            observed, forecasts, settings.site, leads=settings.map_leads, channel=settings.quantity, product=first
-        )
-    return manifest
+
+
+def draw_maps(settings: Operations, stores: Stores, observed: xr.Dataset) -> list[Path]:
+    """Draw the newest run of the first product as map images beside the page."""
+    return publish_maps(
+        observed,
+        stores.forecasts.read(),
+        settings.site,
+        leads=settings.map_leads,
+        channel=settings.quantity,
+        product=settings.products[0].name,
+    )
 
 
 def _in_utc(times: np.ndarray) -> list[datetime]:
@@ -275,22 +288,20 @@ def _expire_versions(settings: Operations, stores: Stores) -> None:
             store.expire(older_than=timedelta(days=settings.keep_versions_days))
 
 
-def _report(summary: Summary, started: float, **more: object) -> Report:
-    names = {"taken", "known", "revised", "refused", "left_out", "remembered", "contradictions", "failure", "newest"}
+def _report(summary: Summary, started: float, *, failures: Sequence[str] = (), **more: object) -> Report:
+    names = {"taken", "known", "revised", "refused", "left_out", "remembered", "contradictions", "newest"}
     counts = {name: getattr(summary, name) for name in names}
-    return Report(**counts, seconds=perf_counter() - started, **more)  # type: ignore[arg-type]
+    failed = [*([f"feed: {summary.failure}"] if summary.failure else []), *failures]
+    return Report(**counts, failures=failed, seconds=perf_counter() - started, **more)  # type: ignore[arg-type]
 
 
 @contextmanager
 def _one_at_a_time(settings: Operations) -> Iterator[None]:
     """Hold the lock of a chain, whose cycles must not overlap; it is released if the process dies."""
     settings.site.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(settings.site / ".cycle.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(f"{settings.site}: another cycle is running; let it finish.") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(settings.site / ".cycle.lock", seconds=0))
+        except Timeout:
+            raise BusyError(f"{settings.site}: another cycle is running; let it finish.") from None
         yield
-    finally:
-        lock.release()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -19,12 +20,15 @@ from nowcast.config import CHAMPION, REGISTRY, Operations
 from nowcast.core.cube import check as check_cube
 from nowcast.core.errors import BadInput, ConfigError, StoreError
 from nowcast.core.provenance import stamp
+from nowcast.forecasting.run import CADENCE_TOLERANCE
 from nowcast.models import MODELS
 from nowcast.operations import cycle, promotion
 from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
+from nowcast.registry.checkpoint import Card
 from nowcast.registry.registry import Registry, champion_file
 from nowcast.store import FrameStore, Store
+from nowcast.web.publish import MANIFEST
 
 PACKAGES = (
     "torch",
@@ -53,9 +57,19 @@ class Finding:
     remedy: str = ""
 
 
-def examine(config: str | None = None) -> list[Finding]:
-    """Check the machine, and an operational chain if one is named."""
-    return [*_machine(), *_packages(), *(_chain(config) if config else ())]
+def examine(config: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
+    """Check the machine, and an operational chain if one is named.
+
+    Args:
+        config: Operations file, or the name of a shipped one; None: the machine alone.
+        overrides: Changes to it, as ``key=value``: those that the chain runs with.
+    """
+    chain = _chain(config, overrides) if config else _not_named()
+    return [*_machine(), *_packages(), *chain]
+
+
+def _not_named() -> Iterator[Finding]:
+    yield Finding("chain", "not looked at: no operations file is named")
 
 
 def _machine() -> Iterator[Finding]:
@@ -64,8 +78,37 @@ def _machine() -> Iterator[Finding]:
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; networks run on the CPU"
     yield Finding("GPU", gpu)
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    yield Finding("disk", f"{free:.1f} GiB free here", free > DISK_GIB, f"free {DISK_GIB} GiB, or work elsewhere")
+    yield _disk("disk", [Path.cwd()])
+
+
+def _disk(what: str, folders: Sequence[Path]) -> Finding:
+    """Check the free space of a disk, and that its folders can be written."""
+    there = {folder: _existing(folder) for folder in folders}
+    free = shutil.disk_usage(there[folders[0]]).free / 2**30
+    names = ", ".join(map(str, folders))
+    if shut := [str(folder) for folder, found in there.items() if not os.access(found, os.W_OK | os.X_OK)]:
+        return Finding(what, f"{', '.join(shut)} cannot be written", False, "make it writable for this user")
+    return Finding(what, f"{free:.1f} GiB free for {names}", free > DISK_GIB, f"free {DISK_GIB} GiB, or work elsewhere")
+
+
+def _existing(path: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _disks(settings: Operations) -> Iterator[Finding]:
+    """Check each disk that the chain writes to, once; object stores are not looked at."""
+    places = [settings.store, settings.forecasts, settings.scores]
+    local = [Path(place) for place in places if "://" not in place] + [settings.site]
+    local += [folder for folder in (settings.netcdf, settings.registry) if folder]
+    disks: dict[int, list[Path]] = {}
+    for folder in local:
+        disks.setdefault(_existing(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        yield _disk("disk", folders)
+    if remote := [place for place in places if "://" in place]:
+        yield Finding("disk", f"not looked at: {', '.join(remote)}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -81,15 +124,16 @@ def _packages() -> Iterator[Finding]:
         yield Finding(name, found, fine, f"pip install -c constraints.txt {name}: prefect 3.8 breaks with this one")
 
 
-def _chain(config: str) -> Iterator[Finding]:
+def _chain(config: str, overrides: Sequence[str]) -> Iterator[Finding]:
     try:
-        settings = cycle.load(config)
+        settings = cycle.load(config, overrides)
     except ConfigError as error:
         log.debug("%s is refused", config, exc_info=True)
         yield Finding("settings", str(error), False, "correct the file")
         return
     yield Finding("settings", f"{config} is valid")
     yield _feed(settings)
+    yield from _disks(settings)
     yield from _models(settings)
     yield from _registry(settings)
     stores = Stores.of(settings)
@@ -97,23 +141,48 @@ def _chain(config: str) -> Iterator[Finding]:
     yield from found.values()
     if found["frames"].ok and stores.frames.exists():
         yield _age(settings, stores.frames)
+    yield from _page(settings)
 
 
 def _feed(settings: Operations) -> Finding:
-    there = settings.feed.source.exists()
-    return Finding("feed", str(settings.feed.source), there, "make the folder, or correct feed.source")
+    source = settings.feed.source
+    remedy = "make the folder, or correct feed.source"
+    if source.is_dir() and not os.access(source, os.R_OK | os.X_OK):
+        return Finding("feed", f"{source} cannot be read", False, "open it to this user")
+    pattern = str(source.relative_to(source.anchor))
+    there = source.exists() or any(Path(source.anchor).glob(pattern))
+    return Finding("feed", str(source), there, remedy)
+
+
+def _fitting(name: str, card: Card, cadence: int | None) -> Finding:
+    """Say whether a checkpoint is for the step of the feed; ``None`` is a feed that has no frames yet."""
+    what, found = f"model {name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
+    if cadence is None:
+        return Finding(what, f"{found}; the step of the feed is not known yet")
+    fits = bool(abs(cadence - card.cadence_seconds) <= CADENCE_TOLERANCE * card.cadence_seconds)
+    told = found if fits else f"{found}, and a frame comes every {cadence} s"
+    return Finding(what, told, fits, "train or tune one for this step; until then its fallback runs")
+
+
+def _cadence(settings: Operations) -> int | None:
+    """Read the step of the frames in the store, seconds; None: there are none, or they cannot be read."""
+    frames = FrameStore(settings.store)
+    try:
+        return int(frames.read().attrs.get("cadence_seconds", 0)) or None if frames.exists() else None
+    except (BadInput, StoreError, OSError):
+        log.debug("%s cannot be read", frames, exc_info=True)
+        return None
 
 
 def _models(settings: Operations) -> Iterator[Finding]:
+    cadence = _cadence(settings)
     for product in settings.products:
         if product.model in MODELS or product.model == CHAMPION:
             continue
         try:
             name = product.model
             card = checkpoint.read_card(champion_file(name) if name.startswith(REGISTRY) else checkpoint.find(name))
-            yield Finding(
-                f"model {product.name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
-            )
+            yield _fitting(product.name, card, cadence)
         except BadInput as error:
             log.debug("%s cannot be loaded", product.model, exc_info=True)
             yield Finding(
@@ -173,6 +242,19 @@ def _store(name: str, store: Store) -> Finding:
     steps = dataset.sizes.get("time", dataset.sizes.get("run", 0))
     return Finding(
         name, f"{store}: {steps} {'frames' if 'time' in dataset.dims else 'runs'}, {store.size() / 2**20:.1f} MiB"
+    )
+
+
+def _page(settings: Operations) -> Iterator[Finding]:
+    """Compare the page with the store: a cycle that is not started, or hangs, leaves it behind."""
+    manifest = settings.site / MANIFEST
+    if not manifest.exists():
+        yield Finding("page", f"{manifest} does not exist yet")
+        return
+    age = datetime.now(UTC) - datetime.fromtimestamp(manifest.stat().st_mtime, UTC)
+    late = age > timedelta(minutes=settings.age.red) and not settings.replay
+    yield Finding(
+        "page", f"published {age.total_seconds() / 60:.0f} min ago", not late, "look at the cycle's last runs"
     )
 
 

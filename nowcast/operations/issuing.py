@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -30,6 +31,16 @@ IDLE_CYCLES, IDLE_SECONDS = 3, 120
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def apart(step: str, failures: list[str]) -> Iterator[None]:
+    """Note that a step failed, whatever the reason: the steps after it go on."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s", step, error, exc_info=True)
+        failures.append(f"{step}: {error}")
+
+
 def is_baseline(model: str) -> bool:
     """Tell whether a model is one of the references that need neither weights nor much time."""
     return model in MODELS and not model_class(model).trainable and not model_class(model).extra
@@ -47,7 +58,9 @@ class Issuing:
     lines: list[str] = field(default_factory=list)
     """One per product made."""
     alarms: list[str] = field(default_factory=list)
-    """One per network that was stopped, and per file that could not be written."""
+    """One per network that was stopped and replaced."""
+    failures: list[str] = field(default_factory=list)
+    """One per forecast or file that could not be written; the others were."""
     limited: bool = True
     """Whether all networks share the time of one cycle; each has its own deadline in any case."""
 
@@ -92,41 +105,34 @@ class Issuing:
     def _issue(self, due: Due, products: Sequence[Product]) -> None:
         if not products:
             return
-        made = issue(
-            self.stores.frames,
-            self.stores.forecasts,
-            products,
-            fallback=self.settings.fallback,
-            leads=self.settings.leads,
-            time=due.time,
-            channel=self.settings.quantity,
-            again=due.again,
-            run=self._run_of(products[0]),
-        )
-        self.lines += made
-        if made:
-            self._export(due)
+        with apart("forecasts", self.failures):
+            made = issue(
+                self.stores.frames,
+                self.stores.forecasts,
+                products,
+                fallback=self.settings.fallback,
+                leads=self.settings.leads,
+                time=due.time,
+                channel=self.settings.quantity,
+                again=due.again,
+                run=self._run_of(products[0]),
+            )
+            self.lines += made
+            if made and self.settings.netcdf:
+                with apart("NetCDF", self.failures):
+                    export(self.stores.forecasts, due.time, self.settings.netcdf)
 
     def _withhold(self, due: Due, products: Sequence[Product]) -> None:
-        self.lines += withhold(
-            self.stores.frames,
-            self.stores.forecasts,
-            products,
-            leads=self.settings.leads,
-            time=due.time,
-            reason=due.reason,
-            channel=self.settings.quantity,
-        )
-
-    def _export(self, due: Due) -> None:
-        """Write the files of a reference time; one that cannot be written stops no forecast and no page."""
-        if self.settings.netcdf is None:
-            return
-        try:
-            export(self.stores.forecasts, due.time, self.settings.netcdf)
-        except OSError as error:
-            log.warning("no NetCDF of %s: %s", due.time, error, exc_info=True)
-            self.alarms.append(f"no NetCDF file of {due.time:%Y-%m-%dT%H:%MZ}: {error}")
+        with apart("forecasts", self.failures):
+            self.lines += withhold(
+                self.stores.frames,
+                self.stores.forecasts,
+                products,
+                leads=self.settings.leads,
+                time=due.time,
+                reason=due.reason,
+                channel=self.settings.quantity,
+            )
 
     def _run_of(self, product: Product) -> Run:
         """Return what runs the models of a product: a baseline here, all others in the process of the networks."""

@@ -110,6 +110,8 @@ def _duration(span: np.timedelta64) -> str:
 
 SMALLEST, LARGEST = 640, 1100
 """Pixels of a map's longer side: smaller grids are enlarged by a whole factor, larger ones reduced."""
+LEAST = 240
+"""Pixels of the shorter side at least."""
 MARGIN, HEADER, FOOTER, LEGEND = 14, 62, 28, 88
 INK, PALE, PAPER = "#1d2733", "#66727f", "#ffffff"
 SEA, LAND, COASTLINE = "#e6ecf0", "#f7f5f0", "#36414c"
@@ -247,14 +249,17 @@ def _pixel_canvas(width: int, height: int, *, face: str) -> tuple[Any, Axes]:
 
 
 def _panel_size(grid: Grid) -> tuple[int, int]:
-    """Compute the rows and columns of the image of a grid, with its aspect ratio on the ground."""
+    """Compute the rows and columns of the image of a grid, with its aspect ratio on the ground.
+
+    A strip that would be too narrow to see, and for the legend beside it, is drawn wider than it is.
+    """
     steps = np.asarray([abs(axis[1] - axis[0]) for axis in (grid.y, grid.x)])
     if grid.crs.is_geographic:
         steps[1] *= np.cos(np.radians(grid.y.mean()))
     cells = grid.shape * steps / steps.min()
     enlarged = np.ceil(SMALLEST / cells.max())
     scale = enlarged if enlarged > 1 else min(LARGEST / cells.max(), 1)
-    return round(cells[0] * scale), round(cells[1] * scale)
+    return max(round(cells[0] * scale), LEAST), max(round(cells[1] * scale), LEAST)
 
 
 def _edges(axis: np.ndarray) -> tuple[float, float]:

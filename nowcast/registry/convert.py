@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from nowcast.config import ScalingSettings
 from nowcast.core import units
 from nowcast.core.errors import BadInput, MissingExtra
+from nowcast.core.files import atomic_file
 from nowcast.core.version import code_version
 from nowcast.models import Nowcaster, official
 from nowcast.registry import checkpoint
@@ -135,19 +136,15 @@ def export(network: Nowcaster, out: Path, *, size: tuple[int, int]) -> Path:
     past = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     write = {".onnx": _onnx, ".pt2": _program}[out.suffix]
-    temporary = out.with_name(f".{out.name}.part{out.suffix}")
-    try:
+    with atomic_file(out) as aside:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # exporters warn about their own code
-            exported = write(network, past, temporary)
+            exported = write(network, past, aside)
             original = network(past)
             both_missing = exported.isnan() & original.isnan()
             worst = float((exported - original).masked_fill(both_missing, 0.0).abs().max())
         if not worst <= TOLERANCE:
             raise BadInput(out, f"differs from {type(network).__name__} by {worst:.2g}", "report it; nothing is kept")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out
 
 

@@ -14,19 +14,19 @@ import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, Field, ValidationError
 
 from nowcast.config import CHAMPION, REGISTRY, Frozen
 from nowcast.core import files
 from nowcast.core.errors import BadInput, RegistryError
+from nowcast.core.locks import Timeout, locked
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
 
@@ -109,7 +109,6 @@ class Registry:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._lock = FileLock(self.folder / f"{JOURNAL}.lock", timeout=LOCK_SECONDS)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -277,14 +276,12 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         """Hold the registry's lock, which ends with the process at the latest."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise RegistryError(f"{self.folder}: another process holds the journal; let it finish.") from None
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder / f"{JOURNAL}.lock", seconds=LOCK_SECONDS))
+            except Timeout:
+                raise RegistryError(f"{self.folder}: another process holds the journal; let it finish.") from None
             yield
-        finally:
-            self._lock.release()
 
     def _append(
         self, what: str, digest: str, name: str, why: str, evidence: Mapping[str, object] | None = None

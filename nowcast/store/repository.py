@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -23,12 +23,12 @@ import icechunk
 import numpy as np
 import xarray as xr
 import zarr
-from filelock import FileLock, Timeout
 
 from nowcast.core.cadence import OVERRIDE, contradictions, stated_cadence
 from nowcast.core.cube import Identity, identity
 from nowcast.core.errors import BadInput, StoreError
 from nowcast.core.grid import Grid
+from nowcast.core.locks import Timeout, locked
 from nowcast.store import schema
 from nowcast.store.chunk_io import Frames
 from nowcast.store.decode import decode, in_order
@@ -171,16 +171,14 @@ class Store:
             yield
             return
         self.place.parent.mkdir(parents=True, exist_ok=True)
-        # one lock per store and process, so that nested use does not wait for itself
-        lock = FileLock(self.place.with_name(self.place.name + ".lock"), is_singleton=True)
-        try:
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            raise StoreError(f"{self.path}: another process is writing; wait for it or end it.") from None
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    locked(self.place.with_name(self.place.name + ".lock"), seconds=LOCK_SECONDS, nested=True)
+                )
+            except Timeout:
+                raise StoreError(f"{self.path}: another process is writing; wait for it or end it.") from None
             yield
-        finally:
-            lock.release()
 
     def append(self, dataset: xr.Dataset, *, message: str, metadata: Mapping[str, object] | None = None) -> str:
         """Add frames (or runs) at the end in one commit; the first ones make the store.

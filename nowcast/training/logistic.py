@@ -132,7 +132,7 @@ def _regression(seen_PF: Tensor, event_P: Tensor, counts_P: Tensor, begin_F: Ten
         slope_F = scaled_PF.T @ (counts_P * (chance_P - event_P)) / len(event_P) + 2 * RIDGE * (weight_F - begin_F)
         doubt_P = counts_P * chance_P * (1 - chance_P) / len(event_P)
         bend_FF = (scaled_PF.T * doubt_P) @ scaled_PF + 2 * RIDGE * torch.eye(len(weight_F))
-        step_F = torch.linalg.solve(bend_FF.double(), slope_F.double()).float()
+        step_F = torch.linalg.solve(bend_FF.cpu().double(), slope_F.cpu().double()).to(slope_F)
         while (new := cost(weight_F - step_F)) > loss and step_F.abs().max() > CLOSE:
             step_F = step_F / 2
         if new > loss - CLOSE * loss:

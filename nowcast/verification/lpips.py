@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SETTING = "NOWCAST_LPIPS_WEIGHTS"
 BACKBONE = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+SMALLEST = 31
+"""Pixels on a side from which AlexNet's last layer has any output."""
 UNTRAINED = "untrained"
 """In place of a weights file: a random backbone, for tests only."""
 
@@ -40,7 +42,7 @@ def lpips(
     """Compute the perceptual distance of each pair of frames; 0 is equal.
 
     Args:
-        forecast: (frame, y, x), at least 32 x 32 pixels, NaN = no data. Pixels where either field is
+        forecast: (frame, y, x), NaN = no data. Pixels where either field is
             missing are made equal in both, so they add no distance.
         observed: The same shape.
         limits: Values that map to black and white. Fields must lie between them: clip or scale first.
@@ -49,7 +51,7 @@ def lpips(
         device: Torch device that runs the network.
 
     Returns:
-        float64 (frame,); NaN where a frame has no pixel in common.
+        float64 (frame,); NaN where a frame has no pixel in common, or fewer than ``SMALLEST`` on a side.
 
     Raises:
         OptionError: If values lie outside ``limits``.
@@ -77,7 +79,7 @@ def _distance(
     network: LPIPS, forecast: np.ndarray, observed: np.ndarray, limits: tuple[float, float], device: str
 ) -> float:
     missing = np.isnan(forecast) | np.isnan(observed)
-    if missing.all():
+    if missing.all() or min(missing.shape) < SMALLEST:
         return np.nan
     low, high = limits
     images = np.where(missing, low, np.stack([forecast, observed]))

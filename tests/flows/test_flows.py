@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,14 @@ def test_busy_report_is_completed_with_an_artifact(monkeypatch: pytest.MonkeyPat
     assert artifacts == [{"key": "cycle", "markdown": report.markdown(BUSY)}]
 
 
+def test_report_with_a_failure_fails_and_says_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
+    state = report.outcome(replace(BUSY, failures=["NetCDF: the disk is full"]), key="cycle")
+    assert (state.type, state.name) == ("FAILED", "Incomplete")
+    assert state.message == "NetCDF: the disk is full. The rest was done: frames taken: 2, forecasts: 1, scored: 4"
+    assert "**Failed**" in report.markdown(replace(BUSY, failures=["x"]))
+
+
 def test_markdown_names_forecasts_and_refused_files() -> None:
     text = report.markdown(BUSY)
     assert "| Newest frame | 2010-08-26 03:00 UTC |" in text
@@ -152,17 +161,37 @@ def test_cycle_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, operations
     seen: list[config.Operations] = []
     monkeypatch.setattr(chain, "cycle", lambda settings: seen.append(settings) or Report())
     _due(monkeypatch, timedelta(seconds=20))
-    assert cycle.cycle.fn(str(operations), ("leads=3",)).name == "Skipped"
+    assert cycle.cycle.fn(str(operations), ("leads=3", "every_minutes=100000")).name == "Skipped"
     assert [settings.leads for settings in seen] == [3]
 
 
-def test_cycle_due_more_than_one_interval_ago_is_left_to_a_newer_one(
-    monkeypatch: pytest.MonkeyPatch, operations: Path
-) -> None:
-    monkeypatch.setattr(chain, "cycle", lambda settings: pytest.fail("a late cycle worked"))
+def test_a_late_cycle_works_on_the_newest_frame(monkeypatch: pytest.MonkeyPatch, operations: Path) -> None:
+    monkeypatch.setattr(chain, "cycle", lambda settings: BUSY)
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
     _due(monkeypatch, timedelta(minutes=12))
-    state = cycle.cycle.fn(str(operations))
-    assert (state.name, state.message) == ("Skipped", "Due 12 minutes ago; a newer cycle does its work.")
+    assert cycle.cycle.fn(str(operations)).name == "Completed"
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(20, 1), (275, 1), (291, 2), (301, 2), (900, 2)])
+def test_a_cycle_looks_again_if_another_was_due_and_cancelled_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, operations: Path, seconds: int, times: int
+) -> None:
+    """Its schedule is every five minutes; it started eight seconds early, as Prefect does."""
+    clock = [cycle.ANCHOR - timedelta(seconds=8)]
+    monkeypatch.setattr(cycle, "datetime", SimpleNamespace(now=lambda zone: clock[0]))
+    run = SimpleNamespace(scheduled_start_time=cycle.ANCHOR)
+    monkeypatch.setattr(cycle, "runtime", SimpleNamespace(flow_run=run))
+    monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
+    made: list[Report] = []
+
+    def work(settings: config.Operations) -> Report:
+        clock[0] += timedelta(seconds=1 if made else seconds + 8)
+        made.append(Report() if made else BUSY)
+        return made[-1]
+
+    monkeypatch.setattr(chain, "cycle", work)
+    assert cycle.cycle.fn(str(operations), ("every_minutes=5",)).name == "Completed"
+    assert len(made) == times
 
 
 @pytest.mark.parametrize(("scored", "name"), [(0, "Skipped"), (7, "Completed")])
@@ -230,12 +259,13 @@ def test_the_form_of_a_training_says_what_every_field_is(flow: Flow) -> None:
 
 def test_the_form_of_a_tuning_offers_its_methods() -> None:
     assert finetune.gs2pm.parameters.properties["method"]["enum"] == ["vp", "fp"]
-    assert finetune.gs2pm.parameters.required == ["base", "store"]
+    assert finetune.gs2pm.parameters.required == ["base"]
 
 
 def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[tuple] = []
     monkeypatch.setattr(train, "fit", lambda settings, **how: seen.append((settings, how)) or "best")
+    monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     train.convlstm.fn(
         str(tmp_path / "recipe.yaml"),
@@ -249,6 +279,23 @@ def test_what_a_form_was_filled_in_with_changes_the_recipe(monkeypatch: pytest.M
     trainer = settings.trainer
     assert (settings.name, trainer.minutes, trainer.batch_size, trainer.wet_weight) == ("mine", 2.5, 3, 8)
     assert how == {"key": "train-convlstm", "resume": True, "score_windows": 0, "register_in": None}
+
+
+def test_a_training_without_a_store_takes_the_archive_only_in_place_of_what_only_we_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive = synthetic.make_store(tmp_path / "frames", range(60))
+    seen: list[config.Recipe] = []
+    monkeypatch.setattr(train, "fit", lambda settings, **how: seen.append(settings) or "best")
+    train.gs2pm.fn("training/gs2pm-debug.yaml", archive=archive)
+    assert {span.store for span in (*seen[0].train, *seen[0].valid)} == {archive}
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    with pytest.raises(ConfigError, match=r"a, b: not found"):
+        train.convlstm.fn(str(tmp_path / "recipe.yaml"), archive=archive)
+    train.convlstm.fn(str(tmp_path / "recipe.yaml"), store=archive)
+    assert {span.store for span in seen[1].train} == {archive}
+    with pytest.raises(ConfigError, match="no store to tune on"):
+        finetune.gs2pm.fn("a.safetensors")
 
 
 def test_a_tuning_refuses_the_checkpoint_of_another_network(tmp_path: Path) -> None:
@@ -317,6 +364,7 @@ class TestRuns:
                 assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
             return Path("runs/tiny/best.safetensors")
 
+        monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
         monkeypatch.setitem(sys.modules, "nowcast.training.run", SimpleNamespace(train=fit))
         made = train.convlstm(str(tmp_path / "recipe.yaml"), score_windows=0)
         assert made == "runs/tiny/best.safetensors"
@@ -367,6 +415,7 @@ class TestRuns:
             return tmp_path / "leaderboard.md"
 
         monkeypatch.setitem(sys.modules, "nowcast.benchmark.run", SimpleNamespace(benchmark=compare))
+        monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
         assert benchmark.benchmark(deployments.BENCHMARK) == str(tmp_path / "leaderboard.md")
 
 
@@ -395,6 +444,7 @@ def test_a_training_registers_its_result(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(train, "concurrency", lambda *_, **__: nullcontext())
     for name in ("create_markdown_artifact", "progress_bar"):
         monkeypatch.setattr(train, name, lambda *_, **__: None)
+    monkeypatch.setattr("nowcast.data.archive.check_there", lambda *_: None)
     monkeypatch.setitem(sys.modules, "nowcast.training.run", SimpleNamespace(train=lambda *_, **__: made))
     train.convlstm.fn(str(tmp_path / "recipe.yaml"), score_windows=0, register_in=str(file))
     (event,) = promotion.open_registry(settings).events

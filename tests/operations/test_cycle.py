@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from nowcast.config import Operations
-from nowcast.core.errors import BusyError
-from nowcast.operations import cycle
+from nowcast.core.errors import BusyError, DiskError
+from nowcast.operations import cycle, issuing
 from nowcast.store import Store
 from tests.paths import SAMPLE
 
@@ -170,15 +170,16 @@ def test_a_chain_that_refuses_everything_fails_and_goes_on(chain: Operations) ->
     land(chain, 2)
     other_grid(chain.feed.source / FRAMES[2].name)
     report = cycle.cycle(chain)
-    assert "One item landed and none was taken: " in report.failure
-    assert "is on another y" in report.failure
+    (failure,) = report.failures
+    assert "feed: One item landed and none was taken: " in failure
+    assert "is on another y" in failure
     assert not report.idle
     assert report.issued == ["persistence 2010-08-26T04:10Z ok"]
     assert report.published
     after = cycle.cycle(chain)
-    assert (after.failure, after.idle, after.refused, after.remembered) == ("", True, [], 1)
+    assert (after.failures, after.idle, after.refused, after.remembered) == ([], True, [], 1)
     land(chain, 3)
-    assert not cycle.cycle(chain).failure
+    assert not cycle.cycle(chain).failures
 
 
 def test_a_feed_that_is_gone_is_a_failure(chain: Operations) -> None:
@@ -187,7 +188,7 @@ def test_a_feed_that_is_gone_is_a_failure(chain: Operations) -> None:
     shutil.rmtree(chain.feed.source)
     for _ in range(2):
         report = cycle.cycle(chain)
-        assert "does not exist" in report.failure
+        assert "does not exist" in report.failures[0]
         assert not report.idle
     chain.feed.source.mkdir()
     assert cycle.cycle(chain).idle
@@ -197,9 +198,59 @@ def test_the_chain_takes_the_product_and_the_step_that_it_names(chain: Operation
     land(chain, 0, 1)
     feed = chain.feed.model_copy(update={"product": "no such one", "cadence_seconds": 600})
     report = cycle.cycle(chain.model_copy(update={"feed": feed}))
-    assert (report.taken, report.left_out, report.failure) == (0, 2, "")
+    assert (report.taken, report.left_out, report.failures) == (0, 2, [])
     report = cycle.cycle(chain.model_copy(update={"feed": feed.model_copy(update={"product": "rainfall_rate"})}))
     assert (report.taken, report.left_out) == (2, 0)
     assert Store(chain.store).read().attrs["cadence_seconds"] == 600
-    assert not cycle.cycle(chain).failure
+    assert not cycle.cycle(chain).failures
     assert Store(chain.store).read().attrs["cadence_seconds"] == 300
+
+
+BROKEN = {
+    "NetCDF": (issuing, "export"),
+    "scores": (cycle, "verify"),
+    "page": (cycle, "publish"),
+    "maps": (cycle, "publish_maps"),
+    "old versions": (cycle.shadow, "first_today"),
+}
+"""Step, as the report names it -> what fails in it."""
+
+
+@pytest.mark.parametrize("step", BROKEN)
+def test_a_step_that_fails_stops_no_other_and_is_named(
+    chain: Operations, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DiskError("x.nc: cannot be written: No space left on device.")
+
+    chain = chain.model_copy(update={"map_leads": (1,)})
+    land(chain, 0, 1)
+    made: list[str] = []
+    for name, (module, function) in BROKEN.items():
+        monkeypatch.setattr(module, function, fail if name == step else _noted(name, getattr(module, function), made))
+    report = cycle.cycle(chain)
+    assert report.failures == [f"{step}: x.nc: cannot be written: No space left on device."]
+    assert not report.idle
+    assert set(made) == set(BROKEN) - {step}
+    assert len(report.issued) == 1
+    monkeypatch.undo()
+    land(chain, 2)
+    assert not cycle.cycle(chain).failures
+
+
+def _noted(name: str, function: Callable[..., object], made: list[str]) -> Callable[..., object]:
+    def call(*args: object, **more: object) -> object:
+        made.append(name)
+        return function(*args, **more)
+
+    return call
+
+
+def test_a_netcdf_folder_that_is_a_file_leaves_the_page_alone(chain: Operations) -> None:
+    chain.netcdf.write_text("")
+    land(chain, 0, 1)
+    report = cycle.cycle(chain)
+    assert report.published == chain.site / "latest.json"
+    assert len(report.failures) == 1
+    assert "NetCDF" in report.failures[0]
+    assert "cannot be written" in report.failures[0]

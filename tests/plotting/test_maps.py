@@ -313,3 +313,14 @@ def test_loop_plays_all_frames_and_rests_on_the_last(painter, field):
         assert animation.format == "GIF" and durations == [200, 200, 800]
         last = np.asarray(animation.convert("RGB")).astype(int)
     assert abs(last - opened(frames[-1])).mean() < 2
+
+
+@pytest.mark.parametrize("shape", [(1000, 2), (2, 1000), (2, 2), (3, 4000)])
+def test_strips_are_drawn_wide_enough_for_what_is_beside_them(shape):
+    grid = Grid.regular(STEREOGRAPHIC, shape, upper_left=(0, -3650000), pixel=(1000, 1000))
+    field = np.zeros(shape, np.float32)
+    field[-1, -1] = 12
+    picture = opened(MapPainter(grid, "rainfall_rate").png(field, caption=forecast()))
+    height, width = picture.shape[0] - HEADER, picture.shape[1] - 2 * MARGIN
+    assert height >= 240
+    assert width >= 240

@@ -279,6 +279,13 @@ def test_lpips_of_equal_fields_is_zero_and_grows_with_difference():
     assert same == 0 and 0 < near < far
 
 
+@pytest.mark.parametrize(("shape", "defined"), [((30, 64), False), ((64, 7), False), ((31, 31), True)])
+def test_lpips_of_frames_too_small_for_its_network_is_none(shape, defined):
+    pair = np.zeros((2, 1, *shape), np.float32)
+    found = lpips(*pair, limits=(0, 1), weights=UNTRAINED)
+    assert np.isfinite(found).tolist() == [defined]
+
+
 def test_lpips_ignores_what_is_missing():
     field = rain(15, (2, 64, 64)).clip(0, 50)
     holed = field.copy()
