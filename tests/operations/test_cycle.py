@@ -16,6 +16,7 @@ import pytest
 from nowcast.config import Operations
 from nowcast.core.errors import BusyError
 from nowcast.operations import cycle
+from nowcast.readers import knmi
 from nowcast.store import Store
 from tests.paths import SAMPLE
 
@@ -203,3 +204,16 @@ def test_the_chain_takes_the_product_and_the_step_that_it_names(chain: Operation
     assert Store(chain.store).read().attrs["cadence_seconds"] == 600
     assert not cycle.cycle(chain).failure
     assert Store(chain.store).read().attrs["cadence_seconds"] == 300
+
+
+def test_the_first_frame_of_a_feed_without_a_stated_step_waits_for_the_second(
+    chain: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = knmi.read
+    monkeypatch.setattr(knmi, "read", lambda item: read(item).assign_attrs(cadence_seconds=0))
+    land(chain, 0)
+    first = cycle.cycle(chain)
+    assert (first.taken, first.issued) == (1, [])
+    assert "the step of the feed is unknown" in first.contradictions[0]
+    land(chain, 1)
+    assert cycle.cycle(chain).issued == ["persistence 2010-08-26T04:10Z ok"]
