@@ -115,6 +115,9 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
             return _report(summary, started)
         log.info("%d frames taken, the newest is of %s", summary.taken, summary.newest)
         cube = schedule.visible(stores.frames.read(), settings, now)
+        if cube.attrs.get("cadence_seconds") == 0:
+            summary.contradictions.append("the step of the feed is unknown until its second frame: no forecast yet")
+            return _report(summary, started)
         dues = schedule.due(settings, cube, stores.forecasts)
         issued = _issue(settings, stores, cube, dues)
         log.info("forecasts issued: %s", ", ".join(issued.lines) or "none")

@@ -16,6 +16,7 @@ import pytest
 from nowcast.config import Operations
 from nowcast.core.errors import BusyError, DiskError
 from nowcast.operations import cycle, issuing
+from nowcast.readers import knmi
 from nowcast.store import Store
 from tests.paths import SAMPLE
 
@@ -254,3 +255,16 @@ def test_a_netcdf_folder_that_is_a_file_leaves_the_page_alone(chain: Operations)
     assert len(report.failures) == 1
     assert "NetCDF" in report.failures[0]
     assert "cannot be written" in report.failures[0]
+
+
+def test_the_first_frame_of_a_feed_without_a_stated_step_waits_for_the_second(
+    chain: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = knmi.read
+    monkeypatch.setattr(knmi, "read", lambda item: read(item).assign_attrs(cadence_seconds=0))
+    land(chain, 0)
+    first = cycle.cycle(chain)
+    assert (first.taken, first.issued) == (1, [])
+    assert "the step of the feed is unknown" in first.contradictions[0]
+    land(chain, 1)
+    assert cycle.cycle(chain).issued == ["persistence 2010-08-26T04:10Z ok"]

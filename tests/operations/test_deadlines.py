@@ -174,4 +174,4 @@ def test_a_file_that_cannot_be_written_stops_no_page(tmp_path: Path) -> None:
     land(settings, 0)
     report = cycle.cycle(settings)
     assert report.published
-    assert len(report.alarms) == 1 and "no NetCDF file of 2010-08-26T04:05Z" in report.alarms[0]
+    assert len(report.failures) == 1 and report.failures[0].startswith("NetCDF: ")
