@@ -115,6 +115,7 @@ class Lagrangian(Nowcaster):
     free_lengths: ClassVar[bool] = False
     handles_missing: ClassVar[bool] = True
     gives_probabilities: ClassVar[bool] = True
+    any_step: ClassVar[bool] = True
     onnx: ClassVar[bool] = False
 
     def __init__(

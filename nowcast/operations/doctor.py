@@ -21,7 +21,8 @@ from nowcast.core.cube import check as check_cube
 from nowcast.core.errors import BadInput, ConfigError, StoreError
 from nowcast.core.provenance import stamp
 from nowcast.forecasting.run import CADENCE_TOLERANCE
-from nowcast.models import MODELS
+from nowcast.ingestion import memory
+from nowcast.models import MODELS, model_class
 from nowcast.operations import cycle, promotion
 from nowcast.operations.stores import Stores
 from nowcast.registry import checkpoint
@@ -139,8 +140,8 @@ def _chain(config: str, overrides: Sequence[str]) -> Iterator[Finding]:
     stores = Stores.of(settings)
     found = {name: _store(name, store) for name, store in stores._asdict().items()}
     yield from found.values()
-    if found["frames"].ok and stores.frames.exists():
-        yield _age(settings, stores.frames)
+    if found["frames"].ok:
+        yield from _frames(settings, stores.frames)
     yield from _page(settings)
 
 
@@ -159,8 +160,9 @@ def _fitting(name: str, card: Card, cadence: int | None) -> Finding:
     what, found = f"model {name}", f"{card.model}, {card.in_steps} -> {card.out_steps}, {card.cadence_seconds} s"
     if cadence is None:
         return Finding(what, f"{found}; the step of the feed is not known yet")
-    fits = bool(abs(cadence - card.cadence_seconds) <= CADENCE_TOLERANCE * card.cadence_seconds)
-    told = found if fits else f"{found}, and a frame comes every {cadence} s"
+    close = abs(cadence - card.cadence_seconds) <= CADENCE_TOLERANCE * card.cadence_seconds
+    fits = bool(close or model_class(card.model.partition(":")[0]).any_step)
+    told = found if close else f"{found}, and a frame comes every {cadence} s"
     return Finding(what, told, fits, "train or tune one for this step; until then its fallback runs")
 
 
@@ -256,6 +258,22 @@ def _page(settings: Operations) -> Iterator[Finding]:
     yield Finding(
         "page", f"published {age.total_seconds() / 60:.0f} min ago", not late, "look at the cycle's last runs"
     )
+
+
+def _frames(settings: Operations, frames: FrameStore) -> Iterator[Finding]:
+    """Check what comes in: the age of the newest frame, its step, and what was refused."""
+    there, late = frames.exists(), True
+    if there:
+        age = _age(settings, frames)
+        late = not age.ok
+        yield age
+        said = frames.contradictions()
+        wrong = bool(said and settings.feed.cadence_seconds)  # a mere hint yields to the times
+        yield Finding("step", "; ".join(said) or "as stated", not wrong, "correct or remove feed.cadence_seconds")
+    if refused := memory.refusals(frames):
+        count = "1 file" if len(refused) == 1 else f"{len(refused)} files"
+        last = f"{count} of the feed, the last one: {refused[-1]}"
+        yield Finding("refused", last, not late, "nothing else comes: see the reason, and correct feed or reader")
 
 
 def _age(settings: Operations, frames: FrameStore) -> Finding:

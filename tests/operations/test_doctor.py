@@ -14,6 +14,7 @@ from nowcast.flows import health
 from nowcast.flows.processes import Mark
 from nowcast.operations import cycle, doctor
 from nowcast.registry import checkpoint
+from nowcast.store import FrameStore
 from tests import synthetic
 from tests.conftest import free_port
 
@@ -62,6 +63,32 @@ def test_a_network_is_fit_for_its_own_step(tmp_path: Path, feed: int | None, fit
     finding = doctor._fitting("x", card.model_copy(update={"cadence_seconds": 300}), feed)
     assert finding.ok is fits
     assert ("a frame comes every" in finding.found) is not fits
+
+
+def test_a_network_that_may_be_resampled_is_fit_for_any_step(tmp_path: Path) -> None:
+    card = checkpoint.read_card(synthetic.tiny(tmp_path / "a.safetensors", "lagrangian:debug"))
+    finding = doctor._fitting("x", card.model_copy(update={"cadence_seconds": 300}), 600)
+    assert finding.ok
+    assert "a frame comes every 600 s" in finding.found
+
+
+def test_a_feed_that_only_refuses_and_a_step_that_contradicts_are_found(operations: Path, tmp_path: Path) -> None:
+    feed = tmp_path / "landing"
+    feed.mkdir()
+    (feed / "a.h5").write_bytes(b"no frame")
+    changes = [f"feed.source={feed}", f"store={tmp_path}/frames", "feed.reader=knmi", "replay=false"]
+    settings = cycle.load(operations, changes)
+    cycle.cycle(settings)
+    refused = findings(operations, *changes)["refused"]
+    assert not refused.ok
+    assert "1 file of the feed" in refused.found
+    assert "a.h5" in refused.found
+    synthetic.make_store(tmp_path / "others", range(8))
+    assert findings(operations, f"store={tmp_path}/others")["step"].ok
+    FrameStore(tmp_path / "others").state_cadence(900)
+    step = findings(operations, f"store={tmp_path}/others", "feed.cadence_seconds=900")["step"]
+    assert not step.ok
+    assert "frames come every 300 s" in step.found
 
 
 def test_a_page_that_nobody_publishes_is_old(operations: Path, tmp_path: Path) -> None:
