@@ -42,8 +42,10 @@ class Day:
 
 
 def a_day(*, long_frames: int = 24, frames: int = 288, seed: int = 0) -> Day:
-    """Draw a day: 5 % late, 3 % missing, 2 % doubled, 2 % corrupt, an outage of 40 minutes, a frame without data, one from the
-    future, foreign files, and a step that changes from 5 to 10 minutes.
+    """Draw a day in which everything goes wrong.
+
+    5 % of the frames are late, 3 % missing, 2 % doubled, 2 % corrupt; there are an outage of 40 minutes, a frame
+    without data, one from the future, foreign files, and a step that changes from 5 to 10 minutes.
 
     Args:
         long_frames: How many of the frames, at the end, come every 10 minutes.
