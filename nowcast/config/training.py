@@ -126,6 +126,7 @@ class TrainerSettings(Frozen):
     """Settings of the optimisation."""
 
     epochs: Annotated[int, Field(ge=1)] = 100
+    """Training ends after so many passes; validation follows each of them."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Training ends after this time, validations included, unless the epochs end it before; None: no limit."""
     batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
@@ -139,21 +140,40 @@ class TrainerSettings(Frozen):
     wet_weight: Annotated[float, Field(ge=0)] = 0.0
     """The error of a pixel is weighted 1 + wet_weight x its scaled observation: most pixels are dry, and an unweighted
     mean lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
-    optimiser: Literal["adam", "adamw"] = "adam"
+    optimiser: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    """What turns gradients into steps: torch's optimiser of this name."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Largest factor on the steps of the optimiser; ``schedule`` changes it over the training."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay rates of Adam's running means of the gradient and of its square."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """What Adam, AdamW and RMSprop add to the root of the squared gradient before they divide by it."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the last step that SGD and RMSprop make again."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "step", "cosine", "plateau", "one-cycle"] = "plateau"
-    """Of the learning rate. The first three span the training, by epochs or minutes, whichever ends it;
-    ``plateau`` halves it when the validation loss stalls."""
+    """Pull of all weights towards 0: with ``adamw`` apart from the gradient, with the others as a part of it."""
+    schedule: Literal["constant", "step", "cosine", "linear", "plateau", "one-cycle"] = "plateau"
+    """Of the learning rate. All but the last two span the training, by epochs or minutes, whichever ends it;
+    ``plateau`` lowers it when the validation loss stalls, ``one-cycle`` raises it over 30 % of the steps and lowers it
+    over the rest."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training over which the rate rises from 0, before the schedule."""
+    hold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training, warm-up included, after which ``cosine`` and ``linear`` begin to lower the rate."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the training at which schedule ``step`` multiplies the rate by ``gamma``."""
+    step_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Instead of ``milestones``: schedule ``step`` multiplies the rate by ``gamma`` every so many epochs."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor on the rate in schedule ``step``."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Factor on the rate in schedule ``plateau``."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 4
+    """Epochs without a lower validation loss that schedule ``plateau`` waits for before it lowers the rate."""
     lowest_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the learning rate below which ``step`` and ``cosine`` do not go."""
+    """Share of the learning rate below which ``step``, ``cosine`` and ``linear`` do not go: they are cut off there."""
+    eta_min: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate that ``cosine`` and ``linear`` reach at the end, instead of 0 or ``lowest_rate``."""
     patience: Annotated[int, Field(ge=1)] = 20
     """Epochs without a lower validation loss before training stops."""
     clip_value: Annotated[float, Field(gt=0)] | None = None
@@ -163,7 +183,9 @@ class TrainerSettings(Frozen):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, which is validated and kept; None: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Bits of the numbers: ``mixed`` computes most layers with 16, which GPUs do faster."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device; ``auto``: a GPU where there is one."""
     devices: int | Literal["auto"] = "auto"
     """Devices per machine."""
     nodes: Annotated[int, Field(ge=1)] = 1
@@ -184,6 +206,7 @@ class TrainerSettings(Frozen):
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes."""
     seed: int = 0
+    """Of all that is drawn: first weights, order of the windows, crops, sampling. Other seed, other training."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainerSettings:
@@ -197,8 +220,25 @@ class TrainerSettings(Frozen):
             )
         if self.warm_up and self.schedule in ("plateau", "one-cycle"):
             raise ValueError(f"warm_up is for constant, step and cosine; schedule {self.schedule} has none")
-        if (self.schedule == "step") != bool(self.milestones):
-            raise ValueError("schedule step and milestones need each other")
+        if (self.schedule == "step") != bool(self.milestones or self.step_epochs):
+            raise ValueError("schedule step and milestones, or step_epochs, need each other")
+        if self.milestones and self.step_epochs:
+            raise ValueError("milestones and step_epochs exclude each other")
+        if self.step_epochs and self.minutes:
+            raise ValueError("step_epochs counts epochs, and minutes end the training by time; use milestones")
+        if self.momentum and self.optimiser not in ("sgd", "rmsprop"):
+            raise ValueError(f"momentum is for sgd and rmsprop; optimiser {self.optimiser} has betas")
+        return self
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> TrainerSettings:
+        falls = self.schedule in ("cosine", "linear")
+        if (self.hold or self.eta_min is not None) and not falls:
+            raise ValueError(f"hold and eta_min are for cosine and linear; schedule {self.schedule} has none")
+        if self.eta_min is not None and self.lowest_rate:
+            raise ValueError("eta_min and lowest_rate exclude each other")
+        if self.eta_min is not None and self.eta_min >= self.learning_rate:
+            raise ValueError(f"eta_min {self.eta_min:g} is not below learning_rate {self.learning_rate:g}")
         return self
 
 

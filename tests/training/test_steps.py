@@ -10,7 +10,9 @@ and draws are given; sums are in double precision, since several of the networks
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,7 +29,7 @@ RECORD = Path(__file__).with_name("steps.json")
 STEPS, PLANNED = 10, 20
 """Steps made, and steps that schedules are laid out over: half of a training is seen."""
 TOLERANCE = 1e-6
-SINGLE = {"predrnn-v2", "trajgru"}
+SINGLE = {"predrnn-v2", "trajgru", "lagrangian"}
 """Networks that compute a part in single precision whatever the rest is."""
 Steps = dict[str, Any]
 
@@ -37,7 +39,7 @@ class Case(NamedTuple):
 
     model: str
     trainer: dict[str, Any]
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     tuning: str | None = None
 
 
