@@ -1,4 +1,12 @@
-"""github.com/google/e3d_lstm (Apache-2.0, TensorFlow 1): E3D-LSTM."""
+"""github.com/google/e3d_lstm (Apache-2.0, TensorFlow 1): E3D-LSTM.
+
+Its checkpoints (``model.ckpt-80000.index`` and ``.data-00000-of-00001``) are read by TensorFlow alone, any version:
+
+    reader = tf.train.load_checkpoint("model.ckpt-80000")
+    np.savez("e3d_lstm.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+
+and ``nowcast models import e3d_lstm e3d_lstm.npz`` goes on from there, on a machine without it.
+"""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ class ShardedLearner(Learner):
         register_fsdp_forward_method(self.network, "training_loss")
 
 
-def _optimiser(settings: TrainerSettings, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimiser(settings: TrainerSettings, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimiser:
         case "sgd":
