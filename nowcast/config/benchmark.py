@@ -54,7 +54,9 @@ class Budget(Frozen):
     """Length of every network's training, in steps or in minutes."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the optimiser; None: by minutes."""
     minutes: Annotated[float, Field(gt=0)] | None = None
+    """Time, validations included; None: by steps."""
     validate_every: Annotated[int, Field(ge=1)] = 100
     """Steps between two validations; the best of them is kept."""
 
@@ -103,18 +105,23 @@ class Benchmark(Frozen):
     """Everything that ``nowcast benchmark`` needs: networks trained with the same budget, and one table of scores."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """Names the folder of the results."""
     networks: Annotated[tuple[Participant, ...], Field(min_length=1)]
+    """Networks that are compared."""
     references: tuple[str, ...] = ("persistence", "extrapolation")
     """Models without weights that are scored with the networks, on the pixels that all of them cover."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """Frames that all networks learn from."""
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     """The weights with the lowest loss here are kept."""
     test: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     """Frames that are scored, whole; none of them may be in train or valid."""
     windows: WindowSettings
+    """How frames become samples."""
     test_stride: Annotated[int, Field(ge=1)] | None = None
     """Frames between the starts of two test windows; None: as in training."""
     budget: Budget
+    """Length of every training."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Each network is trained once with each seed."""
     trainer: TrainerSettings = TrainerSettings()
@@ -126,6 +133,7 @@ class Benchmark(Frozen):
     block_minutes: Annotated[float, Field(gt=0)] = 60
     """Length of the bootstrap blocks within a sequence, in minutes: neighbouring windows are not independent."""
     runs: Path = Path("runs")
+    """Folder of the results and of the run folders."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Benchmark:

@@ -25,8 +25,11 @@ class ScalingSettings(Frozen):
     """How physical values become [0, 1]; see ``nowcast.core.units.Scaling``."""
 
     kind: Literal["linear", "decibel"]
+    """``linear``: by the value; ``decibel``: by its logarithm, which shows light rain."""
     low: float
+    """Value that becomes 0; lower ones do too."""
     high: float
+    """Value that becomes 1; higher ones do too."""
 
     def build(self) -> Scaling:
         """Return the scaling that these settings describe."""
@@ -37,6 +40,7 @@ class Span(Frozen):
     """Part of a store: all of it, a time range, one of its splits, or some of its sequences."""
 
     store: str
+    """Cube store, folder or URL."""
     start: AwareDatetime | None = None
     """First time included; it needs its zone: 2016-09-28T14:00Z."""
     end: AwareDatetime | None = None
@@ -91,7 +95,9 @@ class WindowSettings(Frozen):
     quantity: str
     """Quantity forecast; stores that hold another are converted where a formula exists."""
     in_steps: Annotated[int, Field(ge=1)]
+    """Frames of the past that the network reads."""
     out_steps: Annotated[int, Field(ge=1)]
+    """Frames of the future that it makes."""
     stride: Annotated[int, Field(ge=1)] = 1
     """Frames between the starts of two windows."""
     channels: Literal[1, 3] = 1
@@ -286,12 +292,16 @@ class Recipe(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
     """Constructor keywords of the network."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """Frames that are learned from."""
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """Frames whose loss decides which weights are kept and when the training ends; none of them may be in train."""
     windows: WindowSettings
+    """How these frames become samples."""
     loss: Loss = ()
     """Compares forecast and observed frames; none: as in the network's paper. The rest of a network's training
     (scheduled sampling, regularisers) stays."""
     trainer: TrainerSettings = TrainerSettings()
+    """Optimiser, schedule, length and machine of the training."""
     runs: Path = Path("runs")
     """Folder of the run folders: logs, checkpoints, the exported network."""
     start_from: Path | None = None

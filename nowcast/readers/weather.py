@@ -136,7 +136,9 @@ class Simulator(Settings):
     """All that there is to say about a simulated radar."""
 
     rows: Annotated[int, Field(ge=2)]
+    """Pixels from north to south."""
     columns: Annotated[int, Field(ge=2)]
+    """Pixels from west to east."""
     pixel_m: Annotated[float, Field(ge=1, le=100_000)]
     """Side of a pixel."""
     crs: str = AEQD
@@ -146,12 +148,19 @@ class Simulator(Settings):
     start: AwareDatetime
     """Time of frame 0; needs its zone: 2020-06-01T12:00Z."""
     cadence_seconds: Annotated[int, Field(ge=1, le=86_400)]
+    """Time between frames."""
     frames: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Their number."""
     motion: Motion
+    """How the air moves."""
     cells: Cells | None = None
+    """Showers; None: there are none."""
     layer: Layer | None = None
+    """Widespread rain; None: there is none."""
     noise: Noise | None = None
+    """Pixels that are wrong; None: there are none."""
     dropouts: Dropouts | None = None
+    """Frames that are blind in one direction; None: there are none."""
     gaps: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Frames that never arrive."""
     radius_km: Kilometres | None = None
