@@ -67,13 +67,16 @@ def _head(kernel: Tensor) -> Tensor:
 def _options(tensors: State, config: Config) -> dict[str, Any]:
     patch = int(config.get("patch", config.get("patch_size", 4)))  # type: ignore[call-overload]
     start = int(config.get("input_length", 10))  # type: ignore[call-overload]
-    width, folded = tensors[f"{SCOPE}conv3d/kernel"].shape[-2:]
+    folded = tensors[f"{SCOPE}conv3d/kernel"].shape[-1]
+    layers = sum(bool(re.search(r"e3d\d+/conv3d/bias$", name)) for name in tensors)
+    widths = [len(tensors[f"{SCOPE}e3d{layer}/conv3d/bias"]) // 4 for layer in range(layers)]
+    alike = {"layers": layers, "width": widths[0]} if len(set(widths)) == 1 else {"widths": tuple(widths)}
     return {
         "in_steps": start,
         "out_steps": int(config.get("total_length", start + 10)) - start,  # type: ignore[call-overload]
         "channels": folded // patch**2,
-        "layers": sum(bool(re.search(r"e3d\d+/hidden/gamma$", name)) for name in tensors),
-        "width": width,
+        **alike,
+        "layer_norm": f"{SCOPE}e3d0/hidden/gamma" in tensors,
         "kernel": tensors[f"{SCOPE}e3d0/conv3d/kernel"].shape[1],
         "patch": patch,
         "stale_memory": True,
