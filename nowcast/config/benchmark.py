@@ -86,7 +86,7 @@ class Participant(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
     """Constructor keywords of the network, in addition to those of the recipe."""
     loss: Loss | None = None
-    """See ``Recipe.loss``; None: that of the recipe."""
+    """Loss that it trains with, as in a recipe; None: that of the recipe."""
     trainer: TrainerSettings = TrainerSettings()
     """Settings of this network alone."""
 

@@ -141,7 +141,7 @@ class Operations(Frozen):
     site: Path
     """Folder that the page is published to."""
     products: Annotated[tuple[Product, ...], Field(min_length=1)]
-    """In the order of the page; the first is the official one, shown when the page opens."""
+    """Forecasts of every cycle, in the order of the page; the first is the official one, shown when the page opens."""
     fallback: tuple[str, ...] = ("extrapolation", "persistence")
     """Models tried in this order when a product's own model cannot run; if none can, the product is withheld."""
     leads: Annotated[int, Field(ge=1)] = 12

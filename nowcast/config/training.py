@@ -86,7 +86,7 @@ class Moving(Frozen):
     seed: int = 0
     """Seed of the trajectories too: train, valid and test need different ones even if their images differ."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """See ``Span.weight``."""
+    """Factor on how often these clips are drawn, as that of a span."""
 
 
 class WindowSettings(Frozen):
@@ -101,7 +101,7 @@ class WindowSettings(Frozen):
     stride: Annotated[int, Field(ge=1)] = 1
     """Frames between the starts of two windows."""
     channels: Literal[1, 3] = 1
-    """3: red, green and blue of a colour video; a single channel is repeated three times."""
+    """Channels of a frame; 3: red, green and blue of a colour video, a single channel is repeated three times."""
     resize: Annotated[int, Field(ge=8)] | None = None
     """Side of the square that whole frames are resized to, before any crop; None: as they are."""
     crop: Annotated[int, Field(ge=8)] | None = None
@@ -120,7 +120,7 @@ class WindowSettings(Frozen):
     flips: bool = False
     """Flip and transpose at random: more data, though mirrored weather is that of the other hemisphere."""
     scaling: ScalingSettings | None = None
-    """None: the quantity's own."""
+    """Scaling to [0, 1] of the quantity; None: its own."""
 
     @model_validator(mode="after")
     def _quantity_exists(self) -> WindowSettings:
@@ -136,7 +136,7 @@ class TrainerSettings(Frozen):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Training ends after this time, validations included, unless the epochs end it before; None: no limit."""
     batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
-    """None: every window once."""
+    """Batches of the training between two validations; None: every window once."""
     valid_batches: Annotated[int, Field(ge=1)] | None = None
     """Batches of the validation, always the same ones; None: every window once."""
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -159,7 +159,7 @@ class TrainerSettings(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Pull of all weights towards 0: with ``adamw`` apart from the gradient, with the others as a part of it."""
     schedule: Literal["constant", "step", "cosine", "linear", "plateau", "one-cycle"] = "plateau"
-    """Of the learning rate. All but the last two span the training, by epochs or minutes, whichever ends it;
+    """How the learning rate changes. All but the last two span the training, by epochs or minutes, whichever ends it;
     ``plateau`` lowers it when the validation loss stalls, ``one-cycle`` raises it over 30 % of the steps and lowers it
     over the rest."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -193,11 +193,11 @@ class TrainerSettings(Frozen):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device; ``auto``: a GPU where there is one."""
     devices: int | Literal["auto"] = "auto"
-    """Devices per machine."""
+    """Devices used on each machine; ``auto``: all GPUs, or one process on a CPU."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines. The same command runs on each of them, started by Slurm or torchrun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """For several devices: ``ddp`` keeps the whole network on each of them, ``fsdp`` a part of it."""
+    """How several devices share the work: ``ddp`` keeps the whole network on each of them, ``fsdp`` a part of it."""
     compile: bool = False
     """Network and loss are compiled by torch.compile: minutes at the start, then less time per step on GPUs."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
@@ -210,9 +210,9 @@ class TrainerSettings(Frozen):
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes."""
+    """Processes that read and cut windows; 0: the training does it itself."""
     seed: int = 0
-    """Of all that is drawn: first weights, order of the windows, crops, sampling. Other seed, other training."""
+    """Seed of all that is drawn: first weights, order of the windows, crops, sampling."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainerSettings:

@@ -45,6 +45,7 @@ def test_every_field_is_described_in_the_schema_and_in_help(kind: type[Frozen]) 
     assert list(schema.get("properties", {})) == list(kind.model_fields)
     for name, found in schema.get("properties", {}).items():
         assert found.get("description"), f"{name} has no string under it, or only that of its own class"
+        assert not found["description"].startswith(("None:", "See ")), f"{name} is read where nothing stands beside it"
         assert f"{name}: {' '.join(found['description'].split())}" in shown
     assert "Attributes" not in schema["description"]
 
