@@ -6,11 +6,9 @@ pages list every module of every room for mkdocstrings; the picture of the rooms
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import pkgutil
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +26,7 @@ import nowcast
 from nowcast.benchmark.catalogue import networks, sources
 from nowcast.cli import app
 from nowcast.config import Benchmark, Operations, Recipe
+from nowcast.config.base import FIELDS
 from nowcast.core.units import QUANTITIES, UNIT_SIGNS
 from nowcast.ingestion.quality import FLAGS
 from nowcast.models import LOSSES, loss_options
@@ -235,7 +234,8 @@ def settings_page() -> str:
         for kind in _reached(root):
             if kind not in seen:
                 seen.add(kind)
-                parts += [f"### {kind.__name__}", inspect.getdoc(kind) or "", _fields(kind)]
+                words = (inspect.getdoc(kind) or "").partition(FIELDS)[0]
+                parts += [f"### {kind.__name__}", words, _fields(kind)]
     return _page("Settings", *parts)
 
 
@@ -259,29 +259,11 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _fields(kind: type[BaseModel]) -> str:
-    words = _documentation(kind)
     rows = [
-        (f"`{name}`", _type(field.annotation), _default(field), words.get(name, ""))
+        (f"`{name}`", _type(field.annotation), _default(field), (field.description or "").replace("``", "`"))
         for name, field in kind.model_fields.items()
     ]
     return _table(("key", "type", "default", "what"), rows)
-
-
-def _documentation(kind: type[BaseModel]) -> dict[str, str]:
-    """The strings that stand under the fields of a class and of those it inherits from."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if issubclass(base, BaseModel) and base is not BaseModel:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-            assert isinstance(body, ast.ClassDef)
-            for field, below in zip(body.body, body.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_text(below):
-                    found[field.target.id] = ast.literal_eval(below.value)  # type: ignore[attr-defined]
-    return found
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _type(annotation: Any) -> str:

@@ -53,6 +53,7 @@ LOSSES = {
     "spectral": "losses:spectral",
     "fss": "losses:fss",
     "crps": "losses:crps",
+    "bce": "losses:bce",
 }
 
 __all__ = ["LOSSES", "MODELS", "Nowcaster", "build", "loss", "loss_options", "model_class"]

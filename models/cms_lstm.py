@@ -4,9 +4,10 @@ Chai, Xu, Zhang et al. (2022), "CMS-LSTM: Context Embedding and Multi-Scale Spat
 Predictive Learning", arXiv:2102.03586. Sizes and details follow github.com/czh-98/CMS-LSTM.
 
 What differs from that code: grids need not be square; without ``grid`` the normalisations have one scale and
-shift per channel, and the weights serve any grid; the loss is the mean of the squared error, not half its sum
-(the optimiser, AdamW, is blind to the factor); biases of keys, which a softmax cancels, do not exist. The
-published filter is 3 x 3 in the training script and 5 x 5 in every default: both are named sizes.
+shift per channel, and the weights serve any grid; the loss is the mean of the squared error, and half its sum where
+a recipe says so, as that of the paper does (the eps of its optimiser, AdamW, feels the factor); biases of keys, which
+a softmax cancels, do not exist. The published filter is 3 x 3 in the training script and 5 x 5 in every default: both
+are named sizes.
 
 Shape letters: B batch, N tokens, C channel, H height, W width. Fields are channels-last in memory.
 """

@@ -19,6 +19,7 @@ Shape letters: B batch, S slice of the window, H height, W width, C channel, N t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -72,22 +73,38 @@ class E3DCell(nn.Module):
 
     Args:
         inputs: Channels that come from below.
-        width: Channels of h, c and the global memory.
+        width: Channels of h, c and the global memory that leaves it.
         kernel: Side of the convolutions, odd.
         stale_memory: The global memory is always zero.
         eps: Of the norms.
+        layer_norm: Normalise what makes the gates; what is recalled is normalised in any case.
+        memory: Channels of the global memory that enters; None: ``width``.
     """
 
-    def __init__(self, inputs: int, width: int, *, kernel: int, stale_memory: bool, eps: float) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        kernel: int,
+        stale_memory: bool,
+        eps: float,
+        layer_norm: bool = True,
+        memory: int | None = None,
+    ) -> None:
         super().__init__()
+
+        def norm(channels: int) -> nn.Module:
+            return WindowNorm(channels, eps=eps) if layer_norm else nn.Identity()
+
         self.from_x = WindowConv(inputs, 7 * width, kernel=kernel)
         self.from_h = WindowConv(width, 4 * width, kernel=kernel)
         if stale_memory:
             self.memory_bias = nn.Parameter(torch.zeros(4 * width))
         else:
-            self.from_memory = WindowConv(width, 4 * width, kernel=kernel)
-        self.norm_x, self.norm_h = WindowNorm(7 * width, eps=eps), WindowNorm(4 * width, eps=eps)
-        self.norm_memory, self.norm_recall = WindowNorm(4 * width, eps=eps), WindowNorm(width, eps=eps)
+            self.from_memory = WindowConv(memory or width, 4 * width, kernel=kernel)
+        self.norm_x, self.norm_h, self.norm_memory = norm(7 * width), norm(4 * width), norm(4 * width)
+        self.norm_recall = WindowNorm(width, eps=eps)
         self.cell_to_gate = WindowConv(width, width, kernel=kernel)
         self.memory_to_gate = WindowConv(width, width, kernel=kernel)
         self.show = nn.Linear(2 * width, width)
@@ -151,8 +168,10 @@ class E3DLSTM(Patched):
     Args:
         layers: Cells; a global memory passes through all of them.
         width: State channels of each.
+        widths: State channels of every layer, the official ``num_hidden``, in place of ``layers`` and ``width``.
         kernel: Side of the convolutions, odd.
         patch: Side of the patches that frames are folded into.
+        layer_norm: Normalise what makes the gates; what is recalled is normalised in any case.
         stale_memory: The global memory is never updated, as published weights expect.
         eps: Of the norms.
         sampling: See ``Recurrent``.
@@ -182,16 +201,19 @@ class E3DLSTM(Patched):
         channels: int = 1,
         layers: int = 4,
         width: int = 64,
+        widths: Sequence[int] | None = None,
         kernel: int = 5,
         patch: int = 4,
+        layer_norm: bool = True,
         stale_memory: bool = False,
         eps: float = 1e-5,
         sampling: Sampling = "scheduled",
         sampling_until: float = 0.625,
         reverse_input: bool = False,
     ) -> None:
-        if min(layers, width) < 1 or kernel < 1 or kernel % 2 == 0:
-            raise OptionError(f"layers and width are >= 1 and kernel is odd, got {layers}, {width} and {kernel}.")
+        stack = tuple(widths) if widths is not None else (width,) * layers
+        if not stack or min(stack) < 1 or kernel < 1 or kernel % 2 == 0:
+            raise OptionError(f"There is a layer or more, widths are >= 1 and kernel is odd, got {stack} and {kernel}.")
         super().__init__(
             in_steps=in_steps,
             out_steps=out_steps,
@@ -199,13 +221,21 @@ class E3DLSTM(Patched):
             sampling=sampling,
             sampling_until=sampling_until,
             reverse_input=reverse_input,
-            hidden=WINDOW * width,
+            hidden=WINDOW * stack[-1],
             patch=patch,
             bias=True,
         )
         self.cells = nn.ModuleList(
-            E3DCell(inputs, width, kernel=kernel, stale_memory=stale_memory, eps=eps)
-            for inputs in (self.folded, *[width] * (layers - 1))
+            E3DCell(
+                inputs,
+                wide,
+                kernel=kernel,
+                stale_memory=stale_memory,
+                eps=eps,
+                layer_norm=layer_norm,
+                memory=stack[layer - 1],  # of the layer below, and into the lowest that of the top
+            )
+            for layer, (inputs, wide) in enumerate(zip((self.folded, *stack), stack, strict=False))
         )
 
     @property

@@ -21,6 +21,8 @@ from nowcast.core.errors import OptionError
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 HKO7_WEIGHTS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How much a pixel counts in the HKO-7 benchmark below 2 mm/h, from 2, 5, 10 and 30 mm/h on."""
+EDGE = 1e-6
+"""Probabilities nearer to 0 or 1 count as this, so that their logarithm is finite."""
 
 
 def weighted_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -38,14 +40,45 @@ def weighted_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
     return (error * weight).sum() / total.clamp(min=1)
 
 
-def mse(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error."""
-    return weighted_mean((made - truth).square(), weight)
+def weighted_sum(error: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sum over all pixels of the batch, of all processes that train together.
+
+    Their gradients are averaged, so each process multiplies its own sum by their number.
+    """
+    total = error.sum() if weight is None else (error * weight).sum()
+    several = distributed.is_available() and distributed.is_initialized()
+    return total * distributed.get_world_size() if several else total
 
 
-def mae(made: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean absolute error."""
-    return weighted_mean((made - truth).abs(), weight)
+REDUCTIONS = {"mean": weighted_mean, "sum": weighted_sum}
+"""How the errors of pixels become one number. Many official codes sum: Adam's eps feels the difference."""
+
+
+def mse(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
+    """Squared error of a pixel, by ``reduction`` the ``mean`` or the ``sum`` over all of the batch."""
+    return _reduced((made - truth).square(), weight, reduction)
+
+
+def mae(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
+    """Absolute error of a pixel, by ``reduction`` the ``mean`` or the ``sum`` over all of the batch."""
+    return _reduced((made - truth).abs(), weight, reduction)
+
+
+def bce(made: Tensor, truth: Tensor, weight: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
+    """Binary cross-entropy: frames are taken as probabilities; ``reduction`` as for ``mse``.
+
+    Beyond [0, 1], where networks without a final sigmoid get to, it is the value at the edge and the distance to it.
+    """
+    made = made.to(torch.promote_types(made.dtype, torch.float32))  # half precision knows no number next to 1
+    inside = made.clamp(EDGE, 1 - EDGE)
+    entropy = -(truth * inside.log() + (1 - truth) * (1 - inside).log())
+    return _reduced(entropy + (made - inside).abs(), weight, reduction)
+
+
+def _reduced(error: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise OptionError(f"Unknown reduction {reduction!r}; known: {', '.join(REDUCTIONS)}.")
+    return REDUCTIONS[reduction](error, weight)
 
 
 def balanced(

@@ -27,7 +27,7 @@ from nowcast.core.errors import OptionError
 from nowcast.models.blocks import channels_last, lean
 from nowcast.models.losses import mse
 from nowcast.models.nowcaster import Published
-from nowcast.models.recurrent import Recurrent, State, shares
+from nowcast.models.recurrent import Recurrent, State
 from nowcast.models.speedups.winograd import convolve
 
 GROUPS = 16
@@ -187,7 +187,7 @@ class PhyDNet(Recurrent):
 
     def fed(self, batch: int, progress: float) -> Tensor:
         """Teacher forcing: a whole batch is fed the truth, or none of it is."""
-        _, share = shares(self.sampling, progress / self.sampling_until)
+        _, share = self.sampling.shares(progress)
         truth = torch.rand(()) < share
         future = truth.expand(self.out_steps - 1)
         return torch.cat((torch.ones(self.in_steps, dtype=torch.bool), future)).expand(batch, -1)

@@ -13,7 +13,8 @@ Shape letters: B batch, T time, C channel, H height, W width, N batch times time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,10 +25,109 @@ from nowcast.models.blocks import each_frame, fold, unfold
 from nowcast.models.nowcaster import Nowcaster, check_past
 from nowcast.models.speedups.packed import Conv2d
 
-Sampling = Literal["scheduled", "reverse", "never"]
-SAMPLING: tuple[Sampling, ...] = ("scheduled", "reverse", "never")
+Sampling = Literal["scheduled", "reverse", "never"] | Mapping[str, Any]
+"""Name of a schedule, or a ``Schedule`` in the words of the official codes: {kind: reverse, r_exp_alpha: 2000, ...}."""
+SAMPLING = ("scheduled", "reverse", "never")
 State = Any
 """What a network remembers of the frames before: tensors in tuples or lists; None before the first, for zeros."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which input frames are the truth while training goes on, in the flags of the official codes.
+
+    Flags count iterations out of ``iterations``; a training of another length is stretched. Defaults are those of
+    the scripts of PredRNN and PredRNN-V2.
+    """
+
+    kind: str = "scheduled"
+    """One of ``SAMPLING``."""
+    iterations: int = 80_000
+    """Of the whole training, ``max_iterations``."""
+    sampling_start_value: float = 1.0
+    """``scheduled``: probability of the truth at the start."""
+    sampling_delta: float = 2e-5
+    """``scheduled``: what it loses in an iteration, also called ``sampling_changing_rate``."""
+    sampling_stop_iter: float = 50_000
+    """``scheduled``: from this iteration on it is 0."""
+    r_sampling_step_1: float = 25_000
+    """``reverse``: before this iteration half of the frames are the truth, in the past and in the future."""
+    r_sampling_step_2: float = 50_000
+    """``reverse``: from this iteration on all frames of the past are, and none of the future."""
+    r_exp_alpha: float = 2_500
+    """``reverse``: iterations in which the share of hidden frames of the past falls to 1 / e."""
+
+    @classmethod
+    def of(cls, sampling: Sampling, until: float) -> Schedule:
+        """Return the schedule that an option names, over so large a share of the training, or describes.
+
+        Raises:
+            ValueError: Unknown names, or numbers that make no schedule.
+        """
+        if isinstance(sampling, str):
+            if not 0 < until <= 1:
+                raise OptionError(f"sampling_until must lie in (0, 1], got {until}.")
+            made = cls(sampling, iterations=50_000, **_stretched(until))
+        else:
+            known = [field.name for field in fields(cls)]
+            if unknown := sorted(set(sampling) - set(known)):
+                raise OptionError(f"Unknown {', '.join(unknown)} in sampling; known: {', '.join(known)}.")
+            if wrong := [
+                key for key, value in sampling.items() if key != "kind" and not isinstance(value, int | float)
+            ]:
+                raise OptionError(f"{', '.join(wrong)} of sampling must be numbers.")
+            made = cls(**sampling)
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Refuse numbers that make no schedule.
+
+        Raises:
+            ValueError: What is wrong, in one sentence.
+        """
+        if self.kind not in SAMPLING:
+            raise OptionError(f"Unknown sampling {self.kind!r}; known: {', '.join(SAMPLING)}.")
+        if not 0 <= self.sampling_start_value <= 1 or self.sampling_delta < 0:
+            raise OptionError(
+                "sampling_start_value must lie in [0, 1] and sampling_delta be >= 0, got "
+                f"{self.sampling_start_value} and {self.sampling_delta}."
+            )
+        if not 0 <= self.r_sampling_step_1 <= self.r_sampling_step_2 or min(self.iterations, self.r_exp_alpha) <= 0:
+            raise OptionError(
+                "r_sampling_step_1 must be <= r_sampling_step_2, and iterations and r_exp_alpha be > 0; got "
+                f"{self.r_sampling_step_1}, {self.r_sampling_step_2}, {self.iterations} and {self.r_exp_alpha}."
+            )
+
+    def shares(self, progress: float) -> tuple[float, float]:
+        """Return the probability that an input frame is the truth, in the past and in the future.
+
+        Args:
+            progress: Share of the training that is done.
+        """
+        step = progress * self.iterations
+        if self.kind == "scheduled":
+            share = self.sampling_start_value - self.sampling_delta * step
+            return 1.0, max(0.0, share) if step < self.sampling_stop_iter else 0.0
+        if self.kind == "never" or step >= self.r_sampling_step_2:
+            return 1.0, 0.0
+        since = step - self.r_sampling_step_1
+        if since < 0:
+            return 0.5, 0.5
+        whole = self.r_sampling_step_2 - self.r_sampling_step_1
+        return 1.0 - 0.5 * math.exp(-since / self.r_exp_alpha), 0.5 - 0.5 * since / whole
+
+
+def _stretched(until: float) -> dict[str, float]:
+    """Return the schedules of 50,000 iterations, laid over this share of 50,000."""
+    stop = 50_000 * until
+    return {
+        "sampling_delta": 1 / stop,
+        "sampling_stop_iter": stop,
+        "r_sampling_step_1": stop / 2,
+        "r_sampling_step_2": stop,
+        "r_exp_alpha": stop / 20,
+    }
 
 
 class Recurrent(Nowcaster):
@@ -36,9 +136,10 @@ class Recurrent(Nowcaster):
     A subclass gives ``embed``, ``step`` and ``head``; this class rolls them out.
 
     Args:
-        sampling: What is fed beyond the past in training: ``scheduled``, ``reverse`` or ``never`` the truth.
-        sampling_until: Share of the training after which it is fed as in a forecast. 0.625 is the 50,000 of
-            80,000 iterations of the PredRNN family.
+        sampling: What is fed beyond the past in training: ``scheduled``, ``reverse`` or ``never`` the truth; or a
+            ``Schedule`` as a mapping, in the flags of the official codes.
+        sampling_until: Share of the training after which it is fed as in a forecast, for a schedule by name. 0.625 is
+            the 50,000 of 80,000 iterations of the PredRNN family.
         reverse_input: Train on every clip backwards as well as forwards. The official codes take two steps per
             batch; here chance decides for one direction per step, which is the same on average.
 
@@ -60,11 +161,7 @@ class Recurrent(Nowcaster):
         reverse_input: bool = False,
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
-        if sampling not in SAMPLING:
-            raise OptionError(f"Unknown sampling {sampling!r}; known: {', '.join(SAMPLING)}.")
-        if not 0 < sampling_until <= 1:
-            raise OptionError(f"sampling_until must lie in (0, 1], got {sampling_until}.")
-        self.sampling, self.sampling_until, self.reverse_input = sampling, sampling_until, reverse_input
+        self.sampling, self.reverse_input = Schedule.of(sampling, sampling_until), reverse_input
 
     def embed(self, frames_NCHW: Tensor) -> Tensor:
         """Map frames_NCHW to what a step reads, independent of the state: known frames come all at once."""
@@ -114,7 +211,7 @@ class Recurrent(Nowcaster):
         made: list[Tensor] = []
         states = []
         kept = type(self).regularisation is not Recurrent.regularisation
-        certain = 1 if self.sampling == "reverse" else self.in_steps
+        certain = 1 if self.sampling.kind == "reverse" else self.in_steps
         inputs = each_frame(self.embed, clip_BTCHW[:, :certain].unbind(1))
         for t in range(clip_BTCHW.shape[1] - 1):
             if t < certain:
@@ -129,7 +226,7 @@ class Recurrent(Nowcaster):
 
     def fed(self, batch: int, progress: float) -> Tensor:
         """Draws which input frames of a clip are the truth: (batch, in_steps + out_steps - 1), on the CPU."""
-        past, future = shares(self.sampling, progress / self.sampling_until)
+        past, future = self.sampling.shares(progress)
         share = torch.tensor([1.0] + [past] * (self.in_steps - 1) + [future] * (self.out_steps - 1))
         return torch.rand(batch, len(share)) < share
 
@@ -243,19 +340,3 @@ def _either_way(steps: int) -> Tensor:
     """Return the order of some frames, by chance forwards or backwards; drawn so that a compiler can follow."""
     order = torch.arange(steps)
     return torch.where(torch.rand(()) < 0.5, order.flip(0), order)
-
-
-def shares(sampling: Sampling, done: float) -> tuple[float, float]:
-    """Probability that an input frame is the truth, in the past and in the future.
-
-    Args:
-        sampling: Which schedule.
-        done: Progress of the schedule; from 1 on frames are fed as in a forecast.
-    """
-    if done >= 1 or sampling == "never":
-        return 1.0, 0.0
-    if sampling == "scheduled":
-        return 1.0, 1.0 - done
-    if done < 0.5:  # 25,000 of 50,000 iterations, and a scale of 2,500
-        return 0.5, 0.5
-    return 1.0 - 0.5 * math.exp(-(done - 0.5) / 0.05), 1.0 - done

@@ -77,6 +77,7 @@ class SmaAtUNet(UNet):
         bilinear: Upsample without weights.
         kernels_per_layer: Depthwise kernels per channel.
         reduction: Narrowing of the channel attention.
+        pad_inside: See ``UNet``.
 
     Raises:
         ValueError: If the options do not fit each other.
@@ -100,6 +101,7 @@ class SmaAtUNet(UNet):
         bilinear: bool = True,
         kernels_per_layer: int = 2,
         reduction: int = 16,
+        pad_inside: bool = False,
     ) -> None:
         if kernels_per_layer < 1 or not 1 <= reduction <= width:
             raise OptionError(
@@ -108,7 +110,13 @@ class SmaAtUNet(UNet):
             )
         self._kernels = kernels_per_layer
         super().__init__(
-            in_steps=in_steps, out_steps=out_steps, channels=channels, width=width, levels=levels, bilinear=bilinear
+            in_steps=in_steps,
+            out_steps=out_steps,
+            channels=channels,
+            width=width,
+            levels=levels,
+            bilinear=bilinear,
+            pad_inside=pad_inside,
         )
         self.attention = nn.ModuleList(CBAM(wide, reduction) for wide in self.widths)
 

@@ -112,6 +112,10 @@ class TrajGRU(EncoderForecaster):
         strides: Downscaling before each stage.
         links: Links of the cells per stage, finest first.
         forecaster_links: Of the forecaster's cells where they have others.
+        encoder_inputs: Channels that the encoder's cells read, finest first, but for the first, which reads
+            ``first_width``; None: as many as their states have.
+        forecaster_inputs: Channels that the forecaster's cells read, finest first, but for the coarsest, which reads
+            nothing; None: as many as their states have, as in the port. In the original: as the stage below has.
         kernel: Side of the kernels that read a cell's input, odd.
         flow_kernel: Side of the kernels that make the flows, odd.
         align_corners: False: as the PyTorch port samples, see the top of this file.
@@ -150,15 +154,19 @@ class TrajGRU(EncoderForecaster):
         strides: Sequence[int] = (5, 3, 2),
         links: Sequence[int] = (13, 13, 9),
         forecaster_links: Sequence[int] | None = None,
+        encoder_inputs: Sequence[int] | None = None,
+        forecaster_inputs: Sequence[int] | None = None,
         kernel: int = 3,
         flow_kernel: int = 5,
         align_corners: bool = True,
     ) -> None:
         _check(widths, strides, (links, forecaster_links or links), (kernel, flow_kernel))
         cell = partial(TrajGRUCell, kernel=kernel, flow_kernel=flow_kernel, align_corners=align_corners)
-        below, above = (first_width, *widths[1:]), (*widths[:-1], 0)
+        read, shown = encoder_inputs or widths[1:], forecaster_inputs or widths[:-1]
+        _check_inputs(read, shown, stages=len(widths))
+        below, above = (first_width, *read), (*shown, 0)
         back = forecaster_links or links
-        up = [_up(*sizes) for sizes in zip(widths, (first_width, *widths[:-1]), strides, strict=True)]
+        up = [_up(*sizes) for sizes in zip(widths, (first_width, *shown), strides, strict=True)]
         up[0].extend(
             (
                 nn.Conv2d(first_width, first_width, 3, padding=1),
@@ -227,3 +235,11 @@ def _check(
         raise OptionError(f"widths, strides and links must be >= 1, got {widths}, {strides} and {links}.")
     if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
         raise OptionError(f"kernel and flow_kernel must be odd, got {kernels[0]} and {kernels[1]}.")
+
+
+def _check_inputs(read: Sequence[int], shown: Sequence[int], *, stages: int) -> None:
+    if {len(read), len(shown)} != {stages - 1} or min(*read, *shown, 1) < 1:
+        raise OptionError(
+            "encoder_inputs and forecaster_inputs name the channels of all stages but one, "
+            f"got {tuple(read)} and {tuple(shown)} for {stages} stages."
+        )

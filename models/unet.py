@@ -3,7 +3,7 @@
 Ronneberger et al. (2015), "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI,
 arXiv:1505.04597. Sizes, the bilinear upsampling and the recipe are those of the nowcasting baseline of
 Trebing et al. (2021), arXiv:2007.04417. Unlike there a grid of any size is padded until it can be halved, so nothing
-is padded on one side only between the resolutions.
+is padded on one side only between the resolutions; official weights are run as they were trained, ``pad_inside``.
 
 Shape letters: B batch, T time, C channel, H height, W width.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nowcast.core.errors import OptionError
+from nowcast.core.errors import OptionError, ShapeError
 from nowcast.models.blocks import channels_last
 from nowcast.models.nowcaster import Nowcaster, Published, check_past
 
@@ -29,6 +29,8 @@ class UNet(Nowcaster):
         width: Channels at full resolution; twice as many at every coarser one.
         levels: Resolutions, at least 2.
         bilinear: Upsample without weights; the coarsest level is then half as wide. Else by transposed convolutions.
+        pad_inside: Where a side cannot be halved, its last row is left out on the way down, and zeros stand for it on
+            the way up, as in the official code. Otherwise the whole grid is padded with its edge.
 
     Raises:
         ValueError: If the width is odd or there is but one level.
@@ -48,11 +50,13 @@ class UNet(Nowcaster):
         width: int = 64,
         levels: int = 5,
         bilinear: bool = True,
+        pad_inside: bool = False,
     ) -> None:
         super().__init__(in_steps=in_steps, out_steps=out_steps, channels=channels)
         if width < 2 or width % 2 or levels < 2:
             raise OptionError(f"width must be even and levels >= 2, got {width} and {levels}.")
-        self.bilinear, self.multiple = bilinear, 2 ** (levels - 1)
+        self.bilinear, self.coarsest = bilinear, 2 ** (levels - 1)
+        self.multiple = 1 if pad_inside else self.coarsest
         widths = [width * 2**level for level in range(levels)]
         if bilinear:
             widths[-1] //= 2
@@ -89,6 +93,10 @@ class UNet(Nowcaster):
     def forward(self, past_BTCHW: Tensor) -> Tensor:
         """Map past_BTCHW to future_BTCHW."""
         check_past(past_BTCHW, self)
+        if min(past_BTCHW.shape[-2:]) < self.coarsest and self.multiple == 1:
+            raise ShapeError(
+                f"With pad_inside frames have sides of {self.coarsest} or more, got {tuple(past_BTCHW.shape[-2:])}."
+            )
         return self.on_any_grid(self.forecast, past_BTCHW)
 
     def forecast(self, past_BTCHW: Tensor) -> Tensor:
@@ -114,6 +122,9 @@ class UNet(Nowcaster):
             x = functional.interpolate(x_BCHW, scale_factor=2, mode="bilinear", align_corners=True)
         else:
             x = self.enlarge[level](x_BCHW)
+        if x.shape[-2:] != skip_BCHW.shape[-2:]:  # pad_inside: an odd row or column is one more
+            lower, right = (ours - its for ours, its in zip(skip_BCHW.shape[-2:], x.shape[-2:], strict=True))
+            x = functional.pad(x, (right // 2, right - right // 2, lower // 2, lower - lower // 2))
         output: Tensor = self.up[level](torch.cat([skip_BCHW, x], dim=1))
         return output
 

@@ -1,4 +1,12 @@
-"""github.com/google/e3d_lstm (Apache-2.0, TensorFlow 1): E3D-LSTM."""
+"""github.com/google/e3d_lstm (Apache-2.0, TensorFlow 1): E3D-LSTM.
+
+Its checkpoints (``model.ckpt-80000.index`` and ``.data-00000-of-00001``) are read by TensorFlow alone, any version:
+
+    reader = tf.train.load_checkpoint("model.ckpt-80000")
+    np.savez("e3d_lstm.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+
+and ``nowcast models import e3d_lstm e3d_lstm.npz`` goes on from there, on a machine without it.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +67,16 @@ def _head(kernel: Tensor) -> Tensor:
 def _options(tensors: State, config: Config) -> dict[str, Any]:
     patch = int(config.get("patch", config.get("patch_size", 4)))  # type: ignore[call-overload]
     start = int(config.get("input_length", 10))  # type: ignore[call-overload]
-    width, folded = tensors[f"{SCOPE}conv3d/kernel"].shape[-2:]
+    folded = tensors[f"{SCOPE}conv3d/kernel"].shape[-1]
+    layers = sum(bool(re.search(r"e3d\d+/conv3d/bias$", name)) for name in tensors)
+    widths = [len(tensors[f"{SCOPE}e3d{layer}/conv3d/bias"]) // 4 for layer in range(layers)]
+    alike = {"layers": layers, "width": widths[0]} if len(set(widths)) == 1 else {"widths": tuple(widths)}
     return {
         "in_steps": start,
         "out_steps": int(config.get("total_length", start + 10)) - start,  # type: ignore[call-overload]
         "channels": folded // patch**2,
-        "layers": sum(bool(re.search(r"e3d\d+/hidden/gamma$", name)) for name in tensors),
-        "width": width,
+        **alike,
+        "layer_norm": f"{SCOPE}e3d0/hidden/gamma" in tensors,
         "kernel": tensors[f"{SCOPE}e3d0/conv3d/kernel"].shape[1],
         "patch": patch,
         "stale_memory": True,

@@ -62,15 +62,20 @@ def _options(tensors: State, config: Config) -> dict[str, Any]:
         for part in ("encoder", "forecaster")
     }
     first, channels = tensors["encoder.stage1.conv1_leaky_1.weight"].shape[:2]
+    widths = tuple(len(tensors[f"encoder.rnn{n}.ret.bias"]) // 3 for n in numbers)
+    read = tuple(len(tensors[f"encoder.stage{n}.conv{n}_leaky_1.bias"]) for n in numbers[1:])
+    shown = tuple(up.shape[1] for up in ups[1:])
     return {
         "in_steps": config.get("T_in", 5),
         "out_steps": config.get("T_out", 20),
         "channels": channels,
         "first_width": first,
-        "widths": tuple(len(tensors[f"encoder.rnn{n}.ret.bias"]) // 3 for n in numbers),
+        "widths": widths,
         "strides": tuple(up.shape[-1] - 2 for up in ups),
         "links": links["encoder"],
         "forecaster_links": None if links["forecaster"] == links["encoder"] else links["forecaster"],
+        "encoder_inputs": None if read == widths[1:] else read,
+        "forecaster_inputs": None if shown == widths[:-1] else shown,
         "kernel": tensors["encoder.rnn1.i2h.weight"].shape[-1],
         "flow_kernel": tensors["encoder.rnn1.flows_conv.weight"].shape[-1],
         "align_corners": config.get("align_corners", True),

@@ -35,6 +35,7 @@ def _sizes(tensors: State, config: Config, inputs: int) -> dict[str, Any]:
         "width": width,
         "levels": 1 + len({name.split(".")[0] for name in tensors if name.startswith("down")}),
         "bilinear": "up1.up.weight" not in tensors,
+        "pad_inside": True,  # another function, on grids that do not divide by 16, than the one they were trained for
     }
 
 

@@ -29,12 +29,19 @@ OPTIMISATION = {
     "optimiser",
     "learning_rate",
     "betas",
+    "eps",
+    "momentum",
     "weight_decay",
     "schedule",
     "warm_up",
+    "hold",
     "milestones",
+    "step_epochs",
     "gamma",
+    "plateau_factor",
+    "plateau_patience",
     "lowest_rate",
+    "eta_min",
     "wet_weight",
     "clip_value",
     "clip_norm",
@@ -47,7 +54,9 @@ class Budget(Frozen):
     """Length of every network's training, in steps or in minutes."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the optimiser; None: by minutes."""
     minutes: Annotated[float, Field(gt=0)] | None = None
+    """Time, validations included; None: by steps."""
     validate_every: Annotated[int, Field(ge=1)] = 100
     """Steps between two validations; the best of them is kept."""
 
@@ -77,7 +86,7 @@ class Participant(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
     """Constructor keywords of the network, in addition to those of the recipe."""
     loss: Loss | None = None
-    """See ``Recipe.loss``; None: that of the recipe."""
+    """Loss that it trains with, as in a recipe; None: that of the recipe."""
     trainer: TrainerSettings = TrainerSettings()
     """Settings of this network alone."""
 
@@ -96,18 +105,23 @@ class Benchmark(Frozen):
     """Everything that ``nowcast benchmark`` needs: networks trained with the same budget, and one table of scores."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """Names the folder of the results."""
     networks: Annotated[tuple[Participant, ...], Field(min_length=1)]
+    """Networks that are compared."""
     references: tuple[str, ...] = ("persistence", "extrapolation")
     """Models without weights that are scored with the networks, on the pixels that all of them cover."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """Frames that all networks learn from."""
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     """The weights with the lowest loss here are kept."""
     test: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     """Frames that are scored, whole; none of them may be in train or valid."""
     windows: WindowSettings
+    """How frames become samples."""
     test_stride: Annotated[int, Field(ge=1)] | None = None
     """Frames between the starts of two test windows; None: as in training."""
     budget: Budget
+    """Length of every training."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Each network is trained once with each seed."""
     trainer: TrainerSettings = TrainerSettings()
@@ -119,6 +133,7 @@ class Benchmark(Frozen):
     block_minutes: Annotated[float, Field(gt=0)] = 60
     """Length of the bootstrap blocks within a sequence, in minutes: neighbouring windows are not independent."""
     runs: Path = Path("runs")
+    """Folder of the results and of the run folders."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Benchmark:

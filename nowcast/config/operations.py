@@ -87,9 +87,11 @@ class Promotion(Frozen):
     """When a challenger counts as better than the champion."""
 
     score: Literal["csi", "ets", "hss", "ssim", "mse", "mae"] = "csi"
+    """Score in which it has to be better."""
     threshold: float | None = None
     """Threshold of csi, ets and hss, one that is scored; None: the lowest."""
     first_lead_minutes: Annotated[float, Field(ge=0)] = 0
+    """Shortest lead time that counts."""
     last_lead_minutes: Annotated[float, Field(gt=0)] | None = None
     """Lead times from first to last are pooled; None: up to the longest."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -108,7 +110,9 @@ class AgeLimits(Frozen):
     """Age of the newest frame, in minutes, from which the page warns."""
 
     amber: Annotated[float, Field(gt=0)] = 12
+    """From here on the frame is late."""
     red: Annotated[float, Field(gt=0)] = 25
+    """From here on the page is not to be trusted as the present."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AgeLimits:
@@ -127,6 +131,7 @@ class Operations(Frozen):
     page_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port at which ``nowcast up`` serves the page; None: 8000, or the next one that is free."""
     feed: Feed
+    """Reader and folder of the frames, and their quality checks."""
     store: str
     """Cube store, folder or URL."""
     forecasts: str
@@ -136,7 +141,7 @@ class Operations(Frozen):
     site: Path
     """Folder that the page is published to."""
     products: Annotated[tuple[Product, ...], Field(min_length=1)]
-    """In the order of the page; the first is the official one, shown when the page opens."""
+    """Forecasts of every cycle, in the order of the page; the first is the official one, shown when the page opens."""
     fallback: tuple[str, ...] = ("extrapolation", "persistence")
     """Models tried in this order when a product's own model cannot run; if none can, the product is withheld."""
     leads: Annotated[int, Field(ge=1)] = 12
@@ -161,6 +166,7 @@ class Operations(Frozen):
     map_leads: tuple[int, ...] = (1, 6, 12)
     """Lead times, counted from 1, drawn as map images every cycle; the page itself needs none."""
     age: AgeLimits = AgeLimits()
+    """When the page warns of an old frame."""
     keep_runs: Annotated[int, Field(ge=1)] = 24
     """Reference times that stay on the page."""
     keep_observed: Annotated[int, Field(ge=1)] = 36
@@ -170,7 +176,9 @@ class Operations(Frozen):
     registry: Path | None = None
     """Folder of registered checkpoints, see ``nowcast.registry.registry``; None: the chain has none."""
     shadow: Shadow = Shadow()
+    """Forecasts of challengers."""
     promotion: Promotion = Promotion()
+    """When a challenger becomes the champion."""
     replay: bool = False
     """True for archived data: old frames are not reported as late, and the page says REPLAY."""
 

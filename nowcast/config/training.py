@@ -25,8 +25,11 @@ class ScalingSettings(Frozen):
     """How physical values become [0, 1]; see ``nowcast.core.units.Scaling``."""
 
     kind: Literal["linear", "decibel"]
+    """``linear``: by the value; ``decibel``: by its logarithm, which shows light rain."""
     low: float
+    """Value that becomes 0; lower ones do too."""
     high: float
+    """Value that becomes 1; higher ones do too."""
 
     def build(self) -> Scaling:
         """Return the scaling that these settings describe."""
@@ -37,6 +40,7 @@ class Span(Frozen):
     """Part of a store: all of it, a time range, one of its splits, or some of its sequences."""
 
     store: str
+    """Cube store, folder or URL."""
     start: AwareDatetime | None = None
     """First time included; it needs its zone: 2016-09-28T14:00Z."""
     end: AwareDatetime | None = None
@@ -82,7 +86,7 @@ class Moving(Frozen):
     seed: int = 0
     """Seed of the trajectories too: train, valid and test need different ones even if their images differ."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """See ``Span.weight``."""
+    """Factor on how often these clips are drawn, as that of a span."""
 
 
 class WindowSettings(Frozen):
@@ -91,11 +95,13 @@ class WindowSettings(Frozen):
     quantity: str
     """Quantity forecast; stores that hold another are converted where a formula exists."""
     in_steps: Annotated[int, Field(ge=1)]
+    """Frames of the past that the network reads."""
     out_steps: Annotated[int, Field(ge=1)]
+    """Frames of the future that it makes."""
     stride: Annotated[int, Field(ge=1)] = 1
     """Frames between the starts of two windows."""
     channels: Literal[1, 3] = 1
-    """3: red, green and blue of a colour video; a single channel is repeated three times."""
+    """Channels of a frame; 3: red, green and blue of a colour video, a single channel is repeated three times."""
     resize: Annotated[int, Field(ge=8)] | None = None
     """Side of the square that whole frames are resized to, before any crop; None: as they are."""
     crop: Annotated[int, Field(ge=8)] | None = None
@@ -114,7 +120,7 @@ class WindowSettings(Frozen):
     flips: bool = False
     """Flip and transpose at random: more data, though mirrored weather is that of the other hemisphere."""
     scaling: ScalingSettings | None = None
-    """None: the quantity's own."""
+    """Scaling to [0, 1] of the quantity; None: its own."""
 
     @model_validator(mode="after")
     def _quantity_exists(self) -> WindowSettings:
@@ -126,10 +132,11 @@ class TrainerSettings(Frozen):
     """Settings of the optimisation."""
 
     epochs: Annotated[int, Field(ge=1)] = 100
+    """Training ends after so many passes; validation follows each of them."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Training ends after this time, validations included, unless the epochs end it before; None: no limit."""
     batches_per_epoch: Annotated[int, Field(ge=1)] | None = None
-    """None: every window once."""
+    """Batches of the training between two validations; None: every window once."""
     valid_batches: Annotated[int, Field(ge=1)] | None = None
     """Batches of the validation, always the same ones; None: every window once."""
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -139,21 +146,40 @@ class TrainerSettings(Frozen):
     wet_weight: Annotated[float, Field(ge=0)] = 0.0
     """The error of a pixel is weighted 1 + wet_weight x its scaled observation: most pixels are dry, and an unweighted
     mean lets rain fade out of the forecast. Compare Shi et al. (2017), arXiv:1706.03458, section 3.4."""
-    optimiser: Literal["adam", "adamw"] = "adam"
+    optimiser: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    """What turns gradients into steps: torch's optimiser of this name."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Largest factor on the steps of the optimiser; ``schedule`` changes it over the training."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay rates of Adam's running means of the gradient and of its square."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """What Adam, AdamW and RMSprop add to the root of the squared gradient before they divide by it."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the last step that SGD and RMSprop make again."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "step", "cosine", "plateau", "one-cycle"] = "plateau"
-    """Of the learning rate. The first three span the training, by epochs or minutes, whichever ends it;
-    ``plateau`` halves it when the validation loss stalls."""
+    """Pull of all weights towards 0: with ``adamw`` apart from the gradient, with the others as a part of it."""
+    schedule: Literal["constant", "step", "cosine", "linear", "plateau", "one-cycle"] = "plateau"
+    """How the learning rate changes. All but the last two span the training, by epochs or minutes, whichever ends it;
+    ``plateau`` lowers it when the validation loss stalls, ``one-cycle`` raises it over 30 % of the steps and lowers it
+    over the rest."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training over which the rate rises from 0, before the schedule."""
+    hold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training, warm-up included, after which ``cosine`` and ``linear`` begin to lower the rate."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the training at which schedule ``step`` multiplies the rate by ``gamma``."""
+    step_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Instead of ``milestones``: schedule ``step`` multiplies the rate by ``gamma`` every so many epochs."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor on the rate in schedule ``step``."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Factor on the rate in schedule ``plateau``."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 4
+    """Epochs without a lower validation loss that schedule ``plateau`` waits for before it lowers the rate."""
     lowest_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the learning rate below which ``step`` and ``cosine`` do not go."""
+    """Share of the learning rate below which ``step``, ``cosine`` and ``linear`` do not go: they are cut off there."""
+    eta_min: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate that ``cosine`` and ``linear`` reach at the end, instead of 0 or ``lowest_rate``."""
     patience: Annotated[int, Field(ge=1)] = 20
     """Epochs without a lower validation loss before training stops."""
     clip_value: Annotated[float, Field(gt=0)] | None = None
@@ -163,13 +189,15 @@ class TrainerSettings(Frozen):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, which is validated and kept; None: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Bits of the numbers: ``mixed`` computes most layers with 16, which GPUs do faster."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device; ``auto``: a GPU where there is one."""
     devices: int | Literal["auto"] = "auto"
-    """Devices per machine."""
+    """Devices used on each machine; ``auto``: all GPUs, or one process on a CPU."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines. The same command runs on each of them, started by Slurm or torchrun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """For several devices: ``ddp`` keeps the whole network on each of them, ``fsdp`` a part of it."""
+    """How several devices share the work: ``ddp`` keeps the whole network on each of them, ``fsdp`` a part of it."""
     compile: bool = False
     """Network and loss are compiled by torch.compile: minutes at the start, then less time per step on GPUs."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10
@@ -182,8 +210,9 @@ class TrainerSettings(Frozen):
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes."""
+    """Processes that read and cut windows; 0: the training does it itself."""
     seed: int = 0
+    """Seed of all that is drawn: first weights, order of the windows, crops, sampling."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainerSettings:
@@ -197,8 +226,25 @@ class TrainerSettings(Frozen):
             )
         if self.warm_up and self.schedule in ("plateau", "one-cycle"):
             raise ValueError(f"warm_up is for constant, step and cosine; schedule {self.schedule} has none")
-        if (self.schedule == "step") != bool(self.milestones):
-            raise ValueError("schedule step and milestones need each other")
+        if (self.schedule == "step") != bool(self.milestones or self.step_epochs):
+            raise ValueError("schedule step and milestones, or step_epochs, need each other")
+        if self.milestones and self.step_epochs:
+            raise ValueError("milestones and step_epochs exclude each other")
+        if self.step_epochs and self.minutes:
+            raise ValueError("step_epochs counts epochs, and minutes end the training by time; use milestones")
+        if self.momentum and self.optimiser not in ("sgd", "rmsprop"):
+            raise ValueError(f"momentum is for sgd and rmsprop; optimiser {self.optimiser} has betas")
+        return self
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> TrainerSettings:
+        falls = self.schedule in ("cosine", "linear")
+        if (self.hold or self.eta_min is not None) and not falls:
+            raise ValueError(f"hold and eta_min are for cosine and linear; schedule {self.schedule} has none")
+        if self.eta_min is not None and self.lowest_rate:
+            raise ValueError("eta_min and lowest_rate exclude each other")
+        if self.eta_min is not None and self.eta_min >= self.learning_rate:
+            raise ValueError(f"eta_min {self.eta_min:g} is not below learning_rate {self.learning_rate:g}")
         return self
 
 
@@ -246,12 +292,16 @@ class Recipe(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
     """Constructor keywords of the network."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """Frames that are learned from."""
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
+    """Frames whose loss decides which weights are kept and when the training ends; none of them may be in train."""
     windows: WindowSettings
+    """How these frames become samples."""
     loss: Loss = ()
     """Compares forecast and observed frames; none: as in the network's paper. The rest of a network's training
     (scheduled sampling, regularisers) stays."""
     trainer: TrainerSettings = TrainerSettings()
+    """Optimiser, schedule, length and machine of the training."""
     runs: Path = Path("runs")
     """Folder of the run folders: logs, checkpoints, the exported network."""
     start_from: Path | None = None

@@ -76,7 +76,7 @@ class Motion(Settings):
     u: Annotated[float, Field(ge=-100, le=100)]
     """Eastwards at the centre of the grid, m/s."""
     v: Annotated[float, Field(ge=-100, le=100)]
-    """Northwards, m/s."""
+    """Northwards at the centre of the grid, m/s."""
     rotation: Annotated[float, Field(ge=-360, le=360)] = 0.0
     """Degrees per hour, anticlockwise."""
     shear: Annotated[float, Field(ge=-0.5, le=0.5)] = 0.0
@@ -107,7 +107,7 @@ class Layer(Settings):
     coverage: Annotated[float, Field(gt=0, lt=1)]
     """Share of the plane that it covers, on average."""
     rain: Rate
-    """Heaviest, mm/h."""
+    """Heaviest rain of it, mm/h."""
     scale_km: Annotated[tuple[Kilometres, Kilometres], AfterValidator(_ascending)]
     """Smallest and largest features: wavelengths."""
     lifetime_minutes: Minutes | None = None
@@ -118,7 +118,7 @@ class Noise(Settings):
     """Pixels that see something which is not there."""
 
     probability: Annotated[float, Field(ge=0, le=0.1)]
-    """Of a pixel."""
+    """Probability that a pixel does, in a frame."""
     rain: Rate
     """What it shows on average, mm/h."""
 
@@ -127,7 +127,7 @@ class Dropouts(Settings):
     """Frames in which the radar was blind in one direction."""
 
     probability: Share
-    """Of a frame."""
+    """Probability that a frame is one of them."""
     degrees: Annotated[float, Field(gt=0, lt=180)] = 30.0
     """Width of the sector without data."""
 
@@ -136,7 +136,9 @@ class Simulator(Settings):
     """All that there is to say about a simulated radar."""
 
     rows: Annotated[int, Field(ge=2)]
+    """Pixels from north to south."""
     columns: Annotated[int, Field(ge=2)]
+    """Pixels from west to east."""
     pixel_m: Annotated[float, Field(ge=1, le=100_000)]
     """Side of a pixel."""
     crs: str = AEQD
@@ -146,12 +148,19 @@ class Simulator(Settings):
     start: AwareDatetime
     """Time of frame 0; needs its zone: 2020-06-01T12:00Z."""
     cadence_seconds: Annotated[int, Field(ge=1, le=86_400)]
+    """Time between frames."""
     frames: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Number of frames."""
     motion: Motion
+    """How the air moves."""
     cells: Cells | None = None
+    """Showers; None: there are none."""
     layer: Layer | None = None
+    """Widespread rain; None: there is none."""
     noise: Noise | None = None
+    """Pixels that are wrong; None: there are none."""
     dropouts: Dropouts | None = None
+    """Frames that are blind in one direction; None: there are none."""
     gaps: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Frames that never arrive."""
     radius_km: Kilometres | None = None

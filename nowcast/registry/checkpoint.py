@@ -35,10 +35,15 @@ class Card(Frozen):
     """Model card: what the weights are, what they need and where they come from."""
 
     model: str
+    """Name in the model table, with or without a size."""
     options: dict[str, Any]
+    """Constructor keywords of the network beyond those of the size."""
     in_steps: int
+    """Frames in."""
     out_steps: int
+    """Frames out."""
     channels: int = 1
+    """Channels of a frame."""
     quantity: str
     """Quantity of the input and of the forecast."""
     scaling: ScalingSettings
@@ -54,7 +59,9 @@ class Card(Frozen):
     base: dict[str, str] | None = None
     """Of a prompt file: ``digest`` and ``path`` of the checkpoint that its weights belong to."""
     code_version: str
+    """Version of the package that wrote it."""
     created: str
+    """When, UTC."""
 
 
 @dataclass(frozen=True)

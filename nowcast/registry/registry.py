@@ -42,12 +42,17 @@ class Event(Frozen):
     """One line of the journal."""
 
     time: AwareDatetime
+    """When it happened."""
     who: str
+    """Account, or flow, that did it."""
     what: Literal["registered", "promoted", "rolled back", "retired"]
+    """What became of the checkpoint."""
     digest: str
     """Checkpoint that it concerns; for a rollback, the champion afterwards."""
     name: str
+    """Name of that checkpoint in the registry."""
     why: str = ""
+    """Reason, in the words of who did it."""
     evidence: dict[str, object] = Field(default={})
     """Scores that justify a promotion."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -244,18 +244,16 @@ class Learner(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser of the trained weights, and the schedule of its learning rate."""
-        settings = self.settings
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
-        weights = checkpoint.learned(self.network).values()
-        optimiser = kind(weights, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
+        optimiser = _optimiser(self.settings, checkpoint.learned(self.network).values())
         return {"optimizer": optimiser, "lr_scheduler": self._schedule(optimiser)}
 
     def _schedule(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         rate, kinds = self.settings.learning_rate, torch.optim.lr_scheduler
         match self.settings.schedule:
             case "plateau":
-                halving = kinds.ReduceLROnPlateau(optimiser, factor=0.5, patience=4)
-                return {"scheduler": halving, "monitor": "valid_loss"}
+                factor, patience = self.settings.plateau_factor, self.settings.plateau_patience
+                lowering = kinds.ReduceLROnPlateau(optimiser, factor=factor, patience=patience)
+                return {"scheduler": lowering, "monitor": "valid_loss"}
             case "one-cycle":
                 return {"scheduler": kinds.OneCycleLR(optimiser, rate, total_steps=self.steps), "interval": "step"}
             case _:
@@ -275,6 +273,19 @@ class ShardedLearner(Learner):
         register_fsdp_forward_method(self.network, "training_loss")
 
 
+def _optimiser(settings: TrainerSettings, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    match settings.optimiser:
+        case "sgd":
+            return torch.optim.SGD(weights, rate, momentum=settings.momentum, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(weights, rate, eps=settings.eps, momentum=settings.momentum, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(weights, rate, betas=settings.betas, eps=settings.eps, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(weights, rate, betas=settings.betas, eps=settings.eps, weight_decay=decay)
+
+
 def rate_share(settings: TrainerSettings, done: float, steps: int) -> float:
     """Compute the factor on the learning rate when this share of the training is done.
 
@@ -286,13 +297,25 @@ def rate_share(settings: TrainerSettings, done: float, steps: int) -> float:
     if done < settings.warm_up:
         return min(1.0, (done + 1 / steps) / settings.warm_up)
     match settings.schedule:
+        case "step" if settings.step_epochs:
+            epochs = math.floor((done + 0.5 / steps) * settings.epochs)  # shares are rounded
+            share = settings.gamma ** (epochs // settings.step_epochs)
         case "step":
             share = settings.gamma ** sum(done >= milestone for milestone in settings.milestones)
         case "cosine":
-            share = 0.5 * (1 + math.cos(math.pi * (done - settings.warm_up) / (1 - settings.warm_up)))
+            share = 0.5 * (1 + math.cos(math.pi * _fallen(settings, done)))
+        case "linear":
+            share = 1 - _fallen(settings, done)
         case _:
             return 1.0
-    return max(settings.lowest_rate, share)
+    end = (settings.eta_min or 0.0) / settings.learning_rate
+    return max(settings.lowest_rate, end + (1 - end) * share)
+
+
+def _fallen(settings: TrainerSettings, done: float) -> float:
+    """Share of the way down of the learning rate that is behind."""
+    start = max(settings.warm_up, settings.hold)
+    return max(0.0, (done - start) / (1 - start))
 
 
 class Reporter(callbacks.Callback):

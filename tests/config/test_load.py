@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nowcast import config
 from nowcast.core.errors import ConfigError
+from nowcast.models import build
 from nowcast.operations import cycle
 from nowcast.readers.weather import Simulator
 
@@ -79,3 +81,26 @@ def test_any_text_is_settings_or_a_sentence(tmp_path_factory: pytest.TempPathFac
     path.write_text(text)
     with pytest.raises(ConfigError):
         config.load(config.Operations, path)
+
+
+@pytest.mark.parametrize("name", ["convlstm", "convgru"])
+def test_the_first_encoder_forecasters_are_trained_as_published(name: str) -> None:
+    """github.com/jhhuang96/ConvLSTM-PyTorch, ``main.py``."""
+    recipe = config.load(config.Recipe, f"training/{name}-moving-mnist.yaml")
+    trainer = recipe.trainer
+    assert recipe.model == f"{name}:published"
+    assert [span.objects for span in (*recipe.train, *recipe.valid)] == [(3,), (3,)]  # type: ignore[union-attr]
+    assert (trainer.batch_size, trainer.learning_rate, trainer.optimiser, trainer.clip_value) == (4, 1e-4, "adam", 10)
+    assert (trainer.schedule, trainer.plateau_factor, trainer.plateau_patience) == ("plateau", 0.5, 4)
+    assert (trainer.epochs, trainer.patience) == (501, 20)
+
+
+def test_the_flags_of_predrnn_v2_on_kth_reach_the_network() -> None:
+    """github.com/thuml/predrnn-pytorch, ``kth_script/predrnn_v2_kth_train.sh``: iterations 4,999, 5,000 and 50,000."""
+    recipe = config.load(config.Recipe, "training/predrnn-v2-kth.yaml")
+    trainer = recipe.trainer
+    assert trainer.epochs * (trainer.batches_per_epoch or 0) == 2 * 80_000
+    with torch.device("meta"):
+        network = build(recipe.model, in_steps=10, out_steps=10, **recipe.options)
+    shares = [network.sampling.shares(step / 80_000) for step in (4_999, 5_000, 50_000)]  # type: ignore[operator]
+    assert shares == [(0.5, 0.5), (0.5, 0.5), (1, 0)]

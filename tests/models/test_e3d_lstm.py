@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from nowcast.models import build
 from nowcast.models.e3d_lstm import E3DCell, WindowConv, WindowNorm
+from nowcast.models.official import load
 
 
 def fields(*shape: int) -> torch.Tensor:
@@ -76,7 +77,43 @@ def test_error_is_half_squared_plus_absolute_where_measured():
     assert model.error(made, truth, torch.tensor([1.0, 0.0])) == 4.0
 
 
-@pytest.mark.parametrize("options", [{"kernel": 2}, {"layers": 0}, {"width": 0}])
+@pytest.mark.parametrize("options", [{"kernel": 2}, {"layers": 0}, {"width": 0}, {"widths": ()}, {"widths": (4, 0)}])
 def test_options_that_do_not_fit_are_refused(options):
-    with pytest.raises(ValueError, match="layers and width are >= 1 and kernel is odd"):
+    with pytest.raises(ValueError, match="There is a layer or more, widths are >= 1 and kernel is odd"):
         build("e3d-lstm", in_steps=1, out_steps=1, **options)
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("stale_memory", [True, False])
+def test_layers_may_be_unequal_and_gates_not_normalised(layer_norm, stale_memory):
+    """The official flags ``num_hidden`` and ``layer_norm``; the memory of the top enters the lowest layer."""
+    options = {"widths": (4, 6, 8), "kernel": 3, "layer_norm": layer_norm, "stale_memory": stale_memory}
+    network = build("e3d-lstm", in_steps=3, out_steps=2, **options)
+    clip = torch.rand(1, 5, 1, 16, 16)
+    network.training_loss(clip[:, :3], clip[:, 3:], 0.5).backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+    assert any(name.endswith("norm_x.weight") for name in network.state_dict()) == layer_norm
+    assert all(any(name.endswith("norm_recall.weight") for name in cell.state_dict()) for cell in network.cells)
+
+
+def test_widths_are_read_from_official_tensors():
+    """Three layers of unequal widths without norms of the gates, under TensorFlow's names."""
+    scope, widths, tensors = "generator/e3d-lstm/", (4, 6, 8), {}
+
+    def layer(name: str, *kernel: int) -> None:
+        tensors[f"{name}/kernel"], tensors[f"{name}/bias"] = torch.rand(kernel), torch.rand(kernel[-1])
+
+    for number, (inputs, width) in enumerate(zip((16, 4, 6), widths, strict=True)):
+        cell = f"{scope}e3d{number}"
+        layer(f"{cell}/conv3d", 2, 3, 3, width, 4 * width)
+        layer(f"{cell}/conv3d_1", 2, 3, 3, inputs, 7 * width)
+        layer(f"{cell}/conv3d_2", 2, 3, 3, 4, 4 * width)
+        layer(f"{cell}/conv3d_3", 2, 3, 3, width, width)
+        layer(f"{cell}/conv3d_4", 2, 3, 3, width, width)
+        layer(f"{cell}/conv3d_5", 1, 1, 1, 2 * width, width)
+        tensors |= {f"{cell}/self_attn/{leaf}": torch.rand(width) for leaf in ("gamma", "beta")}
+    layer(f"{scope}conv3d", 2, 1, 1, 8, 16)
+    model = load("e3d_lstm", tensors, {"input_length": 3, "total_length": 5})
+    assert [cell.width for cell in model.cells] == list(widths)
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 1, 16, 16)).shape == (1, 2, 1, 16, 16)

@@ -11,10 +11,12 @@ import torch
 import xarray as xr
 from scores.probability import crps_for_ensemble
 from scores.spatial import fss_2d_single_field
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn import functional
 
+from nowcast.core.errors import OptionError
 from nowcast.models import LOSSES, MODELS, build, loss, loss_options, model_class
-from nowcast.models.losses import balanced, crps, fss, mae, mse, multiscale, spectral
+from nowcast.models.losses import balanced, bce, crps, fss, mae, mse, multiscale, spectral
 
 OPTIONS: dict[str, dict] = {
     "balanced": {"limits": (0.5,), "weights": (1, 3)},
@@ -107,6 +109,36 @@ def test_errors_by_hand() -> None:
     assert mae(made, truth).item() == pytest.approx(0.5)
     assert mse(made, truth, weight).item() == pytest.approx((0.25 + 2) / 4)
     assert mae(made, truth, weight).item() == pytest.approx((0.5 + 2) / 4)
+
+
+def test_errors_are_summed_where_the_recipe_says_so() -> None:
+    made, truth, weight = frame([0.5, 1.0, 0.0]), frame([0.0, 1.0, 1.0]), frame([1.0, 1.0, 2.0])
+    assert mse(made, truth, reduction="sum").item() == pytest.approx(1.25)
+    assert mae(made, truth, weight, reduction="sum").item() == pytest.approx(2.5)
+    with pytest.raises(OptionError, match="Unknown reduction 'total'; known: mean, sum"):
+        mse(made, truth, reduction="total")
+
+
+def test_processes_that_train_together_sum_over_all_of_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are averaged: the mean over the processes is the sum of all."""
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
+    assert mse(frame([1.0]), frame([0.0]), reduction="sum").item() == 3
+
+
+def test_cross_entropy_by_hand() -> None:
+    """As torch has it inside (0, 1), as a sum and a mean; the gradient leads back from beyond."""
+    made, truth, weight = fields(2, 3, 1, 4, 4), fields(2, 3, 1, 4, 4, seed=1), fields(2, 3, 1, 4, 4, seed=2)
+    for reduction in ("mean", "sum"):
+        wanted = functional.binary_cross_entropy(made, truth, reduction=reduction)
+        assert bce(made, truth, reduction=reduction).item() == pytest.approx(wanted.item(), rel=1e-5)
+    wanted = functional.binary_cross_entropy(made, truth, weight, reduction="sum") / weight.sum()
+    assert bce(made, truth, weight).item() == pytest.approx(wanted.item(), rel=1e-5)
+    beyond = frame([-0.5, 1.5]).requires_grad_()
+    bce(beyond, frame([1.0, 0.0]), reduction="sum").backward()
+    assert beyond.grad is not None
+    assert beyond.grad.flatten().tolist() == [-1, 1]
+    assert torch.isfinite(bce(frame([0.0, 1.0]).half(), frame([1.0, 0.0]).half()))
 
 
 def test_balanced_by_hand() -> None:

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nowcast.core.errors import OptionError
 from nowcast.models import MODELS, build, model_class
 from nowcast.models.blocks import FOLDS, FieldNorm, each_frame, fold, lean, on_multiple, tiled, unfold
 from nowcast.models.persistence import Persistence
-from nowcast.models.recurrent import _either_way, shares
+from nowcast.models.recurrent import Schedule, _either_way
 
 
 def smallest(name: str, **steps: int) -> torch.nn.Module:
@@ -335,7 +336,46 @@ def test_lean_keeps_results_and_gradients():
     ],
 )
 def test_shares_of_true_frames_follow_the_papers(sampling, done, expected):
-    assert shares(sampling, done) == pytest.approx(expected, abs=1e-6)
+    for until in (0.4, 1):
+        assert Schedule.of(sampling, until).shares(done * until) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "iteration", "expected"),
+    [
+        ({}, 20_000, (1, 0.6)),
+        ({}, 50_000, (1, 0)),
+        ({"sampling_start_value": 0.5, "sampling_delta": 1e-5}, 20_000, (1, 0.3)),
+        ({"sampling_start_value": 0.5, "sampling_delta": 2e-5}, 40_000, (1, 0)),
+        ({"sampling_delta": 0, "sampling_stop_iter": 60_000}, 59_000, (1, 1)),
+        # PredRNN-V2 on KTH
+        ({"kind": "reverse", "r_sampling_step_1": 5_000, "r_exp_alpha": 2_000}, 4_000, (0.5, 0.5)),
+        (
+            {"kind": "reverse", "r_sampling_step_1": 5_000, "r_exp_alpha": 2_000},
+            9_000,
+            (1 - 0.5 * 0.1353353, 0.4555556),
+        ),
+        ({"kind": "reverse", "r_sampling_step_1": 5_000, "r_exp_alpha": 2_000}, 50_000, (1, 0)),
+    ],
+)
+def test_sampling_can_be_given_in_the_flags_of_the_official_codes(flags, iteration, expected):
+    network = build("predrnn:debug", in_steps=2, out_steps=2, sampling={"iterations": 80_000, **flags})
+    assert network.sampling.shares(iteration / 80_000) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        ({"kind": "sometimes"}, "known: scheduled, reverse, never"),
+        ({"r_alpha": 1}, "Unknown r_alpha in sampling; known: kind, iterations"),
+        ({"sampling_start_value": 2}, r"must lie in \[0, 1\]"),
+        ({"r_sampling_step_1": 60_000}, "must be <= r_sampling_step_2"),
+        ({"r_exp_alpha": "fast"}, "r_exp_alpha of sampling must be numbers"),
+    ],
+)
+def test_flags_that_make_no_schedule_are_refused(flags, fault):
+    with pytest.raises(OptionError, match=fault):
+        build("predrnn:debug", in_steps=2, out_steps=2, sampling=flags)
 
 
 def test_on_multiple_repeats_the_edge_and_cuts_it_off():

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.nn import functional
 
+from nowcast.core.errors import OptionError, ShapeError
 from nowcast.models import build
 from nowcast.models.blocks import fold
 from nowcast.models.convlstm import ConvGRU, ConvLSTM
-from nowcast.models.official import SOURCES, find, load
+from nowcast.models.official import SOURCES, Made, find, load
 from nowcast.models.recurrent import Recurrent
 from nowcast.models.sa_convlstm import _unrolled
 from nowcast.models.swin_lstm import by_row
+from nowcast.models.trajgru import TrajGRU
 from tests import parity_pack
 
 
@@ -189,6 +192,33 @@ def test_trajgru_of_another_scale_is_read_from_the_tensors():
     assert model(torch.rand(1, 3, 2, 13, 20)).shape == (1, 4, 2, 13, 20)
     without = {name: value for name, value in weights.items() if not name.startswith("forecaster.rnn2.i2")}
     torch.testing.assert_close(load("trajgru", without).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("read", "shown"),
+    [
+        (None, None),  # as in the port, where each layer ends as wide as the next stage
+        (None, (6, 8)),  # as in the original: the layers of the forecaster keep the width
+        ((5, 7), (3, 9)),
+    ],
+)
+def test_trajgru_of_three_unequal_widths_is_read_from_the_tensors(read, shown):
+    sizes = {"first_width": 2, "widths": (4, 6, 8), "strides": (1, 2, 2), "links": (3, 2, 1)}
+    ours = TrajGRU(in_steps=2, out_steps=3, encoder_inputs=read, forecaster_inputs=shown, **sizes).eval()
+    weights = {}
+    for name, official in find("trajgru").names(ours).items():
+        tensor = ours.state_dict()[name]
+        if isinstance(official, Made):  # channels of a link side by side, instead of links of a channel
+            tensor = tensor.unflatten(1, (len(tensor) // 3, -1)).transpose(1, 2).flatten(1, 2)
+        weights[official if isinstance(official, str) else official.names[0]] = tensor
+    model, past = load("trajgru", weights, {"T_in": 2, "T_out": 3}), torch.rand(1, 2, 1, 8, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(past), ours(past), rtol=0, atol=0)
+
+
+def test_trajgru_refuses_inputs_that_do_not_fit_its_stages():
+    with pytest.raises(OptionError, match="of all stages but one"):
+        TrajGRU(in_steps=1, out_steps=1, forecaster_inputs=(64,))
 
 
 # -- PredRNN and its line ------------------------------------------------------------------------
@@ -753,6 +783,55 @@ def test_unets_of_another_scale_are_read_from_the_tensors(per_layer, bilinear):
     assert (model.in_steps, model.out_steps, model.channels, model.bilinear) == (4, 6, 1, bilinear)
     with torch.inference_mode():
         assert model(torch.rand(1, 4, 1, 20, 35)).isfinite().all()
+
+
+def official_unet(weights: dict, frames_BCHW: torch.Tensor, bilinear: bool) -> torch.Tensor:
+    """The official U-Net from its own tensors: sides are rounded down on the way down, and padded on the way up."""
+
+    def twice(name: str, x: torch.Tensor) -> torch.Tensor:
+        for conv, norm in ((0, 1), (3, 4)):
+            w, n = f"{name}.double_conv.{conv}", f"{name}.double_conv.{norm}"
+            x = functional.conv2d(x, weights[f"{w}.weight"], weights[f"{w}.bias"], padding=1)
+            statistics = (weights[f"{n}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+            x = functional.batch_norm(x, *statistics).relu()
+        return x
+
+    levels = [twice("inc", frames_BCHW)]
+    for i in range(1, 5):
+        levels.append(twice(f"down{i}.maxpool_conv.1", functional.max_pool2d(levels[-1], 2)))
+    x = levels.pop()
+    for i in range(1, 5):
+        skip = levels.pop()
+        if bilinear:
+            x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        else:
+            x = functional.conv_transpose2d(x, weights[f"up{i}.up.weight"], weights[f"up{i}.up.bias"], stride=2)
+        below, beside = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        x = functional.pad(x, [beside // 2, beside - beside // 2, below // 2, below - below // 2])
+        x = twice(f"up{i}.conv", torch.cat([skip, x], dim=1))
+    return functional.conv2d(x, weights["outc.conv.weight"], weights["outc.conv.bias"])
+
+
+@pytest.mark.parametrize("size", [(32, 48), (37, 50), (31, 29)])
+@pytest.mark.parametrize("bilinear", [True, False])
+def test_official_unet_weights_keep_their_function_on_any_grid(size, bilinear):
+    weights = parity_pack.drawn(unet_shapes(3, 2, 4, None, bilinear, 1), 3, 1.0)
+    model, past = load("unet", counted(weights)), torch.rand(2, 3, 1, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(past)[:, :, 0], official_unet(weights, past[:, :, 0], bilinear))
+
+
+@pytest.mark.parametrize("name", ["unet", "smaat-unet"])
+def test_padding_inside_is_the_same_where_sides_divide_and_another_function_where_not(name):
+    ours = build(f"{name}:debug", in_steps=3, out_steps=2).eval()
+    official = build(f"{name}:debug", in_steps=3, out_steps=2, pad_inside=True).eval()
+    official.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        for size, alike in (((24, 32), True), ((23, 33), False)):
+            past = torch.rand(1, 3, 1, *size)
+            assert torch.allclose(official(past), ours(past), atol=1e-6) == alike
+        with pytest.raises(ShapeError, match="sides of 4 or more, got"):
+            official(torch.rand(1, 3, 1, 3, 8))
 
 
 # -- SA-ConvLSTM ---------------------------------------------------------------------------------

@@ -45,6 +45,16 @@ def test_official_weights_become_a_checkpoint(suffix: str, weights: dict, tmp_pa
         torch.testing.assert_close(model.network(past), load("sa_convlstm", weights, CONFIG)(past))
 
 
+def test_a_tensorflow_checkpoint_comes_in_as_its_named_arrays(tmp_path: Path) -> None:
+    """All variables of E3D-LSTM's checkpoint, as the how-to saves them: Adam's and averages too, which have no use."""
+    weights = {name: tensor.numpy() for name, tensor in parity_pack.read("e3d_lstm").weights().items()}
+    averages = {f"{name}/ExponentialMovingAverage": np.zeros(1, np.float32) for name in list(weights)[:3]}
+    other = {"Variable": np.float32(1), "Variable_17": np.zeros(3, np.float32), "global_step": np.int64(5)}
+    np.savez(tmp_path / "e3d_lstm.npz", **weights, **averages, **other)
+    out = convert.import_official("e3d_lstm", tmp_path / "e3d_lstm.npz", tmp_path / "ours.safetensors")
+    assert checkpoint.read_card(out).options["stale_memory"] is True
+
+
 def test_every_source_names_a_network_of_the_table() -> None:
     from nowcast.models.official import find
 

@@ -165,6 +165,28 @@ def test_schedules_by_hand() -> None:
     steps = {"schedule": "step", "milestones": [0.3, 0.6], "gamma": 0.5, "lowest_rate": 0.3}
     assert [share(done, **steps) for done in (0, 0.29, 0.3, 0.6)] == pytest.approx([1, 1, 0.5, 0.3])
     assert [share(done, schedule="constant", warm_up=0.1) for done in (0.045, 0.5)] == pytest.approx([0.55, 1])
+    linear = {"schedule": "linear", "hold": 0.5, "eta_min": 1e-5, "learning_rate": 1e-4}
+    assert [share(done, **linear) for done in (0.4, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.55, 0.1])
+    annealed = {"schedule": "cosine", "eta_min": 2e-5, "learning_rate": 1e-4}
+    assert [share(done, **annealed) for done in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
+    epochs = {"schedule": "step", "step_epochs": 2, "gamma": 0.5, "epochs": 5}
+    assert [share(step / 100, **epochs) for step in (0, 39, 40, 79, 80)] == pytest.approx([1, 1, 0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "made"),
+    [
+        ({"optimiser": "sgd", "momentum": 0.9, "weight_decay": 0.1}, torch.optim.SGD, {"momentum": 0.9}),
+        ({"optimiser": "rmsprop", "momentum": 0.5, "eps": 1e-6}, torch.optim.RMSprop, {"momentum": 0.5, "eps": 1e-6}),
+        ({"optimiser": "adam", "eps": 1e-4}, torch.optim.Adam, {"eps": 1e-4, "betas": (0.9, 0.999)}),
+        ({"optimiser": "adamw", "weight_decay": 0.1}, torch.optim.AdamW, {"eps": 1e-8, "weight_decay": 0.1}),
+    ],
+)
+def test_optimisers_are_those_of_torch(settings: dict, kind: type, made: dict) -> None:
+    found = training._optimiser(TrainerSettings.model_validate(settings), torch.nn.Linear(1, 1).parameters())
+    assert type(found) is kind
+    assert found.defaults["lr"] == 1e-4
+    assert {key: found.defaults[key] for key in made} == made
 
 
 @pytest.mark.parametrize(
@@ -174,6 +196,12 @@ def test_schedules_by_hand() -> None:
         ({"schedule": "plateau", "warm_up": 0.1}, "schedule plateau has none"),
         ({"schedule": "step"}, "need each other"),
         ({"milestones": [0.5]}, "need each other"),
+        ({"schedule": "step", "milestones": [0.5], "step_epochs": 2}, "exclude each other"),
+        ({"schedule": "step", "step_epochs": 2, "minutes": 5}, "use milestones"),
+        ({"momentum": 0.5}, "optimiser adam has betas"),
+        ({"eta_min": 1e-6}, "schedule plateau has none"),
+        ({"schedule": "cosine", "eta_min": 1e-6, "lowest_rate": 0.1}, "exclude each other"),
+        ({"schedule": "linear", "eta_min": 1e-3}, "not below learning_rate"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(settings: dict, fault: str) -> None:
@@ -194,6 +222,8 @@ EXTRAS = [
     {"schedule": "one-cycle"},
     {"schedule": "cosine", "clip_norm": None, "clip_value": 1.0},
     {"precision": "bf16-mixed", "optimiser": "adamw"},
+    {"optimiser": "sgd", "momentum": 0.9, "schedule": "linear", "eta_min": 1e-6},
+    {"optimiser": "rmsprop", "schedule": "step", "step_epochs": 1},
     {"checkpointing": True},
 ]
 
