@@ -38,7 +38,7 @@ def test_every_shipped_file_is_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("leds=3", "leds: unknown key; known here: title, feed, store"),
+        ("leds=3", "leds: unknown key; known here: title, name, page_port, feed"),
         ("leads=0", "leads: Input should be greater than or equal to 1"),
         ("age.amber=40", "age: red (25) must come after amber (40)"),
         ("products=[{name: a, mdel: b}]", "products.0.mdel: unknown key; known here: name, model"),
