@@ -88,7 +88,18 @@ def _distance(
         raise OptionError(
             f"Values {images.min():g} to {images.max():g} exceed the limits {low:g} to {high:g}; clip them."
         )
-    first, second = torch.from_numpy(scaled).to(device)[:, None, None].expand(-1, 1, 3, -1, -1)
+    return _between(network, scaled[:, None], device)
+
+
+def distance(forecast: np.ndarray, observed: np.ndarray, *, device: str = "cpu") -> float:
+    """Compute the distance of two frames (C, H, W) as they are, whatever their scale; see ``lpips`` for the weights."""
+    network = _network(os.environ.get(SETTING, ""), device)
+    return _between(network, np.stack([forecast, observed]).astype(np.float32), device)
+
+
+def _between(network: LPIPS, frames: np.ndarray, device: str) -> float:
+    """Compute the distance of two frames (2, C, H, W), grey or colour."""
+    first, second = torch.from_numpy(frames).to(device)[:, None].expand(-1, 1, 3, -1, -1)
     with torch.inference_mode():
         return float(network(first, second).item())
 
