@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from nowcast.benchmark import protocols
 from nowcast.plotting.charts import leaderboard_chart
 from nowcast.verification.bootstrap import ESTIMATES
 from nowcast.verification.scores import LOWER_IS_BETTER
@@ -45,6 +46,10 @@ class Row:
     costs: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     """What failed and why."""
+    measured: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    """Measurements (lead_time[, limit]) by protocol, see ``nowcast.verification.published``."""
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Figures of published tables by protocol and score."""
 
 
 def write(folder: Path, rows: Sequence[Row], *, title: str, protocol: Mapping[str, str], note: str) -> Path:
@@ -62,6 +67,8 @@ def write(folder: Path, rows: Sequence[Row], *, title: str, protocol: Mapping[st
     """
     ordered = ranked(rows)
     (folder / NUMBERS).write_text(_csv(ordered))
+    if any(row.measured for row in rows):
+        (folder / protocols.NUMBERS).write_text(protocols.numbers(_measured(rows)))
     (folder / TABLE).write_text(markdown(ordered, title=title, protocol=protocol))
     shown = [row for row in rows if row.by_lead is not None]
     if shown:
@@ -97,8 +104,14 @@ def markdown(rows: Sequence[Row], *, title: str, protocol: Mapping[str, str]) ->
     failed = [f"- {_without_pipes(failure)}" for row in rows for failure in row.failures]
     lines += ["", "Failed:", "", *failed] if failed else []
     lines += _lead_time_tables(measured)
+    lines += protocols.markdown(_measured(rows))
     lines += ["", "## Protocol", "", *(f"- **{name}**: {sentence}" for name, sentence in protocol.items())]
     return "\n".join(lines) + "\n"
+
+
+def _measured(rows: Sequence[Row]) -> list[protocols.Measured]:
+    """Collect what was measured by protocols, references first, then the networks in the order of the table."""
+    return [(row.name, row.measured, row.figures) for row in sorted(rows, key=lambda row: row.learned)]
 
 
 def _lead_time_tables(rows: Sequence[Row]) -> list[str]:

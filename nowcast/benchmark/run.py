@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ import xarray as xr
 import yaml
 
 from nowcast.benchmark import costs, leaderboard
-from nowcast.benchmark.evaluate import BenchmarkEvaluation
+from nowcast.benchmark.evaluate import BenchmarkEvaluation, sound, totals
 from nowcast.benchmark.leaderboard import Row
 from nowcast.config import Benchmark, Participant, Recipe
 from nowcast.core.errors import ConfigError, TrainingError
@@ -70,7 +71,11 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
             progress(place * len(settings.seeds), total, str(participant.name))
         rows.append(_network(participant, evaluation, reference_sums))
         leaderboard.write(
-            folder, rows, title=settings.name, protocol=_protocol(evaluation), note=_figure_note(evaluation)
+            folder,
+            rows,
+            title=settings.name,
+            protocol=_protocol(evaluation, reference_sums),
+            note=_figure_note(evaluation),
         )
     if progress:
         progress(total, total, "done")
@@ -112,9 +117,10 @@ def _network(
         seed_costs.append(cost)
         sums.append(found)
     if not sums:
-        return Row(str(participant.name), True, failures=tuple(failures))
+        return Row(str(participant.name), True, failures=tuple(failures), figures=participant.published)
     mean = {key: float(np.mean([cost[key] for cost in seed_costs])) for key in seed_costs[0]}
-    return _row(str(participant.name), sums, evaluation, mean, reference_sums=reference_sums, failures=tuple(failures))
+    row = _row(str(participant.name), sums, evaluation, mean, reference_sums=reference_sums, failures=tuple(failures))
+    return replace(row, figures=participant.published)
 
 
 def _row(
@@ -130,17 +136,16 @@ def _row(
     together = xr.concat(sums, "seed", combine_attrs="drop")
     seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
     cost = cost | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
-    table, blocks = together.drop_vars("seconds"), evaluation.blocks()
+    table, blocks = sound(together), evaluation.blocks()
     by_lead = estimates(table, evaluation.names, blocks=blocks)
     overall = estimates(table, evaluation.names, blocks=blocks, over=("lead_time",))
     # The sums of a reference count once per seed, so that both have equal numbers of pixels.
     gains = {
-        reference: differences(
-            theirs.drop_vars("seconds") * len(sums), table.sum("seed"), evaluation.names, blocks=blocks
-        )
+        reference: differences(sound(theirs) * len(sums), table.sum("seed"), evaluation.names, blocks=blocks)
         for reference, theirs in (reference_sums or {}).items()
     }
-    return Row(name, reference_sums is not None, by_lead, overall, gains, cost, failures)
+    measured = {protocol: totals(together, protocol) for protocol in evaluation.protocols}
+    return Row(name, reference_sums is not None, by_lead, overall, gains, cost, failures, measured)
 
 
 def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[dict[str, float], xr.Dataset]:
@@ -227,25 +232,18 @@ def _costs(model: Model, card: Card, evaluation: BenchmarkEvaluation) -> dict[st
 # --- protocol -------------------------------------------------------------------------------------
 
 
-def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
+def _protocol(evaluation: BenchmarkEvaluation, reference_sums: Mapping[str, xr.Dataset]) -> dict[str, str]:
     """Describe all that the scores depend on: aspect -> sentence."""
     settings, windows, quantity = evaluation.settings, evaluation.windows, evaluation.quantity
     unit = UNIT_SIGNS.get(quantity.unit, quantity.unit) or "1"
     own = windows.scaling.build() if windows.scaling else quantity.scaling
     limits = ", ".join(f"{limit:g}" for limit in evaluation.thresholds)
-    references = " and ".join(settings.references)
     crop = f"crops of {settings.windows.crop} x {settings.windows.crop}" if settings.windows.crop else "whole frames"
     size = " x ".join(map(str, evaluation.frame))
     return {
         "Pooling": "sums over all test windows, lead times and seeds first, then ratios; sorted by "
         + ("the mean CSI of all thresholds" if limits else "MSE"),
-        "Pixels": f"whole frames of {size}"
-        + (
-            f"; pixels observed at the valid time and in the last frame, and covered by {references}: the same for all "
-            "models; what a network leaves out there counts as dry"
-            if references
-            else ""
-        ),
+        "Pixels": f"whole frames of {size}" + _pixels(evaluation, reference_sums),
         "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
         + f"MSE in ({unit})², MAE in {unit}; SSIM on {_scaling_text(quantity.scaling)}",
         "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_block_text(evaluation)}; ± is the standard "
@@ -267,6 +265,17 @@ def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy")),
         "Made": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
     }
+
+
+def _pixels(evaluation: BenchmarkEvaluation, reference_sums: Mapping[str, xr.Dataset]) -> str:
+    """Say which pixels are compared, and how many are left out."""
+    if not reference_sums:
+        return ""
+    covered = f", and covered by {' and '.join(reference_sums)}" if evaluation.deciding else ""
+    return (
+        f"; pixels observed at the valid time and in the last frame{covered}: the same for all models; what a network "
+        f"leaves out there counts as dry; {evaluation.left_out(reference_sums)}"
+    )
 
 
 def _scaling_text(scaling: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    BeforeValidator,
     Field,
     model_validator,
 )
@@ -22,6 +23,7 @@ from nowcast.config.training import (
     WindowSettings,
 )
 from nowcast.models import MODELS
+from nowcast.verification.protocols import PROTOCOLS
 
 BUDGETED = {"epochs", "minutes", "batches_per_epoch", "patience", "seed"}
 """Settings of the trainer that a benchmark sets for all networks."""
@@ -41,6 +43,27 @@ OPTIMISATION = {
     "ema_decay",
 }
 """Settings of the trainer that a network takes from its recipe."""
+
+
+def _as_names(value: Any) -> Any:
+    """Accept one name in place of a list of them."""
+    return (value,) if isinstance(value, str) else value
+
+
+Published = dict[str, dict[str, float]]
+"""Protocol -> name of a score -> figure of a published table: ``{openstl: {mse: 23.97, ssim: 0.9462}}``."""
+
+
+def check_published(figures: Published) -> None:
+    """Refuse figures of a table that no protocol makes.
+
+    Raises:
+        ValueError: Lists the known protocols or scores.
+    """
+    for protocol, scores in figures.items():
+        check_known("protocol", protocol, PROTOCOLS)
+        for name in scores:
+            check_known("score", name.partition("≥")[0], PROTOCOLS[protocol].scores)
 
 
 class Budget(Frozen):
@@ -80,10 +103,13 @@ class Participant(Frozen):
     """See ``Recipe.loss``; None: that of the recipe."""
     trainer: TrainerSettings = TrainerSettings()
     """Settings of this network alone."""
+    published: Published = Field(default_factory=dict)
+    """Figures of its paper, shown beside ours in the table of a protocol."""
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Participant:
-        if self.checkpoint and self.model_fields_set - {"checkpoint", "name"}:
+        check_published(self.published)
+        if self.checkpoint and self.model_fields_set - {"checkpoint", "name", "published"}:
             raise ValueError("a checkpoint is scored as it is; leave everything but its name out")
         if not (self.model or self.recipe or self.checkpoint):
             raise ValueError("name a model, a recipe or a checkpoint")
@@ -98,7 +124,8 @@ class Benchmark(Frozen):
     name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
     networks: Annotated[tuple[Participant, ...], Field(min_length=1)]
     references: tuple[str, ...] = ("persistence", "extrapolation")
-    """Models without weights that are scored with the networks, on the pixels that all of them cover."""
+    """Models without weights that are scored with the networks. Of radar, only pixels that all of them cover are
+    compared; of pictures all pixels are, and those that a reference leaves out count as black."""
     train: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     valid: Annotated[tuple[Span | Moving, ...], Field(min_length=1)]
     """The weights with the lowest loss here are kept."""
@@ -114,8 +141,11 @@ class Benchmark(Frozen):
     """Settings of all networks, except what a network or the budget sets."""
     thresholds: tuple[float, ...] | None = None
     """Thresholds in the quantity's unit; None: the quantity's own."""
+    protocol: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = ()
+    """Published tables whose scores are made too, in tables of their own: ``moving-mnist``, ``kth``, ``openstl``,
+    ``gs2pm``, ``hko7`` or ``sevir``, or several of them; see ``nowcast.verification.protocols``."""
     lpips: bool = False
-    """Score the perceptual distance too; needs its weights."""
+    """Score the perceptual distance too, also for the protocols; needs its weights."""
     block_minutes: Annotated[float, Field(gt=0)] = 60
     """Length of the bootstrap blocks within a sequence, in minutes: neighbouring windows are not independent."""
     runs: Path = Path("runs")
@@ -124,11 +154,11 @@ class Benchmark(Frozen):
     def _consistent(self) -> Benchmark:
         for name in self.references:
             check_known("reference", name, MODELS)
+        for name in self.protocol:
+            check_known("protocol", name, PROTOCOLS)
         names = [*self.references, *(network.name for network in self.participants)]
         if len(set(names)) < len(names):
             raise ValueError(f"two rows share a name: {', '.join(map(str, names))}")
-        if self.windows.channels > 1:
-            raise ValueError("one channel is scored; leave windows.channels out")
         for span in self.test:
             if (span.quantity if isinstance(span, Span) else "intensity") not in (None, self.windows.quantity):
                 raise ValueError(f"test is scored in {self.windows.quantity}, and a span of it is not")
@@ -152,7 +182,8 @@ class Benchmark(Frozen):
         trainer = TrainerSettings.model_validate(shared | optimisation | own | self._budget_settings())
         loss = network.loss if network.loss is not None else (recipe.loss if recipe else ())
         name = network.name or model.replace(":", "-")
-        return Participant(model=model, options=options, name=name, loss=loss, trainer=trainer)
+        shown = network.published
+        return Participant(model=model, options=options, name=name, loss=loss, trainer=trainer, published=shown)
 
     def _budget_settings(self) -> dict[str, Any]:
         every, endless = self.budget.validate_every, 10**6

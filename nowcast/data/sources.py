@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
     def physical(self, window: int) -> np.ndarray:
-        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
+        """Read float32 (T, C, H, W) in the unit of the span's quantity, NaN for no data."""
         ...
 
 
@@ -225,11 +225,11 @@ class Stored:
             self.read(window, out[row])
 
     def physical(self, window: int) -> np.ndarray:
-        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
+        """Read float32 (T, C, H, W) in the unit of the span's quantity, NaN for no data."""
         places = self.positions(window)
         if self.settings.resize:  # as networks get it
-            return self.scaling.decode(self._values(self.names[0], places))
-        return self._converted(self._unpacked(self.names[0], places))
+            return self.scaling.decode(np.stack([self._values(name, places) for name in self.names], axis=1))
+        return np.stack([self._converted(self._unpacked(name, places)) for name in self.names], axis=1)
 
     def _codes(self, name: str, places: np.ndarray, out: np.ndarray) -> None:
         frames, packing = self.frames()[name]
@@ -302,9 +302,9 @@ class Generated:
         return np.arange(clips).astype(str), np.zeros(clips, "datetime64[ns]")
 
     def physical(self, window: int) -> np.ndarray:
-        """Generate a clip as float32 (T, H, W) in [0, 1], the unit of intensity."""
+        """Generate a clip as float32 (T, C, H, W) in [0, 1], the unit of intensity."""
         frames = self.clips.clip(window).astype(np.float32) / 255
-        return np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames
+        return (np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames)[:, None]
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
         """Generate a clip as codes (T, C, H, W), into ``out`` if it is given, or as float32 if it is resized."""

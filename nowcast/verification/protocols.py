@@ -56,7 +56,7 @@ class Protocol:
     labels: tuple[str, ...] = ()
     """The limits as the table states them."""
     pixels: Callable[[np.ndarray, str], np.ndarray] | None = None
-    """Physical values of a quantity on the protocol's scale; None: as networks see them."""
+    """Physical values of a quantity on the protocol's scale; None: by the quantity's own scaling."""
     by_lead: bool = False
     """Ratios are made for every lead time, and their mean is the figure of the table; False: of the sum of all."""
 
