@@ -18,6 +18,7 @@ from nowcast.verification.scores import LOWER_IS_BETTER
 
 TABLE, NUMBERS, FIGURE = "leaderboard.md", "leaderboard.csv", "leaderboard.png"
 NO_VALUE = "–"
+HALF_MINUTE = 0.5
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda value: f"{value / 1e6:.3g} M" if value else "0"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:.3g}"),
@@ -122,13 +123,15 @@ def _lead_time_tables(rows: Sequence[Row]) -> list[str]:
     lines: list[str] = []
     if not rows or rows[0].by_lead is None:
         return lines
-    minutes = rows[0].by_lead["lead_time"].values / np.timedelta64(1, "m")
+    leads = rows[0].by_lead["lead_time"].values / np.timedelta64(1, "m")
+    unit = "minutes" if leads[0] >= HALF_MINUTE else "frames"  # clips without a real step
+    leads = leads if unit == "minutes" else np.arange(1.0, leads.size + 1)
     for name, limit, _ in _scores(rows[0].by_lead):
         header = [
-            _table_line(["model", *(f"{lead:g}" for lead in minutes)]),
-            _table_line(["---", *["--:"] * minutes.size]),
+            _table_line(["model", *(f"{lead:g}" for lead in leads)]),
+            _table_line(["---", *["--:"] * leads.size]),
         ]
-        lines += ["", f"## {_heading(name, limit)} by minutes ahead", "", *header]
+        lines += ["", f"## {_heading(name, limit)} by {unit} ahead", "", *header]
         lines += [_table_line([row.name, *_lead_time_cells(row, name, limit)]) for row in rows]
     return [*lines, "", "Bold: surely better than every reference, by the intervals of the differences."]
 

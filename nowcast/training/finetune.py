@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from nowcast import config
@@ -21,7 +23,9 @@ from nowcast.store import FrameStore
 METHODS = {"vp": "prompt", "fp": "full"}
 """Names in the GS2PM code -> ``Recipe.tuning``: the visual prompt alone, or all parameters."""
 HELD_OUT = 0.2
-"""Default share of the frames, the newest, for validation."""
+"""Default share of the frames, the newest, or of the sequences, the last, for validation."""
+PLAIN_NAMES = ("frames", "store")
+"""Names of stores that say nothing about their domain."""
 CROP = 128
 """Side of crops in pixels, for larger frames, where the checkpoint's recipe states none."""
 EVERY = 100
@@ -49,7 +53,8 @@ def domain_recipe(
         domain: Cube store whose frames are trained on.
         method: One of ``METHODS``.
         recipe: Recipe whose trainer applies; None: the shipped one of the method, ``training/gs2pm-vp.yaml``.
-        valid_from: First time of the validation, and end of the training span; None: the newest fifth of the frames.
+        valid_from: First time of the validation, and end of the training span; None: the splits that the store has, or
+            the last fifth of the sequences to train on, or, of a feed, the newest fifth of the frames.
         minutes: Training ends after this time.
         steps: Training ends after this number of steps.
         changes: Dotted keys and values that override the recipe: ``{"trainer.batch_size": 4}``.
@@ -62,18 +67,16 @@ def domain_recipe(
     path = checkpoint.find(base)
     card = checkpoint.read_card(path)
     frames = FrameStore(domain)
-    split = valid_from or _newest(frames)
     model = card.model.partition(":")[0]
     _check_method(model, method)
     known: dict[str, Any] = {
-        "name": f"{model}-{Path(domain.rstrip('/')).parent.name or 'domain'}-{method}",
+        "name": f"{model}-{domain_name(domain)}-{method}",
         "model": card.model,
         "options": {},
         "start_from": str(path),
         "tuning": METHODS[method],
         "windows": _windows(card, frames.read()),
-        "train": [{"store": domain, "end": split.isoformat()}],
-        "valid": [{"store": domain, "start": split.isoformat()}],
+        **_spans(domain, frames, valid_from),
         **{f"trainer.{key}": value for key, value in budget(minutes, steps).items()},
     }
     words = config.words(known | dict(changes or {}))
@@ -92,6 +95,39 @@ def budget(minutes: float | None, steps: int | None) -> dict[str, Any]:
         return {} if minutes is None else {"minutes": minutes, "epochs": 10**6}
     every = min(EVERY, steps)
     return {"epochs": -(-steps // every), "batches_per_epoch": every, "minutes": minutes}
+
+
+def domain_name(store: str) -> str:
+    """Name a domain after its store: the folder, or the one above where the folder is named ``frames`` like others."""
+    *above, last = [part for part in re.split(r"[/\\]", store) if part not in ("", ".")]
+    name = above[-1] if last in PLAIN_NAMES and above else last
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "domain"
+
+
+def _spans(domain: str, frames: FrameStore, valid_from: datetime | None) -> dict[str, list[dict[str, Any]]]:
+    """Divide a store into training and validation: by its splits, by whole sequences, or by time."""
+    first, second = _parts(domain, frames.timeline()) if valid_from is None else ({}, {})
+    if not first:
+        border = (valid_from or _newest(frames)).isoformat()
+        first, second = {"end": border}, {"start": border}
+    return {"train": [{"store": domain} | first], "valid": [{"store": domain} | second]}
+
+
+def _parts(domain: str, labels: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what tells the two parts of a store of clips apart; nothing for a feed, which time divides."""
+    splits = set(labels["split"].values.tolist()) - {""} if "split" in labels else set()
+    if {"train", "valid"} <= splits:
+        return {"split": "train"}, {"split": "valid"}
+    if splits and "train" not in splits:
+        raise ConfigError(f"{domain}: there is no split 'train' to tune on; its splits: {', '.join(sorted(splits))}.")
+    if not splits and np.unique(labels["time"].values).size == labels.sizes["time"]:
+        return {}, {}
+    mine = labels.isel(time=labels["split"].values == "train") if splits else labels
+    count = np.unique(mine["sequence"].values.astype(str)).size
+    if count < 2:
+        raise ConfigError(f"{domain}: its one sequence cannot be divided into training and validation; add clips.")
+    border, split = 1 - max(HELD_OUT, 1 / count), {"split": "train"} if splits else {}
+    return split | {"share": [0, border]}, split | {"share": [border, 1]}
 
 
 def _newest(frames: FrameStore) -> datetime:

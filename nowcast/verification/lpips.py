@@ -79,7 +79,7 @@ def _distance(
     network: LPIPS, forecast: np.ndarray, observed: np.ndarray, limits: tuple[float, float], device: str
 ) -> float:
     missing = np.isnan(forecast) | np.isnan(observed)
-    if missing.all() or min(missing.shape) < SMALLEST:
+    if missing.all() or min(missing.shape[-2:]) < SMALLEST:
         return np.nan
     low, high = limits
     images = np.where(missing, low, np.stack([forecast, observed]))
@@ -92,7 +92,9 @@ def _distance(
 
 
 def distance(forecast: np.ndarray, observed: np.ndarray, *, device: str = "cpu") -> float:
-    """Compute the distance of two frames (C, H, W) as they are, whatever their scale; see ``lpips`` for the weights."""
+    """Compute the distance of two frames (C, H, W) as they are, whatever their scale, NaN if they are too small; see ``lpips``."""
+    if min(observed.shape[-2:]) < SMALLEST:
+        return np.nan
     network = _network(os.environ.get(SETTING, ""), device)
     return _between(network, np.stack([forecast, observed]).astype(np.float32), device)
 
