@@ -105,9 +105,14 @@ def markdown(rows: Sequence[Row], *, title: str, protocol: Mapping[str, str]) ->
     failed = [f"- {_without_pipes(failure)}" for row in rows for failure in row.failures]
     lines += ["", "Failed:", "", *failed] if failed else []
     lines += _lead_time_tables(measured)
-    lines += protocols.markdown(_measured(rows))
+    lines += by_protocol(rows)
     lines += ["", "## Protocol", "", *(f"- **{name}**: {sentence}" for name, sentence in protocol.items())]
     return "\n".join(lines) + "\n"
+
+
+def by_protocol(rows: Sequence[Row]) -> list[str]:
+    """Write the tables of protocols as lines of Markdown."""
+    return protocols.markdown(_measured(rows))
 
 
 def _measured(rows: Sequence[Row]) -> list[protocols.Measured]:

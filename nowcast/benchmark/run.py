@@ -4,8 +4,9 @@
     nowcast benchmark benchmarks/moving-mnist.yaml budget.steps=20000 seeds=[0,1,2]
 
 ``<runs>/<name>/`` holds ``leaderboard.md`` (table and protocol), ``leaderboard.csv`` (all values) and
-``leaderboard.png``; beside them a run folder, a recipe and a log of every training, and the sums that the
-table is made of. A second run continues where the first stopped: what is trained and scored stays.
+``leaderboard.png``, and ``protocols.csv`` with the scores of published tables; beside them a run folder, a recipe and
+a log of every training, and the sums that the tables are made of. A second run continues where the first stopped: what
+is trained and scored stays. With domains there is such a folder for each, and ``tables.md`` for all of them.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ from nowcast.benchmark import costs, leaderboard
 from nowcast.benchmark.evaluate import BenchmarkEvaluation, sound, totals
 from nowcast.benchmark.leaderboard import Row
 from nowcast.config import Benchmark, Participant, Recipe
-from nowcast.core.errors import ConfigError, TrainingError
+from nowcast.core.errors import ConfigError, NowcastError, TrainingError
 from nowcast.core.log import LogFormat
 from nowcast.core.machine import device_name
-from nowcast.core.units import UNIT_SIGNS
+from nowcast.core.units import PICTURES, UNIT_SIGNS
 from nowcast.core.version import code_version
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates
 
+TABLES = "tables.md"
 FEW_BLOCKS = 10
 """With fewer blocks than this the intervals are rough."""
 Progress = Callable[[int, int, str], None]
@@ -54,11 +56,18 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
         progress: Called with trainings done, trainings in all, name of the next one.
 
     Returns:
-        Path of the table, ``<runs>/<name>/leaderboard.md``.
+        Path of the table, ``<runs>/<name>/leaderboard.md``, or of all tables, ``tables.md``, where there are domains.
 
     Raises:
-        ConfigError: If a frame is in two of train, valid and test, or the data changed since this benchmark began.
+        ConfigError: If a frame is in two of train, valid and test, or the data changed since this benchmark began; with
+            domains, if there is a table of none.
     """
+    if settings.domains:
+        return _domains(settings, progress)
+    return _one(settings, progress)[0]
+
+
+def _one(settings: Benchmark, progress: Progress | None) -> tuple[Path, list[Row]]:
     evaluation = BenchmarkEvaluation(settings)
     folder = _prepare(settings)
     reference_sums = {
@@ -79,7 +88,39 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
         )
     if progress:
         progress(total, total, "done")
-    return folder / leaderboard.TABLE
+    return folder / leaderboard.TABLE, rows
+
+
+def _domains(settings: Benchmark, progress: Progress | None) -> Path:
+    """Compare the networks on every domain, and write the tables of all of them on one page after each."""
+    folder = settings.runs / settings.name
+    sections: dict[str, list[str]] = {}
+    failures: dict[str, str] = {}
+    for domain in settings.domains:
+        try:
+            table, rows = _one(settings.of(domain), progress)
+        except NowcastError as error:  # a domain that is not there must not cost the tables of all others
+            log.warning("%s has no table: %s", domain.name, error, exc_info=True)
+            failures[domain.name] = str(error)
+        else:
+            failed = [f"- {failure}" for row in rows for failure in row.failures]
+            failed = ["", "Failed:", "", *failed] if failed else []
+            scores = f"All scores: {table.relative_to(folder)}"
+            sections[domain.name] = [scores, *leaderboard.by_protocol(rows), *failed]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TABLES).write_text(_page(settings.name, sections, failures))
+    if not sections:
+        raise ConfigError(f"{settings.name}: no domain has a table:\n" + "\n".join(failures.values()))
+    return folder / TABLES
+
+
+def _page(name: str, sections: Mapping[str, list[str]], failures: Mapping[str, str]) -> str:
+    lines = [f"# {name}"]
+    for domain, section in sections.items():
+        lines += ["", f"# {domain}", "", *section]
+    if failures:
+        lines += ["", "# Without a table", "", *(f"- {domain}: {why}" for domain, why in failures.items())]
+    return "\n".join(lines) + "\n"
 
 
 def _prepare(settings: Benchmark) -> Path:
@@ -157,7 +198,8 @@ def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[
     path = checkpoint.find(str(participant.checkpoint))
     card, windows = checkpoint.read_card(path), evaluation.windows
     step = evaluation.sources[0].step_seconds
-    if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
+    other_step = card.cadence_seconds != step and windows.quantity not in PICTURES  # pictures have no step
+    if card.quantity != windows.quantity or card.in_steps > windows.in_steps or other_step:
         raise ConfigError(
             f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
             f"test has {windows.in_steps} of {windows.quantity} every {step} s."

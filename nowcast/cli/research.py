@@ -48,7 +48,10 @@ def tune(
     overrides: Overrides = None,
     resume: Resume = True,
 ) -> None:
-    """Fit a pretrained network to the frames of a store, the newest fifth of which it is validated on.
+    """Fit a pretrained network to the frames of a store.
+
+    It is validated on the split valid of the store; where there is none on the last fifth of the clips to train on, or
+    of a feed on the newest fifth of the frames.
 
     Example: [bold]nowcast tune runs/gs2pm-pretrain/best.safetensors --store var/fmi/frames --minutes 30[/]
     """

@@ -66,6 +66,15 @@ def check_published(figures: Published) -> None:
             check_known("score", name.partition("≥")[0], PROTOCOLS[protocol].scores)
 
 
+def _filled_in(value: Any, domain: str) -> Any:
+    """Replace ``{domain}`` in all texts of nested settings."""
+    if isinstance(value, dict):
+        return {key: _filled_in(inner, domain) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(inner, domain) for inner in value]
+    return value.replace("{domain}", domain) if isinstance(value, str) else value
+
+
 class Budget(Frozen):
     """Length of every network's training, in steps or in minutes."""
 
@@ -118,6 +127,15 @@ class Participant(Frozen):
         return self
 
 
+class Domain(Frozen):
+    """One of several data sets that a benchmark is repeated on."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """What ``{domain}`` stands for in the stores and checkpoints of the benchmark."""
+    published: dict[str, Published] = Field(default_factory=dict)
+    """Figures of published tables of this domain, by the name of a network."""
+
+
 class Benchmark(Frozen):
     """Everything that ``nowcast benchmark`` needs: networks trained with the same budget, and one table of scores."""
 
@@ -148,6 +166,9 @@ class Benchmark(Frozen):
     """Score the perceptual distance too, also for the protocols; needs its weights."""
     block_minutes: Annotated[float, Field(gt=0)] = 60
     """Length of the bootstrap blocks within a sequence, in minutes: neighbouring windows are not independent."""
+    domains: tuple[Domain, ...] = ()
+    """Data sets that all of this is repeated on, each with its own table, under ``runs/name``: ``{domain}`` in stores,
+    pictures and checkpoints is replaced by the name of each."""
     runs: Path = Path("runs")
 
     @model_validator(mode="after")
@@ -162,7 +183,18 @@ class Benchmark(Frozen):
         for span in self.test:
             if (span.quantity if isinstance(span, Span) else "intensity") not in (None, self.windows.quantity):
                 raise ValueError(f"test is scored in {self.windows.quantity}, and a span of it is not")
+        for domain in self.domains:
+            for network, figures in domain.published.items():
+                check_known(f"network of {domain.name}", network, map(str, names))
+                check_published(figures)
         return self
+
+    def of(self, domain: Domain) -> Benchmark:
+        """Return the benchmark of one of the ``domains``."""
+        values = _filled_in(self.model_dump(mode="json", exclude_unset=True, exclude={"domains"}), domain.name)
+        for network, participant in zip(values["networks"], self.participants, strict=True):
+            network["published"] = domain.published.get(str(participant.name), participant.published)
+        return Benchmark.model_validate(values | {"name": domain.name, "runs": self.runs / self.name})
 
     @cached_property
     def participants(self) -> tuple[Participant, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,8 +20,12 @@ from nowcast.benchmark import run as benchmarking
 from nowcast.benchmark.evaluate import BenchmarkEvaluation
 from nowcast.benchmark.leaderboard import FIGURE, NUMBERS, Row, markdown, ranked
 from nowcast.config import Benchmark, Recipe
+from nowcast.core import cube as cubes
 from nowcast.core.errors import ConfigError
+from nowcast.core.units import COLOURS
+from nowcast.readers import pixels
 from nowcast.registry import checkpoint
+from nowcast.store import FrameStore
 from nowcast.training import run as training
 from nowcast.verification.bootstrap import estimates
 from nowcast.verification.published import score_as
@@ -284,6 +289,60 @@ def test_the_command_trains_in_processes_of_their_own(tmp_path: Path) -> None:
     assert "| convgru |" in (tmp_path / "runs/small/leaderboard.md").read_text()
 
 
+def coloured(path: Path) -> None:
+    """A store of clips of a colour video, four frames each, six to train on and two to test on."""
+    grid, rng = pixels.picture((32, 32)), np.random.default_rng(0)
+    for number in range(8):
+        fields = {name: rng.random((4, 32, 32)).astype(np.float32) for name in COLOURS}
+        times, split = np.datetime64(0, "s") + np.arange(4), "train" if number < 6 else "test"
+        cube = cubes.make(fields, times, grid, sequence=f"{split}/{number}", split=split)
+        FrameStore(path).append(cube, message="clip")
+
+
+def test_domains_have_a_table_each_and_a_missing_one_is_named(tmp_path: Path, trainings: list) -> None:
+    """Colour is scored in all channels; the published figure stands beside ours; a second run trains nothing."""
+    coloured(tmp_path / "var/bair")
+    store = f"{tmp_path}/var/{{domain}}"
+    asked = settings(
+        tmp_path,
+        networks=[{"model": "convgru", "options": SMALL}, {"checkpoint": "{domain}-vp.safetensors", "name": "vp"}],
+        references=["persistence", "extrapolation"],
+        train=[{"store": store, "split": "train", "share": [0, 0.5]}],
+        valid=[{"store": store, "split": "train", "share": [0.5, 1]}],
+        test=[{"store": store, "split": "test"}],
+        windows={"quantity": "intensity", "in_steps": 2, "out_steps": 2, "channels": 3},
+        thresholds=[],
+        protocol="gs2pm",
+        domains=[{"name": "bair", "published": {"convgru": {"gs2pm": {"psnr": 20.61}}}}, {"name": "human"}],
+    )
+    page = benchmarking.benchmark(asked)
+    text = page.read_text()
+    assert "| model | MSE | PSNR | published | SSIM |" in text
+    assert re.search(r"\| convgru \| 0\.\d+ \| \d+\.\d\d \| 20\.61 \|", text)
+    assert re.search(r"- human: .*human", text)
+    assert (
+        "vp-0: BadInput: bair-vp.safetensors: no such checkpoint" in (page.parent / "bair/leaderboard.md").read_text()
+    )
+    cube = FrameStore(tmp_path / "var/bair").read()
+    clips = cube.isel(time=cube["split"].values == "test")
+    frames = np.stack([clips[name].values for name in COLOURS], axis=1).reshape(2, 4, 3, 32, 32)
+    theirs = score_as(np.repeat(frames[:, 1:2], 2, axis=1), frames[:, 2:], "gs2pm")
+    assert f"| persistence | {theirs['mse']:.3f} | {theirs['psnr']:.2f} | – | {theirs['ssim']:.3f} |" in text
+    sound = numbers(page.parent / "bair/leaderboard.md")
+    assert sound["persistence", "mse", "", ""] == pytest.approx(
+        np.square(frames[:, 1:2] - frames[:, 2:]).mean(), rel=1e-3
+    )
+    done = list(trainings)
+    benchmarking.benchmark(asked)
+    assert trainings == done == ["convgru-0"]
+
+
+def test_no_domain_at_all_is_an_error(tmp_path: Path) -> None:
+    spans = {name: [{"store": f"{tmp_path}/{{domain}}", "split": name}] for name in ("train", "valid", "test")}
+    with pytest.raises(ConfigError, match="no domain has a table"):
+        benchmarking.benchmark(settings(tmp_path, domains=[{"name": "bair"}], **spans))
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -294,6 +353,10 @@ REFUSED = [
     ({"networks": [{"options": {}}]}, "name a model, a recipe or a checkpoint"),
     ({"networks": [{"checkpoint": "a.safetensors", "model": "convgru"}]}, "a checkpoint is scored as it is"),
     ({"networks": [{"model": "nix"}]}, "unknown model 'nix'"),
+    (
+        {"domains": [{"name": "kth", "published": {"nix": {}}}]},
+        "unknown network of kth 'nix'; known: persistence, extrapolation, convgru",
+    ),
     ({"protocol": "nix"}, "unknown protocol 'nix'; known: moving-mnist, kth"),
     ({"networks": [{"model": "convgru", "published": {"kth": {"msee": 1}}}]}, "unknown score 'msee'; known: mse, psnr"),
     ({"budget": {"minutes": 1}, "trainer": {"schedule": "one-cycle"}}, "schedule one-cycle is laid out over steps"),
