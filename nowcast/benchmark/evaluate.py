@@ -10,7 +10,7 @@ resolution in which they are stored, sums per window, lead time and threshold.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,9 @@ from nowcast.verification.protocols import LIMIT
 
 STEP_TOLERANCE = 0.25
 """Share by which the step of test frames may differ from that of training."""
+
+
+Each = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,13 @@ class Evaluation:
             found += [f"{number} {label} {place}" for label, place in zip(labels, places, strict=True)]
         return np.asarray(found)
 
-    def sums(self, model: Model, path: Path) -> xr.Dataset:
+    def sums(self, model: Model, path: Path, *, each: Each | None = None) -> xr.Dataset:
         """Compute a model's sums (window, lead_time, threshold) and seconds per forecast, or read them from ``path``.
+
+        Args:
+            model: Anything that forecasts.
+            path: netCDF file of the sums.
+            each: Called with the number of every window, its past, its future, and the forecast: (T, C, H, W) each.
 
         Raises:
             ForecastError: If a forecast is not finite where it is scored.
@@ -122,7 +130,7 @@ class Evaluation:
         what = {"model": model.digest, "test": self._digest()}
         if path.exists() and (kept := xr.load_dataset(path)).attrs == what:
             return kept
-        rows = [self._row(model, number, *pair) for number, pair in enumerate(self.pairs())]
+        rows = [self._row(model, number, *pair, each) for number, pair in enumerate(self.pairs())]
         table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         leads = np.arange(1, self.windows.out_steps + 1) * np.timedelta64(self.sources[0].step_seconds, "s")
         limits = ("threshold", np.asarray(self.thresholds, np.float64), {"units": self.quantity.unit})
@@ -162,7 +170,9 @@ class Evaluation:
                     fields = np.repeat(fields, self.channels, axis=1)
                 yield fields[: self.windows.in_steps], fields[self.windows.in_steps :]
 
-    def _row(self, model: Model, number: int, past: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+    def _row(
+        self, model: Model, number: int, past: np.ndarray, seen: np.ndarray, each: Each | None
+    ) -> dict[str, np.ndarray]:
         started = perf_counter()
         raw = self.forecast(model, past, clip=False)
         seconds = perf_counter() - started
@@ -172,6 +182,8 @@ class Evaluation:
             made = np.where(np.isnan(made), self.quantity.scaling.decode(np.zeros((), np.float32)), made)
         if not np.isfinite(made[compared]).all():
             raise ForecastError("its forecasts are not finite")
+        if each:
+            each(number, past, seen, made)
         step = np.float64(self.quantity.resolution)
         rounded = (np.rint(made / step) * step).astype(np.float32)
         rounded[~compared] = np.nan

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nowcast
+from nowcast.config.benchmark import PROTOCOLS as SETTINGS
 from nowcast.core.errors import OptionError
 from nowcast.core.units import vil_from_level
 from nowcast.verification import lpips as perceptual
@@ -205,6 +206,10 @@ def test_sums_may_be_added_up(name: str) -> None:
     by_lead = derive(together, name)
     assert by_lead["mse"].mean().item() == pytest.approx(whole["mse"])
     assert set(by_lead) == set(PROTOCOLS[name].names(lpips=False))
+
+
+def test_settings_know_all_protocols_and_scores() -> None:
+    assert {name: tuple(found.scores) for name, found in PROTOCOLS.items()} == SETTINGS
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
