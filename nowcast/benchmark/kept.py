@@ -59,6 +59,7 @@ def keep(
     sequences: Sequence[str] = (),
     frames: Sequence[str] = ("npy",),
     pictures: int = 10,
+    inputs: int | None = None,
     leads: int | None = None,
     stride: int | None = None,
     protocols: Sequence[str] = (),
@@ -75,6 +76,7 @@ def keep(
         sequences: Only sequences whose labels match one of these patterns.
         frames: Some of ``FRAMES``.
         pictures: Number of clips that pictures are made of.
+        inputs: Frames of a window before the forecast; None: as many as the model takes, which are the last of them.
         leads: Frames to forecast; None: as many as the network was trained for.
         stride: Frames between the starts of two windows of a sequence; None: they do not overlap.
         protocols: Protocols of published tables to score by too.
@@ -95,7 +97,7 @@ def keep(
         raise OptionError(f"Frames are not kept as {', '.join(sorted(unknown))}; known: {', '.join(FRAMES)}.")
     if out.exists():
         raise BadInput(out, "is there already", "give another --out, or remove it")
-    loaded, windows = _windows(model, store, leads, stride)
+    loaded, windows = _windows(model, store, inputs, leads, stride)
     span = Span(store=store, split=split, sequences=tuple(sequences))
     evaluation = Evaluation([span], windows, references=(), protocols=protocols, lpips=lpips)
     _check_step(loaded, evaluation)
@@ -104,7 +106,9 @@ def keep(
     return out
 
 
-def _windows(model: str, store: str, leads: int | None, stride: int | None) -> tuple[Model, WindowSettings]:
+def _windows(
+    model: str, store: str, inputs: int | None, leads: int | None, stride: int | None
+) -> tuple[Model, WindowSettings]:
     """Load a model, and say which windows of the store it takes."""
     held = FrameStore(store).timeline().attrs["channels"]
     colour = set(COLOURS) <= set(held)
@@ -118,7 +122,10 @@ def _windows(model: str, store: str, leads: int | None, stride: int | None) -> t
         card = checkpoint.read_card(path)
         found = checkpoint.load(path, device="cuda" if torch.cuda.is_available() else "cpu")
         in_steps, out_steps, more = card.in_steps, leads or card.out_steps, _as_trained(card)
-    steps = {"in_steps": in_steps, "out_steps": out_steps, "stride": stride or in_steps + out_steps}
+    if inputs is not None and inputs < in_steps:
+        raise ConfigError(f"{model} takes {in_steps} frames, and {inputs} before the forecast are too few.")
+    before = inputs or in_steps
+    steps = {"in_steps": before, "out_steps": out_steps, "stride": stride or before + out_steps}
     return found, WindowSettings.model_validate(steps | more)
 
 

@@ -138,7 +138,8 @@ def _lead_time_tables(rows: Sequence[Row]) -> list[str]:
         ]
         lines += ["", f"## {_heading(name, limit)} by {unit} ahead", "", *header]
         lines += [_table_line([row.name, *_lead_time_cells(row, name, limit)]) for row in rows]
-    return [*lines, "", "Bold: surely better than every reference, by the intervals of the differences."]
+    bold = ["", "Bold: surely better than every reference, by the intervals of the differences."]
+    return lines + bold * any(row.gains for row in rows)
 
 
 def _heading(name: str, limit: float | None) -> str:

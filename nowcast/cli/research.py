@@ -79,6 +79,7 @@ def test(
         list[str] | None, typer.Option(help="npy (default), png, gif, strip or store; repeat it.")
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Clips that pictures are made of.")] = 10,
+    inputs: Annotated[int | None, typer.Option(min=1, help="Frames before the forecast; what the model takes.")] = None,
     leads: Annotated[int | None, typer.Option(min=1, help="Frames to forecast; as trained by default.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Frames between two windows of a sequence.")] = None,
     protocol: Annotated[list[str] | None, typer.Option(help="Score as a published table too: kth, openstl.")] = None,
@@ -99,6 +100,7 @@ def test(
             sequences=sequences or (),
             frames=frames or ("npy",),
             pictures=pictures,
+            inputs=inputs,
             leads=leads,
             stride=stride,
             protocols=protocol or (),

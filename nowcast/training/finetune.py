@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from nowcast import config
 from nowcast.config import Recipe
 from nowcast.core.cube import channels
 from nowcast.core.errors import ConfigError
+from nowcast.data.archive import HELD_OUT, clip_parts
 from nowcast.models import model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
@@ -22,8 +22,6 @@ from nowcast.store import FrameStore
 
 METHODS = {"vp": "prompt", "fp": "full"}
 """Names in the GS2PM code -> ``Recipe.tuning``: the visual prompt alone, or all parameters."""
-HELD_OUT = 0.2
-"""Default share of the frames, the newest, or of the sequences, the last, for validation."""
 PLAIN_NAMES = ("frames", "store")
 """Names of stores that say nothing about their domain."""
 CROP = 128
@@ -106,28 +104,11 @@ def domain_name(store: str) -> str:
 
 def _spans(domain: str, frames: FrameStore, valid_from: datetime | None) -> dict[str, list[dict[str, Any]]]:
     """Divide a store into training and validation: by its splits, by whole sequences, or by time."""
-    first, second = _parts(domain, frames.timeline()) if valid_from is None else ({}, {})
-    if not first:
+    parts = clip_parts(domain, frames.timeline(), ("train", "valid")) if valid_from is None else {}
+    if not parts:
         border = (valid_from or _newest(frames)).isoformat()
-        first, second = {"end": border}, {"start": border}
-    return {"train": [{"store": domain} | first], "valid": [{"store": domain} | second]}
-
-
-def _parts(domain: str, labels: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what tells the two parts of a store of clips apart; nothing for a feed, which time divides."""
-    splits = set(labels["split"].values.tolist()) - {""} if "split" in labels else set()
-    if {"train", "valid"} <= splits:
-        return {"split": "train"}, {"split": "valid"}
-    if splits and "train" not in splits:
-        raise ConfigError(f"{domain}: there is no split 'train' to tune on; its splits: {', '.join(sorted(splits))}.")
-    if not splits and np.unique(labels["time"].values).size == labels.sizes["time"]:
-        return {}, {}
-    mine = labels.isel(time=labels["split"].values == "train") if splits else labels
-    count = np.unique(mine["sequence"].values.astype(str)).size
-    if count < 2:
-        raise ConfigError(f"{domain}: its one sequence cannot be divided into training and validation; add clips.")
-    border, split = 1 - max(HELD_OUT, 1 / count), {"split": "train"} if splits else {}
-    return split | {"share": [0, border]}, split | {"share": [border, 1]}
+        parts = {"train": {"end": border}, "valid": {"start": border}}
+    return {name: [{"store": domain} | part] for name, part in parts.items()}
 
 
 def _newest(frames: FrameStore) -> datetime:

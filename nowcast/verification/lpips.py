@@ -92,7 +92,7 @@ def _distance(
 
 
 def distance(forecast: np.ndarray, observed: np.ndarray, *, device: str = "cpu") -> float:
-    """Compute the distance of two frames (C, H, W) as they are, whatever their scale, NaN if they are too small; see ``lpips``."""
+    """Compute the distance of two frames (C, H, W) on whatever scale they are, NaN if they are too small."""
     if min(observed.shape[-2:]) < SMALLEST:
         return np.nan
     network = _network(os.environ.get(SETTING, ""), device)

@@ -90,6 +90,13 @@ def test_radar_keeps_its_unit_its_gaps_and_its_place(tmp_path: Path) -> None:
     assert kept["time"].values[0] == synthetic.START + 2 * synthetic.STEP
 
 
+def test_models_of_other_lengths_are_compared_on_the_same_frames(tmp_path: Path) -> None:
+    frames = clips(tmp_path / "clips", ("intensity",), lengths=(6, 6, 6))
+    out = keep("persistence", str(tmp_path / "clips"), tmp_path / "out", split="test", inputs=4, leads=2)
+    assert (np.load(out / "trues.npy") == frames.reshape(2, 6, 1, *SHAPE)[:, 4:]).all()
+    assert (np.load(out / "preds.npy") == frames.reshape(2, 6, 1, *SHAPE)[:, 3:4]).all()
+
+
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     clips(tmp_path / "clips", ("intensity",))
     store, out = str(tmp_path / "clips"), tmp_path / "out"
@@ -106,6 +113,8 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="its step is 600 s, that of the network 300 s"):
         keep(str(network), other, out)
     assert not out.exists() and not list(tmp_path.glob("*out*"))
+    with pytest.raises(ConfigError, match="takes 2 frames, and 1 before the forecast are too few"):
+        keep(str(network), other, out, inputs=1)
     out.mkdir()
     with pytest.raises(BadInput, match="is there already; give another --out, or remove it"):
         keep("persistence", store, out, leads=2)

@@ -10,11 +10,8 @@ import pytest
 
 from nowcast.benchmark.evaluate import _spread
 from nowcast.benchmark.report import scorecard
-from nowcast.core import cube as cubes
 from nowcast.core.errors import ConfigError
 from nowcast.data.sources import check_apart, source
-from nowcast.readers import pixels
-from nowcast.store import FrameStore
 from nowcast.training import run as training
 from nowcast.training.finetune import budget, domain_name, domain_recipe
 from tests import synthetic
@@ -66,18 +63,6 @@ def test_budgets(minutes: float | None, steps: int | None, settings: dict) -> No
     assert budget(minutes, steps) == settings
 
 
-def clips(path: Path, splits: dict[str, int]) -> str:
-    """A store of clips of four frames that all begin in 1970, so many of each split."""
-    grid = pixels.picture((32, 32))
-    for split, count in splits.items():
-        for number in range(count):
-            fields = np.random.default_rng(number).random((4, 32, 32)).astype(np.float32)
-            times = np.datetime64(0, "s") + np.arange(4)
-            cube = cubes.make({"intensity": fields}, times, grid, sequence=f"{split}/{number}", split=split or None)
-            FrameStore(path).append(cube, message="clip")
-    return str(path)
-
-
 @pytest.mark.parametrize(
     ("splits", "train", "valid"),
     [
@@ -91,7 +76,7 @@ def clips(path: Path, splits: dict[str, int]) -> str:
 def test_clips_are_divided_by_their_splits_or_whole(
     base: Path, tmp_path: Path, splits: dict[str, int], train: dict, valid: dict
 ) -> None:
-    store = clips(tmp_path / "moving", splits)
+    store = synthetic.make_clips(tmp_path / "moving", splits)
     recipe = domain_recipe(base, store)
     assert recipe.train[0].model_dump(exclude_unset=True) == {"store": store} | train
     assert recipe.valid[0].model_dump(exclude_unset=True) == {"store": store} | valid
@@ -104,10 +89,10 @@ def test_clips_are_divided_by_their_splits_or_whole(
 
 
 def test_clips_that_cannot_be_divided_are_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="its one sequence cannot be divided"):
-        domain_recipe(base, clips(tmp_path / "one", {"train": 1, "test": 3}))
-    with pytest.raises(ConfigError, match="there is no split 'train' to tune on; its splits: test"):
-        domain_recipe(base, clips(tmp_path / "none", {"test": 3}))
+    with pytest.raises(ConfigError, match="1 sequences cannot be divided into train, valid; add clips"):
+        domain_recipe(base, synthetic.make_clips(tmp_path / "one", {"train": 1, "test": 3}))
+    with pytest.raises(ConfigError, match="there is no split 'train' to train on; its splits: test"):
+        domain_recipe(base, synthetic.make_clips(tmp_path / "none", {"test": 3}))
 
 
 @pytest.mark.parametrize(
