@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nowcast.plotting.maps import plot_map
     from nowcast.registry.checkpoint import load_checkpoint
     from nowcast.store import open_store
+    from nowcast.verification.published import score_as
     from nowcast.verification.run import verify
 
     __version__: str
@@ -34,6 +35,7 @@ __all__ = [
     "load_checkpoint",
     "open_store",
     "plot_map",
+    "score_as",
     "verify",
 ]
 
@@ -44,6 +46,7 @@ _PLACES = {
     "load_checkpoint": "registry.checkpoint",
     "open_store": "store",
     "plot_map": "plotting.maps",
+    "score_as": "verification.published",
     "verify": "verification.run",
 }
 

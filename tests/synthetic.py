@@ -51,6 +51,19 @@ def make_store(path: Path, indices: list[int] | range, **options: object) -> str
     return str(path)
 
 
+def make_clips(path: Path, splits: dict[str, int]) -> str:
+    """A store of clips of a video, four frames each from 1970 on, so many of each split; "" is none."""
+    grid = Grid.picture((32, 32))
+    for split, count in splits.items():
+        for number in range(count):
+            fields = np.random.default_rng(number).random((4, 32, 32)).astype(np.float32)
+            times = np.datetime64(0, "s") + np.arange(4)
+            label = f"{split}/{number}"
+            clip = cubes.make({"intensity": fields}, times, grid, sequence=label, split=split or None)
+            FrameStore(path).append(clip, message="clip")
+    return str(path)
+
+
 TINY = Card(
     model="gs2pm:debug",
     options={},

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from nowcast.benchmark import protocols
 from nowcast.plotting.charts import leaderboard_chart
 from nowcast.verification.bootstrap import ESTIMATES
 from nowcast.verification.scores import LOWER_IS_BETTER
 
 TABLE, NUMBERS, FIGURE = "leaderboard.md", "leaderboard.csv", "leaderboard.png"
 NO_VALUE = "–"
+HALF_MINUTE = 0.5
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda value: f"{value / 1e6:.3g} M" if value else "0"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:.3g}"),
@@ -45,6 +47,10 @@ class Row:
     costs: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     """What failed and why."""
+    measured: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    """Measurements (lead_time[, limit]) by protocol, see ``nowcast.verification.published``."""
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Figures of published tables by protocol and score."""
 
 
 def write(folder: Path, rows: Sequence[Row], *, title: str, protocol: Mapping[str, str], note: str) -> Path:
@@ -62,6 +68,8 @@ def write(folder: Path, rows: Sequence[Row], *, title: str, protocol: Mapping[st
     """
     ordered = ranked(rows)
     (folder / NUMBERS).write_text(_csv(ordered))
+    if any(row.measured for row in rows):
+        (folder / protocols.NUMBERS).write_text(protocols.numbers(_measured(rows)))
     (folder / TABLE).write_text(markdown(ordered, title=title, protocol=protocol))
     shown = [row for row in rows if row.by_lead is not None]
     if shown:
@@ -97,8 +105,19 @@ def markdown(rows: Sequence[Row], *, title: str, protocol: Mapping[str, str]) ->
     failed = [f"- {_without_pipes(failure)}" for row in rows for failure in row.failures]
     lines += ["", "Failed:", "", *failed] if failed else []
     lines += _lead_time_tables(measured)
+    lines += by_protocol(rows)
     lines += ["", "## Protocol", "", *(f"- **{name}**: {sentence}" for name, sentence in protocol.items())]
     return "\n".join(lines) + "\n"
+
+
+def by_protocol(rows: Sequence[Row]) -> list[str]:
+    """Write the tables of protocols as lines of Markdown."""
+    return protocols.markdown(_measured(rows))
+
+
+def _measured(rows: Sequence[Row]) -> list[protocols.Measured]:
+    """Collect what was measured by protocols, references first, then the networks in the order of the table."""
+    return [(row.name, row.measured, row.figures) for row in sorted(rows, key=lambda row: row.learned)]
 
 
 def _lead_time_tables(rows: Sequence[Row]) -> list[str]:
@@ -109,15 +128,18 @@ def _lead_time_tables(rows: Sequence[Row]) -> list[str]:
     lines: list[str] = []
     if not rows or rows[0].by_lead is None:
         return lines
-    minutes = rows[0].by_lead["lead_time"].values / np.timedelta64(1, "m")
+    leads = rows[0].by_lead["lead_time"].values / np.timedelta64(1, "m")
+    unit = "minutes" if leads[0] >= HALF_MINUTE else "frames"  # clips without a real step
+    leads = leads if unit == "minutes" else np.arange(1.0, leads.size + 1)
     for name, limit, _ in _scores(rows[0].by_lead):
         header = [
-            _table_line(["model", *(f"{lead:g}" for lead in minutes)]),
-            _table_line(["---", *["--:"] * minutes.size]),
+            _table_line(["model", *(f"{lead:g}" for lead in leads)]),
+            _table_line(["---", *["--:"] * leads.size]),
         ]
-        lines += ["", f"## {_heading(name, limit)} by minutes ahead", "", *header]
+        lines += ["", f"## {_heading(name, limit)} by {unit} ahead", "", *header]
         lines += [_table_line([row.name, *_lead_time_cells(row, name, limit)]) for row in rows]
-    return [*lines, "", "Bold: surely better than every reference, by the intervals of the differences."]
+    bold = ["", "Bold: surely better than every reference, by the intervals of the differences."]
+    return lines + bold * any(row.gains for row in rows)
 
 
 def _heading(name: str, limit: float | None) -> str:

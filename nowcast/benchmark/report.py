@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from nowcast.benchmark import costs
-from nowcast.benchmark.evaluate import Evaluation
+from nowcast.benchmark.evaluate import Evaluation, sound
 from nowcast.benchmark.leaderboard import Row, markdown, ranked
 from nowcast.config import Moving, Recipe, Span
 from nowcast.core.units import UNIT_SIGNS
@@ -77,7 +77,7 @@ def _row(name: str, model: Model, evaluation: Evaluation, folder: Path) -> Row:
     learned = model.network.trainable
     sums = evaluation.sums(model, folder / f"scorecard-{name.replace(' ', '-')}.nc")
     seconds = sums["seconds"].values
-    together, blocks = sums.drop_vars("seconds").expand_dims("seed"), evaluation.blocks()
+    together, blocks = sound(sums).expand_dims("seed"), evaluation.blocks()
     spent = {"parameters": float(costs.parameters(model.network)), "milliseconds": 1000 * float(np.median(seconds))}
     by_lead = estimates(together, evaluation.names, blocks=blocks)
     overall = estimates(together, evaluation.names, blocks=blocks, over=("lead_time",))
@@ -123,7 +123,8 @@ def _protocol(recipe: Recipe, evaluation: Evaluation) -> dict[str, str]:
     return {
         "Windows": f"{sum(map(len, evaluation.chosen))} of the validation, spread evenly, "
         + "; ".join(found.name for found in evaluation.sources),
-        "Pixels": f"whole frames of {size}, where all of {', '.join(REFERENCES)} have a forecast",
+        "Pixels": f"whole frames of {size}"
+        + (f", where all of {', '.join(REFERENCES)} have a forecast" if evaluation.deciding else ""),
         "Pooling": "sums over windows and lead times first, then ratios",
         "Chosen on": "the same windows decided which weights are kept, so a test on others will be a little worse",
         **({"Tuned": f"{recipe.tuning}, over {recipe.start_from}"} if recipe.tuning else {}),

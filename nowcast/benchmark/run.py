@@ -4,8 +4,9 @@
     nowcast benchmark benchmarks/moving-mnist.yaml budget.steps=20000 seeds=[0,1,2]
 
 ``<runs>/<name>/`` holds ``leaderboard.md`` (table and protocol), ``leaderboard.csv`` (all values) and
-``leaderboard.png``; beside them a run folder, a recipe and a log of every training, and the sums that the
-table is made of. A second run continues where the first stopped: what is trained and scored stays.
+``leaderboard.png``, and ``protocols.csv`` with the scores of published tables; beside them a run folder, a recipe and
+a log of every training, and the sums that the tables are made of. A second run continues where the first stopped: what
+is trained and scored stays. With domains there is such a folder for each, and ``tables.md`` for all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,18 +29,19 @@ import xarray as xr
 import yaml
 
 from nowcast.benchmark import costs, leaderboard
-from nowcast.benchmark.evaluate import BenchmarkEvaluation
+from nowcast.benchmark.evaluate import BenchmarkEvaluation, sound, totals
 from nowcast.benchmark.leaderboard import Row
 from nowcast.config import Benchmark, Participant, Recipe
-from nowcast.core.errors import ConfigError, TrainingError
+from nowcast.core.errors import ConfigError, NowcastError, TrainingError
 from nowcast.core.log import LogFormat
 from nowcast.core.machine import device_name
-from nowcast.core.units import UNIT_SIGNS
+from nowcast.core.units import PICTURES, UNIT_SIGNS
 from nowcast.core.version import code_version
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card, Model
 from nowcast.verification.bootstrap import DRAWS, LEVEL, differences, estimates
 
+TABLES = "tables.md"
 FEW_BLOCKS = 10
 """With fewer blocks than this the intervals are rough."""
 Progress = Callable[[int, int, str], None]
@@ -53,11 +56,18 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
         progress: Called with trainings done, trainings in all, name of the next one.
 
     Returns:
-        Path of the table, ``<runs>/<name>/leaderboard.md``.
+        Path of the table, ``<runs>/<name>/leaderboard.md``, or of all tables, ``tables.md``, where there are domains.
 
     Raises:
-        ConfigError: If a frame is in two of train, valid and test, or the data changed since this benchmark began.
+        ConfigError: If a frame is in two of train, valid and test, or the data changed since this benchmark began; with
+            domains, if there is a table of none.
     """
+    if settings.domains:
+        return _domains(settings, progress)
+    return _one(settings, progress)[0]
+
+
+def _one(settings: Benchmark, progress: Progress | None) -> tuple[Path, list[Row]]:
     evaluation = BenchmarkEvaluation(settings)
     folder = _prepare(settings)
     reference_sums = {
@@ -70,11 +80,47 @@ def benchmark(settings: Benchmark, *, progress: Progress | None = None) -> Path:
             progress(place * len(settings.seeds), total, str(participant.name))
         rows.append(_network(participant, evaluation, reference_sums))
         leaderboard.write(
-            folder, rows, title=settings.name, protocol=_protocol(evaluation), note=_figure_note(evaluation)
+            folder,
+            rows,
+            title=settings.name,
+            protocol=_protocol(evaluation, reference_sums),
+            note=_figure_note(evaluation),
         )
     if progress:
         progress(total, total, "done")
-    return folder / leaderboard.TABLE
+    return folder / leaderboard.TABLE, rows
+
+
+def _domains(settings: Benchmark, progress: Progress | None) -> Path:
+    """Compare the networks on every domain, and write the tables of all of them on one page after each."""
+    folder = settings.runs / settings.name
+    sections: dict[str, list[str]] = {}
+    failures: dict[str, str] = {}
+    for domain in settings.domains:
+        try:
+            table, rows = _one(settings.of(domain), progress)
+        except NowcastError as error:  # a domain that is not there must not cost the tables of all others
+            log.warning("%s has no table: %s", domain.name, error, exc_info=True)
+            failures[domain.name] = str(error)
+        else:
+            failed = [f"- {failure}" for row in rows for failure in row.failures]
+            failed = ["", "Failed:", "", *failed] if failed else []
+            scores = f"All scores: {table.relative_to(folder)}"
+            sections[domain.name] = [scores, *leaderboard.by_protocol(rows), *failed]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TABLES).write_text(_page(settings.name, sections, failures))
+    if not sections:
+        raise ConfigError(f"{settings.name}: no domain has a table:\n" + "\n".join(failures.values()))
+    return folder / TABLES
+
+
+def _page(name: str, sections: Mapping[str, list[str]], failures: Mapping[str, str]) -> str:
+    lines = [f"# {name}"]
+    for domain, section in sections.items():
+        lines += ["", f"# {domain}", "", *section]
+    if failures:
+        lines += ["", "# Without a table", "", *(f"- {domain}: {why}" for domain, why in failures.items())]
+    return "\n".join(lines) + "\n"
 
 
 def _prepare(settings: Benchmark) -> Path:
@@ -112,9 +158,10 @@ def _network(
         seed_costs.append(cost)
         sums.append(found)
     if not sums:
-        return Row(str(participant.name), True, failures=tuple(failures))
+        return Row(str(participant.name), True, failures=tuple(failures), figures=participant.published)
     mean = {key: float(np.mean([cost[key] for cost in seed_costs])) for key in seed_costs[0]}
-    return _row(str(participant.name), sums, evaluation, mean, reference_sums=reference_sums, failures=tuple(failures))
+    row = _row(str(participant.name), sums, evaluation, mean, reference_sums=reference_sums, failures=tuple(failures))
+    return replace(row, figures=participant.published)
 
 
 def _row(
@@ -130,17 +177,16 @@ def _row(
     together = xr.concat(sums, "seed", combine_attrs="drop")
     seconds = together["seconds"].values[:, 1:] if together.sizes["window"] > 1 else together["seconds"].values
     cost = cost | {"milliseconds": 1000 * float(np.median(seconds))}  # the first forecast warms up
-    table, blocks = together.drop_vars("seconds"), evaluation.blocks()
+    table, blocks = sound(together), evaluation.blocks()
     by_lead = estimates(table, evaluation.names, blocks=blocks)
     overall = estimates(table, evaluation.names, blocks=blocks, over=("lead_time",))
     # The sums of a reference count once per seed, so that both have equal numbers of pixels.
     gains = {
-        reference: differences(
-            theirs.drop_vars("seconds") * len(sums), table.sum("seed"), evaluation.names, blocks=blocks
-        )
+        reference: differences(sound(theirs) * len(sums), table.sum("seed"), evaluation.names, blocks=blocks)
         for reference, theirs in (reference_sums or {}).items()
     }
-    return Row(name, reference_sums is not None, by_lead, overall, gains, cost, failures)
+    measured = {protocol: totals(together, protocol) for protocol in evaluation.protocols}
+    return Row(name, reference_sums is not None, by_lead, overall, gains, cost, failures, measured)
 
 
 def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[dict[str, float], xr.Dataset]:
@@ -152,7 +198,8 @@ def _scored(participant: Participant, evaluation: BenchmarkEvaluation) -> tuple[
     path = checkpoint.find(str(participant.checkpoint))
     card, windows = checkpoint.read_card(path), evaluation.windows
     step = evaluation.sources[0].step_seconds
-    if card.quantity != windows.quantity or card.in_steps > windows.in_steps or card.cadence_seconds != step:
+    other_step = card.cadence_seconds != step and windows.quantity not in PICTURES  # pictures have no step
+    if card.quantity != windows.quantity or card.in_steps > windows.in_steps or other_step:
         raise ConfigError(
             f"{path} takes {card.in_steps} frames of {card.quantity} every {card.cadence_seconds} s; the "
             f"test has {windows.in_steps} of {windows.quantity} every {step} s."
@@ -227,25 +274,18 @@ def _costs(model: Model, card: Card, evaluation: BenchmarkEvaluation) -> dict[st
 # --- protocol -------------------------------------------------------------------------------------
 
 
-def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
+def _protocol(evaluation: BenchmarkEvaluation, reference_sums: Mapping[str, xr.Dataset]) -> dict[str, str]:
     """Describe all that the scores depend on: aspect -> sentence."""
     settings, windows, quantity = evaluation.settings, evaluation.windows, evaluation.quantity
     unit = UNIT_SIGNS.get(quantity.unit, quantity.unit) or "1"
     own = windows.scaling.build() if windows.scaling else quantity.scaling
     limits = ", ".join(f"{limit:g}" for limit in evaluation.thresholds)
-    references = " and ".join(settings.references)
     crop = f"crops of {settings.windows.crop} x {settings.windows.crop}" if settings.windows.crop else "whole frames"
     size = " x ".join(map(str, evaluation.frame))
     return {
         "Pooling": "sums over all test windows, lead times and seeds first, then ratios; sorted by "
         + ("the mean CSI of all thresholds" if limits else "MSE"),
-        "Pixels": f"whole frames of {size}"
-        + (
-            f"; pixels observed at the valid time and in the last frame, and covered by {references}: the same for all "
-            "models; what a network leaves out there counts as dry"
-            if references
-            else ""
-        ),
+        "Pixels": f"whole frames of {size}" + _pixels(evaluation, reference_sums),
         "Scores": (f"CSI of events at or above {limits} {unit}; " if limits else "")
         + f"MSE in ({unit})², MAE in {unit}; SSIM on {_scaling_text(quantity.scaling)}",
         "Intervals": f"{LEVEL:.0%} of {DRAWS} draws, with replacement, of {_block_text(evaluation)}; ± is the standard "
@@ -267,6 +307,17 @@ def _protocol(evaluation: BenchmarkEvaluation) -> dict[str, str]:
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy")),
         "Made": f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}",
     }
+
+
+def _pixels(evaluation: BenchmarkEvaluation, reference_sums: Mapping[str, xr.Dataset]) -> str:
+    """Say which pixels are compared, and how many are left out."""
+    if not reference_sums:
+        return ""
+    covered = f", and covered by {' and '.join(reference_sums)}" if evaluation.deciding else ""
+    return (
+        f"; pixels observed at the valid time and in the last frame{covered}: the same for all models; what a network "
+        f"leaves out there counts as dry; {evaluation.left_out(reference_sums)}"
+    )
 
 
 def _scaling_text(scaling: Any) -> str:

@@ -25,7 +25,7 @@ app = typer.Typer(
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (data.ingest, data.inspect, data.show),
     "Forecasts": (forecasts.forecast, forecasts.verify, forecasts.publish, forecasts.serve),
-    "Research": (research.train, research.tune, research.benchmark),
+    "Research": (research.train, research.tune, research.test, research.benchmark),
     "Operations": (operations.demo, operations.cycle, operations.up, operations.run, operations.doctor),
 }
 """Title in the help -> commands."""

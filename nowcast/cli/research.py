@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,7 +49,10 @@ def tune(
     overrides: Overrides = None,
     resume: Resume = True,
 ) -> None:
-    """Fit a pretrained network to the frames of a store, the newest fifth of which it is validated on.
+    """Fit a pretrained network to the frames of a store.
+
+    It is validated on the split valid of the store; where there is none on the last fifth of the clips to train on, or
+    of a feed on the newest fifth of the frames.
 
     Example: [bold]nowcast tune runs/gs2pm-pretrain/best.safetensors --store var/fmi/frames --minutes 30[/]
     """
@@ -63,6 +67,48 @@ def tune(
     if page:
         print(page.read_text())
     console.print(f"Tuned: [bold]{path}[/]; use it with [bold]nowcast forecast --model {path}[/]")
+
+
+def test(
+    model: Annotated[str, typer.Argument(help="Checkpoint file, or the name of a model without weights.")],
+    store: StorePath,
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not be there yet.")],
+    split: Annotated[str | None, typer.Option(help="Only this split of the store.")] = None,
+    sequences: Annotated[list[str] | None, typer.Option(help="Only sequences like this: 'test/boxing/*'.")] = None,
+    frames: Annotated[
+        list[str] | None, typer.Option(help="npy (default), png, gif, strip or store; repeat it.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Clips that pictures are made of.")] = 10,
+    inputs: Annotated[int | None, typer.Option(min=1, help="Frames before the forecast; what the model takes.")] = None,
+    leads: Annotated[int | None, typer.Option(min=1, help="Frames to forecast; as trained by default.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Frames between two windows of a sequence.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="Score as a published table too: kth, openstl.")] = None,
+    lpips: Annotated[bool, typer.Option("--lpips", help="The perceptual distance too; needs its weights.")] = False,
+) -> None:
+    """Forecast a test set, keep the frames as arrays, pictures or a store, and score them.
+
+    Example: [bold]nowcast test runs/simvp/best.safetensors --store var/kth --split test --out kth --frames gif[/]
+    """
+    from nowcast.benchmark.kept import keep
+
+    with progress_bar() as progress:
+        folder = keep(
+            model,
+            store,
+            out,
+            split=split,
+            sequences=sequences or (),
+            frames=frames or ("npy",),
+            pictures=pictures,
+            inputs=inputs,
+            leads=leads,
+            stride=stride,
+            protocols=protocol or (),
+            lpips=lpips,
+            progress=progress,
+        )
+    print((folder / "scores.md").read_text())
+    console.print(f"Frames and scores: [bold]{folder}[/]")
 
 
 def benchmark(

@@ -96,6 +96,8 @@ def _vil_of_levels(*levels: int) -> tuple[float, ...]:
 
 COLOURS = ("red", "green", "blue")
 """Channels of a colour video."""
+PICTURES = ("intensity", *COLOURS, "inflow", "outflow")
+"""Quantities of pictures: every pixel of a frame is known, and [0, 1] is black to white."""
 
 QUANTITIES = {
     quantity.name: quantity

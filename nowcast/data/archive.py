@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
 
 from nowcast import config
 from nowcast.config import Benchmark, Moving, Recipe, Span
@@ -39,7 +42,10 @@ def on_archive(settings: Settings, store: str, *, quantity: str | None = None) -
     if not frames.exists():
         raise ConfigError(f"{store}: there are no frames yet; nowcast ingest READER FOLDER --store {store}.")
     spans = _spans(settings, store, frames)
-    return settings.model_copy(update={**spans, "windows": _windows(settings, frames, quantity)})
+    changes: dict[str, object] = {**spans, "windows": _windows(settings, frames, quantity)}
+    if isinstance(settings, Benchmark):
+        changes["domains"] = ()  # there is one archive
+    return settings.model_copy(update=changes)
 
 
 def check_there(settings: Recipe | Benchmark, file: str | Path) -> None:
@@ -81,6 +87,10 @@ def shipped(file: str | Path) -> bool:
 
 
 def _missing(settings: Recipe | Benchmark) -> Iterator[str]:
+    if isinstance(settings, Benchmark) and settings.domains:  # one that is there is enough
+        each = [list(_missing(settings.of(domain))) for domain in settings.domains]
+        yield from (what for missing in each for what in missing if all(each))
+        return
     parts = [settings.train, settings.valid, *([settings.test] if isinstance(settings, Benchmark) else [])]
     for span in (span for part in parts for span in part):
         if isinstance(span, Moving):
@@ -99,8 +109,10 @@ def _missing_weights(path: Path) -> Iterator[str]:
 
 
 def _spans(settings: Recipe | Benchmark, store: str, frames: FrameStore) -> dict[str, tuple[Span, ...]]:
-    """Divide the frames by time: the newest fifth is validated on, or the newest two for validation and test."""
+    """Divide clips by their splits or whole, a feed by time: of it the newest fifth, or two of them, are held out."""
     names = ["train", "valid", *(["test"] if isinstance(settings, Benchmark) else [])]
+    if parts := clip_parts(store, frames.timeline(), names):
+        return {name: (Span.model_validate({"store": store} | part),) for name, part in parts.items()}
     times = frames.times()
     needed = settings.windows.in_steps + settings.windows.out_steps
     if int(times.size * HELD_OUT) < needed:
@@ -112,6 +124,40 @@ def _spans(settings: Recipe | Benchmark, store: str, frames: FrameStore) -> dict
     edges = [None, *cuts, None]
     spans = (Span(store=store, start=start, end=end) for start, end in pairwise(edges))
     return {name: (span,) for name, span in zip(names, spans, strict=True)}
+
+
+def clip_parts(store: str, labels: xr.Dataset, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Divide a store of clips: by its splits, or by whole sequences where it has none or too few.
+
+    Args:
+        store: Its name.
+        labels: Its timeline.
+        names: Parts that are wanted: ``train`` first, then those that are held out.
+
+    Returns:
+        What tells the span of each part; nothing for a feed, whose times divide it.
+
+    Raises:
+        ConfigError: If there is nothing to train on, or too few sequences.
+    """
+    splits = set(labels["split"].values.tolist()) - {""} if "split" in labels else set()
+    if splits and names[0] not in splits:
+        raise ConfigError(
+            f"{store}: there is no split {names[0]!r} to train on; its splits: {', '.join(sorted(splits))}."
+        )
+    if not splits and np.unique(labels["time"].values).size == labels.sizes["time"]:
+        return {}
+    cut = [names[0], *(name for name in names[1:] if name not in splits)]
+    mine = labels.isel(time=labels["split"].values == names[0]) if splits else labels
+    count = np.unique(mine["sequence"].values.astype(str)).size
+    if count < len(cut):
+        raise ConfigError(f"{store}: {count} sequences cannot be divided into {', '.join(cut)}; add clips.")
+    held = max(HELD_OUT, 1 / count)
+    edges = [0, *(round(1 - held * part, 6) for part in range(len(cut) - 1, 0, -1)), 1]
+    own = {"split": names[0]} if splits else {}
+    shares = [{"share": list(pair)} for pair in pairwise(edges)] if len(cut) > 1 else [{}]
+    parts = {name: own | share for name, share in zip(cut, shares, strict=True)}
+    return {name: parts.get(name, {"split": name}) for name in names}
 
 
 def _windows(settings: Recipe | Benchmark, frames: FrameStore, quantity: str | None) -> config.WindowSettings:

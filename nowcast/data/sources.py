@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
     def physical(self, window: int) -> np.ndarray:
-        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
+        """Read float32 (T, C, H, W) in the unit of the span's quantity, NaN for no data."""
         ...
 
 
@@ -156,7 +156,7 @@ class Stored:
             inside &= np.isin(labels.astype(str), sorted(chosen))
         if "step" in timeline:
             inside &= _usual_step(timeline["step"].values, inside)
-        return inside
+        return inside & _in_share(timeline["sequence"].values.astype(str), inside, span.share) if span.share else inside
 
     def _weights(self, timeline: xr.Dataset, order: np.ndarray) -> np.ndarray:
         """Compute the weight of every window from the labels of its frames; nothing is decoded."""
@@ -225,11 +225,11 @@ class Stored:
             self.read(window, out[row])
 
     def physical(self, window: int) -> np.ndarray:
-        """Read the first channel as float32 (T, H, W) in the unit of the span's quantity, NaN for no data."""
+        """Read float32 (T, C, H, W) in the unit of the span's quantity, NaN for no data."""
         places = self.positions(window)
         if self.settings.resize:  # as networks get it
-            return self.scaling.decode(self._values(self.names[0], places))
-        return self._converted(self._unpacked(self.names[0], places))
+            return self.scaling.decode(np.stack([self._values(name, places) for name in self.names], axis=1))
+        return np.stack([self._converted(self._unpacked(name, places)) for name in self.names], axis=1)
 
     def _codes(self, name: str, places: np.ndarray, out: np.ndarray) -> None:
         frames, packing = self.frames()[name]
@@ -302,9 +302,9 @@ class Generated:
         return np.arange(clips).astype(str), np.zeros(clips, "datetime64[ns]")
 
     def physical(self, window: int) -> np.ndarray:
-        """Generate a clip as float32 (T, H, W) in [0, 1], the unit of intensity."""
+        """Generate a clip as float32 (T, C, H, W) in [0, 1], the unit of intensity."""
         frames = self.clips.clip(window).astype(np.float32) / 255
-        return np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames
+        return (np.stack([resized(frame, self.side) for frame in frames]) if self.side else frames)[:, None]
 
     def read(self, window: int, out: np.ndarray | None = None) -> np.ndarray:
         """Generate a clip as codes (T, C, H, W), into ``out`` if it is given, or as float32 if it is resized."""
@@ -342,6 +342,14 @@ def _chosen(held: Sequence[str], wanted: str, settings: WindowSettings, span: Sp
     )
 
 
+def _in_share(labels: np.ndarray, inside: np.ndarray, share: tuple[float, float]) -> np.ndarray:
+    """Tell which frames are of the sequences in a share of those that have frames inside, in the order of the store."""
+    kept, first = np.unique(labels[inside], return_index=True)
+    ordered = kept[np.argsort(first)]
+    low, high = (round(part * ordered.size) for part in share)
+    return np.isin(labels, ordered[low:high])
+
+
 def _usual_step(steps: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Tell which frames came at the step that most of a span have: a network learns one step."""
     values, counts = np.unique(steps[inside], return_counts=True)
@@ -366,6 +374,7 @@ def _name(span: Span) -> str:
     """Describe a span for error messages."""
     parts = [f"split {span.split}"] if span.split else []
     parts += [f"sequences {', '.join(span.sequences)}"] if span.sequences else []
+    parts += [f"share {span.share[0]:g} to {span.share[1]:g}"] if span.share else []
     start, end = (f"{time:%Y-%m-%dT%H:%MZ}" if time else "" for time in (span.start, span.end))
     parts += [f"{start or 'start'} to {end or 'end'}"] if span.start or span.end else []
     return f"{span.store} ({'; '.join(parts) or 'all of it'})"

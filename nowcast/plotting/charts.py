@@ -166,12 +166,12 @@ def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quan
     """Draw fields as PNG, a row per model and a column per lead time, in the colours of the maps.
 
     Args:
-        fields: Name -> (lead, y, x) in the unit of the quantity; no data is grey.
+        fields: Name -> (lead, channel, y, x) in the unit of the quantity; no data is grey.
         leads: Names of the columns.
         quantity: Quantity whose colour table is used.
     """
     table, (rows, columns) = table_for(quantity), (len(fields), len(leads))
-    height, width = next(iter(fields.values())).shape[1:]
+    height, width = next(iter(fields.values())).shape[-2:]
     figure = Figure((2.2 * columns + 0.5, 2.2 * rows * height / width + 0.5), dpi=90, layout="constrained")
     for row, (name, frames) in enumerate(fields.items()):
         for column, frame in enumerate(frames):
@@ -187,6 +187,10 @@ def sample_chart(fields: Mapping[str, np.ndarray], leads: Sequence[str], *, quan
 
 
 def _coloured(frame: np.ndarray, table: ColourTable) -> np.ndarray:
+    """Colour a frame (channel, y, x): by the table, or as the red, green and blue that it holds."""
+    if len(frame) > 1:
+        return np.moveaxis(np.rint(255 * np.nan_to_num(frame.clip(0, 1))).astype(np.uint8), 0, 2)
+    frame = frame[0]
     classes = table.classes(np.nan_to_num(frame, nan=-np.inf))
     image: np.ndarray = table.palette[classes]
     image[classes == 0] = 255

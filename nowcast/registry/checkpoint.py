@@ -224,7 +224,7 @@ def adopt(network: Nowcaster, weights: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
+def reference(name: str, *, in_steps: int, out_steps: int, channels: int = 1) -> Model:
     """Build a model without weights from the table; its digest is that of its code.
 
     Raises:
@@ -232,27 +232,29 @@ def reference(name: str, *, in_steps: int, out_steps: int) -> Model:
     """
     if model_class(name).trainable:
         raise OptionError(f"{name} is a network: give its checkpoint file instead of its name.")
-    network = build(name, in_steps=in_steps, out_steps=out_steps).eval()
+    network = build(name, in_steps=in_steps, out_steps=out_steps, channels=channels).eval()
     return Model(name, network, None, None, None, f"{name}-{code_digest(type(network).__module__)}")
 
 
-def predict(model: Model, past: np.ndarray, *, quantity: str, leads: int) -> np.ndarray:
+def predict(model: Model, past: np.ndarray, *, quantity: str, leads: int, clip: bool = True) -> np.ndarray:
     """Run a model on physical fields.
 
     If the network makes fewer frames than asked for, its forecast is its next input.
 
     Args:
         model: Built for ``len(past)`` frames.
-        past: (time, y, x) in the model's quantity, NaN = no data.
+        past: (time, y, x), or (time, channel, y, x) of a video, in the model's quantity, NaN = no data.
         quantity: Name of that quantity.
         leads: Number of lead times.
+        clip: Clip forecasts to the range of the network's scaling.
 
     Returns:
-        (leads, y, x) float32 in the same unit, for a colour network the mean of its channels; NaN = no data.
+        (leads, y, x) or (leads, channel, y, x) float32 in the same unit, NaN = no data; for grey frames a colour
+        network gives the mean of its channels.
     """
     frames = _encoded(model, past, quantity)
     with torch.inference_mode():
-        return _decoded(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity)
+        return _decoded(model, _rolled_out(model, frames, [], leads)[:, :leads], past, quantity, clip=clip)
 
 
 @dataclass(frozen=True)
@@ -290,12 +292,21 @@ def _rolled_out(model: Model, frames: torch.Tensor, made: list[torch.Tensor], le
     return torch.cat(made, dim=1)
 
 
-def _decoded(model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str) -> np.ndarray:
+def _decoded(
+    model: Model, future_BTCHW: torch.Tensor, past: np.ndarray, quantity: str, *, clip: bool = True
+) -> np.ndarray:
     """Decode frames to physical values; no data where the newest frame has none, unless the network handles that."""
-    network = model.network
-    future = future_BTCHW[0].mean(1, dtype=torch.float32).cpu().numpy()
-    values = _scaling(model, quantity).decode(future, clip=network.trainable)
+    network, colour = model.network, past.ndim == 4 and past.shape[1] > 1
+    future = future_BTCHW[0].float() if colour else future_BTCHW[0].mean(1, keepdim=past.ndim == 4, dtype=torch.float32)
+    values = _scaling(model, quantity).decode(future.cpu().numpy(), clip=clip and network.trainable)
     return values if network.handles_missing else np.where(np.isnan(past[-1]), np.float32(np.nan), values)
+
+
+def clipped(model: Model, values: np.ndarray, *, quantity: str) -> np.ndarray:
+    """Clip a forecast of ``predict`` to the range of the network's scaling, as it is without ``clip=False``."""
+    if not model.network.trainable:
+        return values
+    return np.asarray(np.clip(values, *_scaling(model, quantity).decode(np.array([0.0, 1.0]))))
 
 
 def _scaling(model: Model, quantity: str) -> Scaling:
@@ -306,8 +317,10 @@ def _encoded(model: Model, past: np.ndarray, quantity: str) -> torch.Tensor:
     """Encode physical fields as input of the network, BTCHW on its device."""
     network = model.network
     clip = network.trainable  # models that only move values must not clip them to the range of a scale
-    frames = torch.from_numpy(_scaling(model, quantity).encode(past, clip=clip))[None, :, None]
-    frames = frames.expand(-1, -1, network.channels, -1, -1)  # grey for a colour network, as in training
+    frames = torch.from_numpy(_scaling(model, quantity).encode(past, clip=clip))[None]
+    frames = frames if past.ndim == 4 else frames[:, :, None]
+    if frames.shape[2] == 1:
+        frames = frames.expand(-1, -1, network.channels, -1, -1)  # grey for a colour network, as in training
     if not network.handles_missing:
         frames = frames.nan_to_num(0.0)
     return frames.to(next(network.parameters(), frames).device)

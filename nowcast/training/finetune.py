@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from nowcast import config
 from nowcast.config import Recipe
 from nowcast.core.cube import channels
 from nowcast.core.errors import ConfigError
+from nowcast.data.archive import HELD_OUT, clip_parts
 from nowcast.models import model_class
 from nowcast.registry import checkpoint
 from nowcast.registry.checkpoint import Card
@@ -20,8 +22,8 @@ from nowcast.store import FrameStore
 
 METHODS = {"vp": "prompt", "fp": "full"}
 """Names in the GS2PM code -> ``Recipe.tuning``: the visual prompt alone, or all parameters."""
-HELD_OUT = 0.2
-"""Default share of the frames, the newest, for validation."""
+PLAIN_NAMES = ("frames", "store")
+"""Names of stores that say nothing about their domain."""
 CROP = 128
 """Side of crops in pixels, for larger frames, where the checkpoint's recipe states none."""
 EVERY = 100
@@ -49,7 +51,8 @@ def domain_recipe(
         domain: Cube store whose frames are trained on.
         method: One of ``METHODS``.
         recipe: Recipe whose trainer applies; None: the shipped one of the method, ``training/gs2pm-vp.yaml``.
-        valid_from: First time of the validation, and end of the training span; None: the newest fifth of the frames.
+        valid_from: First time of the validation, and end of the training span; None: the splits that the store has, or
+            the last fifth of the sequences to train on, or, of a feed, the newest fifth of the frames.
         minutes: Training ends after this time.
         steps: Training ends after this number of steps.
         changes: Dotted keys and values that override the recipe: ``{"trainer.batch_size": 4}``.
@@ -62,18 +65,16 @@ def domain_recipe(
     path = checkpoint.find(base)
     card = checkpoint.read_card(path)
     frames = FrameStore(domain)
-    split = valid_from or _newest(frames)
     model = card.model.partition(":")[0]
     _check_method(model, method)
     known: dict[str, Any] = {
-        "name": f"{model}-{Path(domain.rstrip('/')).parent.name or 'domain'}-{method}",
+        "name": f"{model}-{domain_name(domain)}-{method}",
         "model": card.model,
         "options": {},
         "start_from": str(path),
         "tuning": METHODS[method],
         "windows": _windows(card, frames.read()),
-        "train": [{"store": domain, "end": split.isoformat()}],
-        "valid": [{"store": domain, "start": split.isoformat()}],
+        **_spans(domain, frames, valid_from),
         **{f"trainer.{key}": value for key, value in budget(minutes, steps).items()},
     }
     words = config.words(known | dict(changes or {}))
@@ -92,6 +93,22 @@ def budget(minutes: float | None, steps: int | None) -> dict[str, Any]:
         return {} if minutes is None else {"minutes": minutes, "epochs": 10**6}
     every = min(EVERY, steps)
     return {"epochs": -(-steps // every), "batches_per_epoch": every, "minutes": minutes}
+
+
+def domain_name(store: str) -> str:
+    """Name a domain after its store: the folder, or the one above where the folder is named ``frames`` like others."""
+    *above, last = [part for part in re.split(r"[/\\]", store) if part not in ("", ".")]
+    name = above[-1] if last in PLAIN_NAMES and above else last
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "domain"
+
+
+def _spans(domain: str, frames: FrameStore, valid_from: datetime | None) -> dict[str, list[dict[str, Any]]]:
+    """Divide a store into training and validation: by its splits, by whole sequences, or by time."""
+    parts = clip_parts(domain, frames.timeline(), ("train", "valid")) if valid_from is None else {}
+    if not parts:
+        border = (valid_from or _newest(frames)).isoformat()
+        parts = {"train": {"end": border}, "valid": {"start": border}}
+    return {name: [{"store": domain} | part] for name, part in parts.items()}
 
 
 def _newest(frames: FrameStore) -> datetime:

@@ -42,7 +42,7 @@ def lpips(
     """Compute the perceptual distance of each pair of frames; 0 is equal.
 
     Args:
-        forecast: (frame, y, x), NaN = no data. Pixels where either field is
+        forecast: (frame, y, x) or (frame, channel, y, x), NaN = no data. Pixels where either field is
             missing are made equal in both, so they add no distance.
         observed: The same shape.
         limits: Values that map to black and white. Fields must lie between them: clip or scale first.
@@ -63,7 +63,7 @@ def lpips(
 
 
 def distance_sums(forecast: np.ndarray, observed: np.ndarray, *, scaling: Scaling) -> dict[str, float]:
-    """Compute what a Scores store keeps of two (y, x) frames: the distance on [0, 1], and 1 if it is defined."""
+    """Compute what a Scores store keeps of two ([channel,] y, x) frames: the distance on [0, 1], and 1 if defined."""
     scaled = (scaling.encode(field)[None] for field in (forecast, observed))
     distance = lpips(*scaled, limits=(0.0, 1.0)).item()
     return {"lpips": 0.0, "lpips_frames": 0} if np.isnan(distance) else {"lpips": distance, "lpips_frames": 1}
@@ -79,7 +79,7 @@ def _distance(
     network: LPIPS, forecast: np.ndarray, observed: np.ndarray, limits: tuple[float, float], device: str
 ) -> float:
     missing = np.isnan(forecast) | np.isnan(observed)
-    if missing.all() or min(missing.shape) < SMALLEST:
+    if missing.all() or min(missing.shape[-2:]) < SMALLEST:
         return np.nan
     low, high = limits
     images = np.where(missing, low, np.stack([forecast, observed]))
@@ -88,7 +88,20 @@ def _distance(
         raise OptionError(
             f"Values {images.min():g} to {images.max():g} exceed the limits {low:g} to {high:g}; clip them."
         )
-    first, second = torch.from_numpy(scaled).to(device)[:, None, None].expand(-1, 1, 3, -1, -1)
+    return _between(network, scaled[:, None] if scaled.ndim == 3 else scaled, device)
+
+
+def distance(forecast: np.ndarray, observed: np.ndarray, *, device: str = "cpu") -> float:
+    """Compute the distance of two frames (C, H, W) on whatever scale they are, NaN if they are too small."""
+    if min(observed.shape[-2:]) < SMALLEST:
+        return np.nan
+    network = _network(os.environ.get(SETTING, ""), device)
+    return _between(network, np.stack([forecast, observed]).astype(np.float32), device)
+
+
+def _between(network: LPIPS, frames: np.ndarray, device: str) -> float:
+    """Compute the distance of two frames (2, C, H, W), grey or colour."""
+    first, second = torch.from_numpy(frames).to(device)[:, None].expand(-1, 1, 3, -1, -1)
     with torch.inference_mode():
         return float(network(first, second).item())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,15 @@ from nowcast.benchmark import run as benchmarking
 from nowcast.benchmark.evaluate import BenchmarkEvaluation
 from nowcast.benchmark.leaderboard import FIGURE, NUMBERS, Row, markdown, ranked
 from nowcast.config import Benchmark, Recipe
+from nowcast.core import cube as cubes
 from nowcast.core.errors import ConfigError
+from nowcast.core.units import COLOURS
+from nowcast.readers import pixels
 from nowcast.registry import checkpoint
+from nowcast.store import FrameStore
 from nowcast.training import run as training
 from nowcast.verification.bootstrap import estimates
+from nowcast.verification.published import score_as
 from tests import synthetic
 from tests.sources_video import idx
 
@@ -173,7 +180,7 @@ def test_networks_are_scored_where_every_reference_has_a_forecast(tmp_path: Path
     still = np.broadcast_to(past[-1], seen.shape)
     n, error = (kept[0][name].values[0] for name in ("n", "squared_error"))
     compared = evaluation._compared(0, past, seen)
-    assert (n == compared.sum((1, 2))).all()
+    assert (n == compared.sum((1, 2, 3))).all()
     assert error == pytest.approx([((still - seen)[lead][compared[lead]] ** 2).sum() for lead in (0, 1)], rel=1e-2)
 
 
@@ -181,26 +188,92 @@ def test_frames_are_squeezed_as_networks_see_them(tmp_path: Path) -> None:
     windows = {"quantity": "rainfall_rate", "in_steps": 2, "out_steps": 2, "resize": 32}
     evaluation = BenchmarkEvaluation(settings(tmp_path, windows=windows))
     past, seen = next(evaluation.pairs())
-    assert past.shape == seen.shape == (2, 32, 32) == (2, *evaluation.frame)
+    assert past.shape == seen.shape == (2, 1, 32, 32) == (2, 1, *evaluation.frame)
     assert 10 < np.nanmax(seen) < 12, "mm/h"
     assert evaluation.sums(evaluation.references[0], tmp_path / "sums.nc")["n"].values[0, 0] < 32 * 32
 
 
-def test_moving_pictures_have_no_thresholds_and_every_clip_is_a_block(tmp_path: Path, trainings: list) -> None:
+def moving(tmp_path: Path) -> dict[str, object]:
+    """Settings of a benchmark on clips of moving pictures."""
     pictures = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
     images = idx(tmp_path / "digits-idx3-ubyte.gz", pictures)
+    windows = {"quantity": "intensity", "in_steps": 2, "out_steps": 2}
     parts = {
         name: [{"images": images, "clips": 6, "seed": seed, "images_from": 10 * seed, "images_to": 10 * seed + 10}]
         for seed, name in enumerate(("train", "valid", "test"))
     }
-    windows = {"quantity": "intensity", "in_steps": 2, "out_steps": 2}
-    asked = settings(tmp_path, thresholds=None, test_stride=None, windows=windows, **parts)
+    return {"thresholds": None, "test_stride": None, "windows": windows, **parts}
+
+
+def test_moving_pictures_have_no_thresholds_and_every_clip_is_a_block(tmp_path: Path, trainings: list) -> None:
+    asked = settings(tmp_path, **moving(tmp_path))
     table = benchmarking.benchmark(asked)
     assert "CSI" not in table.read_text()
     assert "6 blocks" in table.read_text()
+    assert "Scores as published" not in table.read_text()
     assert numbers(table)["persistence", "mse", "", ""] > 0
     with pytest.raises(ConfigError, match="valid and test make the same clips"):
         benchmarking.benchmark(asked.model_copy(update={"test": asked.valid}))
+
+
+def test_references_do_not_decide_the_pixels_of_pictures(tmp_path: Path) -> None:
+    evaluation = BenchmarkEvaluation(settings(tmp_path, **moving(tmp_path)))
+    kept = {model.name: evaluation.sums(model, tmp_path / f"{model.name}.nc") for model in evaluation.references}
+    assert (kept["persistence"]["n"] == 64 * 64).all()
+    squared = [np.square(past[-1] - seen).sum((1, 2, 3)) for past, seen in evaluation.pairs()]
+    assert kept["persistence"]["squared_error"].values == pytest.approx(np.asarray(squared), rel=1e-4)
+    empty = kept["extrapolation"]["uncovered"].sum().item() / (6 * 2 * 64 * 64)
+    assert 0 < empty < 0.5
+    words = "0.0% of the pixels are not compared; extrapolation has no forecast for"
+    assert evaluation.left_out(kept) == f"{words} {empty:.1%} of them, which count as black"
+
+
+def test_what_is_left_out_of_radar_is_printed(tmp_path: Path, trainings: list) -> None:
+    text = benchmarking.benchmark(settings(tmp_path)).read_text()
+    n = sum(int(xr.load_dataset(tmp_path / "runs/small/persistence.nc")["n"].values.flat[i]) for i in range(12))
+    absent = 1 - n / (12 * 48 * 64)
+    assert "covered by persistence and extrapolation: the same for all models; what a network leaves out" in text
+    assert f"{absent:.1%} of the pixels are not compared, 1.2% since they were not observed" in text
+
+
+def test_scores_of_published_tables_stand_apart_beside_the_published_figures(tmp_path: Path, trainings: list) -> None:
+    network = {"model": "convgru", "options": SMALL, "published": {"openstl": {"mse": 29.8, "ssim": 0.9288}}}
+    asked = settings(tmp_path, networks=[network], protocol=["openstl", "gs2pm"], seeds=[0, 1], **moving(tmp_path))
+    table = benchmarking.benchmark(asked)
+    text = table.read_text()
+    assert "| model | MSE | published | MAE | RMSE | PSNR | SSIM | published |" in text
+    assert "## Scores as published: protocol gs2pm" in text
+    rows = list(csv.DictReader((table.parent / "protocols.csv").read_text().splitlines()))
+    found = {(row["protocol"], row["model"], row["score"], row["lead_seconds"]): row for row in rows}
+    assert found["openstl", "convgru", "ssim", ""]["published"] == "0.9288"
+    evaluation = BenchmarkEvaluation(asked)
+    past, seen = map(np.stack, zip(*evaluation.pairs(), strict=True))
+    still = np.repeat(past[:, -1:], 2, axis=1)
+    for name in ("openstl", "gs2pm"):
+        for score, value in score_as(still, seen, name).items():
+            assert float(found[name, "persistence", score, ""]["value"]) == pytest.approx(value, rel=1e-6)
+    assert {lead for *_, lead in found} == {"", "1.0", "2.0"}
+    assert not any("." in score for _, score, *_ in numbers(table)), "nothing of it is among the sound scores"
+
+
+def test_a_forecast_reaches_a_protocol_as_it_leaves_the_network(
+    tmp_path: Path, trainings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of squares beyond white count; the sound scores have clipped frames."""
+    evaluation = BenchmarkEvaluation(settings(tmp_path, protocol="openstl", **moving(tmp_path)))
+    model = evaluation.references[0]
+
+    class Bright(type(model.network)):  # type: ignore[misc]
+        trainable = True
+
+        def forward(self, past_BTCHW: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(past_BTCHW[:, -1:], 2).repeat(1, 2, 1, 1, 1)
+
+    bright = replace(model, network=Bright(in_steps=1, out_steps=2), digest="bright")
+    kept = evaluation.sums(bright, tmp_path / "bright.nc")
+    seen = np.stack([seen for _, seen in evaluation.pairs()])
+    assert kept["openstl.mse"].sum().item() == pytest.approx(np.square(2 - seen).sum(), rel=1e-5)
+    assert kept["squared_error"].sum().item() == pytest.approx(np.square(1 - seen).sum(), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -216,6 +289,60 @@ def test_the_command_trains_in_processes_of_their_own(tmp_path: Path) -> None:
     assert "| convgru |" in (tmp_path / "runs/small/leaderboard.md").read_text()
 
 
+def coloured(path: Path) -> None:
+    """A store of clips of a colour video, four frames each, six to train on and two to test on."""
+    grid, rng = pixels.picture((32, 32)), np.random.default_rng(0)
+    for number in range(8):
+        fields = {name: rng.random((4, 32, 32)).astype(np.float32) for name in COLOURS}
+        times, split = np.datetime64(0, "s") + np.arange(4), "train" if number < 6 else "test"
+        cube = cubes.make(fields, times, grid, sequence=f"{split}/{number}", split=split)
+        FrameStore(path).append(cube, message="clip")
+
+
+def test_domains_have_a_table_each_and_a_missing_one_is_named(tmp_path: Path, trainings: list) -> None:
+    """Colour is scored in all channels; the published figure stands beside ours; a second run trains nothing."""
+    coloured(tmp_path / "var/bair")
+    store = f"{tmp_path}/var/{{domain}}"
+    asked = settings(
+        tmp_path,
+        networks=[{"model": "convgru", "options": SMALL}, {"checkpoint": "{domain}-vp.safetensors", "name": "vp"}],
+        references=["persistence", "extrapolation"],
+        train=[{"store": store, "split": "train", "share": [0, 0.5]}],
+        valid=[{"store": store, "split": "train", "share": [0.5, 1]}],
+        test=[{"store": store, "split": "test"}],
+        windows={"quantity": "intensity", "in_steps": 2, "out_steps": 2, "channels": 3},
+        thresholds=[],
+        protocol="gs2pm",
+        domains=[{"name": "bair", "published": {"convgru": {"gs2pm": {"psnr": 20.61}}}}, {"name": "human"}],
+    )
+    page = benchmarking.benchmark(asked)
+    text = page.read_text()
+    assert "| model | MSE | PSNR | published | SSIM |" in text
+    assert re.search(r"\| convgru \| 0\.\d+ \| \d+\.\d\d \| 20\.61 \|", text)
+    assert re.search(r"- human: .*human", text)
+    assert (
+        "vp-0: BadInput: bair-vp.safetensors: no such checkpoint" in (page.parent / "bair/leaderboard.md").read_text()
+    )
+    cube = FrameStore(tmp_path / "var/bair").read()
+    clips = cube.isel(time=cube["split"].values == "test")
+    frames = np.stack([clips[name].values for name in COLOURS], axis=1).reshape(2, 4, 3, 32, 32)
+    theirs = score_as(np.repeat(frames[:, 1:2], 2, axis=1), frames[:, 2:], "gs2pm")
+    assert f"| persistence | {theirs['mse']:.3f} | {theirs['psnr']:.2f} | – | {theirs['ssim']:.3f} |" in text
+    sound = numbers(page.parent / "bair/leaderboard.md")
+    assert sound["persistence", "mse", "", ""] == pytest.approx(
+        np.square(frames[:, 1:2] - frames[:, 2:]).mean(), rel=1e-3
+    )
+    done = list(trainings)
+    benchmarking.benchmark(asked)
+    assert trainings == done == ["convgru-0"]
+
+
+def test_no_domain_at_all_is_an_error(tmp_path: Path) -> None:
+    spans = {name: [{"store": f"{tmp_path}/{{domain}}", "split": name}] for name in ("train", "valid", "test")}
+    with pytest.raises(ConfigError, match="no domain has a table"):
+        benchmarking.benchmark(settings(tmp_path, domains=[{"name": "bair"}], **spans))
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -226,6 +353,12 @@ REFUSED = [
     ({"networks": [{"options": {}}]}, "name a model, a recipe or a checkpoint"),
     ({"networks": [{"checkpoint": "a.safetensors", "model": "convgru"}]}, "a checkpoint is scored as it is"),
     ({"networks": [{"model": "nix"}]}, "unknown model 'nix'"),
+    (
+        {"domains": [{"name": "kth", "published": {"nix": {}}}]},
+        "unknown network of kth 'nix'; known: persistence, extrapolation, convgru",
+    ),
+    ({"protocol": "nix"}, "unknown protocol 'nix'; known: moving-mnist, kth"),
+    ({"networks": [{"model": "convgru", "published": {"kth": {"msee": 1}}}]}, "unknown score 'msee'; known: mse, psnr"),
     ({"budget": {"minutes": 1}, "trainer": {"schedule": "one-cycle"}}, "schedule one-cycle is laid out over steps"),
     (
         {

@@ -24,6 +24,7 @@ COMMANDS = (
     "show",
     "train",
     "tune",
+    "test",
     "benchmark",
     "forecast",
     "verify",

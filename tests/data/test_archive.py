@@ -58,6 +58,40 @@ def test_archive_that_is_not_there_or_too_short_is_refused(tmp_path: Path) -> No
         on_archive(recipe, short)
 
 
+@pytest.mark.parametrize(
+    ("splits", "sequences"),
+    [
+        ({"train": 5, "valid": 2, "test": 1}, {"train": 5, "valid": 2, "test": 1}),
+        ({"train": 5, "test": 2}, {"train": 4, "valid": 1, "test": 2}),
+        ({"": 5}, {"train": 3, "valid": 1, "test": 1}),
+    ],
+    ids=str,
+)
+def test_clips_are_divided_by_their_splits_or_whole(tmp_path: Path, splits: dict, sequences: dict) -> None:
+    store = synthetic.make_clips(tmp_path / "clips", splits)
+    small = {"quantity": "intensity", "in_steps": 2, "out_steps": 2}
+    asked = config.load(Benchmark, "benchmarks/moving-mnist.yaml", [f"windows={small}"])
+    settings = on_archive(asked, store)
+    found = {}
+    for name in sequences:
+        (span,) = getattr(settings, name)
+        found[name] = set(Stored(span, settings.windows).beginnings()[0].tolist())
+    assert {name: len(labels) for name, labels in found.items()} == sequences
+    assert len(set.union(*found.values())) == sum(sequences.values()), "no clip is in two parts"
+
+
+def test_one_domain_of_a_benchmark_is_enough(tmp_path: Path) -> None:
+    synthetic.make_clips(tmp_path / "kth", {"train": 2, "test": 1})
+    spans = [
+        f"{name}=[{{store: '{tmp_path}/{{domain}}', split: {split}}}]"
+        for name, split in (("train", "train"), ("valid", "train"), ("test", "test"))
+    ]
+    file = "benchmarks/gs2pm-tables.yaml"
+    check_there(config.load(Benchmark, file, spans), file)
+    with pytest.raises(ConfigError, match=f"{tmp_path}/bair: not found"):
+        check_there(config.load(Benchmark, file, [*spans, "domains=[{name: bair}]"]), file)
+
+
 def test_checkpoint_to_start_from_is_named(archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = on_archive(config.load(Recipe, "training/gs2pm-vp-debug.yaml"), archive)

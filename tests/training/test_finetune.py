@@ -11,8 +11,9 @@ import pytest
 from nowcast.benchmark.evaluate import _spread
 from nowcast.benchmark.report import scorecard
 from nowcast.core.errors import ConfigError
+from nowcast.data.sources import check_apart, source
 from nowcast.training import run as training
-from nowcast.training.finetune import budget, domain_recipe
+from nowcast.training.finetune import budget, domain_name, domain_recipe
 from tests import synthetic
 
 FAST = ("trainer.workers=0", "trainer.accelerator=cpu", "trainer.valid_batches=2")
@@ -60,6 +61,53 @@ def test_what_is_said_wins(domain: str, base: Path) -> None:
 )
 def test_budgets(minutes: float | None, steps: int | None, settings: dict) -> None:
     assert budget(minutes, steps) == settings
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "valid"),
+    [
+        ({"train": 3, "valid": 2, "test": 2}, {"split": "train"}, {"split": "valid"}),
+        ({"train": 5, "test": 2}, {"split": "train", "share": (0, 0.8)}, {"split": "train", "share": (0.8, 1)}),
+        ({"train": 2, "test": 1}, {"split": "train", "share": (0, 0.5)}, {"split": "train", "share": (0.5, 1)}),
+        ({"": 5}, {"share": (0, 0.8)}, {"share": (0.8, 1)}),
+    ],
+    ids=str,
+)
+def test_clips_are_divided_by_their_splits_or_whole(
+    base: Path, tmp_path: Path, splits: dict[str, int], train: dict, valid: dict
+) -> None:
+    store = synthetic.make_clips(tmp_path / "moving", splits)
+    recipe = domain_recipe(base, store)
+    assert recipe.train[0].model_dump(exclude_unset=True) == {"store": store} | train
+    assert recipe.valid[0].model_dump(exclude_unset=True) == {"store": store} | valid
+    parts = [[source(span, recipe.windows) for span in spans] for spans in (recipe.train, recipe.valid)]
+    check_apart(*parts)
+    sequences = [set(part[0].beginnings()[0]) for part in parts]
+    known = {name: {f"{name}/{number}" for number in range(count)} for name, count in splits.items()}
+    assert sequences[0] | sequences[1] == set.union(*(known[name] for name in known if name != "test"))
+    assert not sequences[0] & sequences[1]
+
+
+def test_clips_that_cannot_be_divided_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1 sequences cannot be divided into train, valid; add clips"):
+        domain_recipe(base, synthetic.make_clips(tmp_path / "one", {"train": 1, "test": 3}))
+    with pytest.raises(ConfigError, match="there is no split 'train' to train on; its splits: test"):
+        domain_recipe(base, synthetic.make_clips(tmp_path / "none", {"test": 3}))
+
+
+@pytest.mark.parametrize(
+    ("store", "name"),
+    [
+        ("var/fmi/frames", "fmi"),
+        ("var/gs2pm/bair", "bair"),
+        ("var/gs2pm/kth/", "kth"),
+        ("s3://bucket/knmi/frames", "knmi"),
+        ("frames", "frames"),
+        ("./my archive", "my-archive"),
+    ],
+)
+def test_a_domain_is_named_after_its_store(store: str, name: str) -> None:
+    assert domain_name(store) == name
 
 
 def test_wrong_methods_are_refused(domain: str, base: Path, tmp_path: Path) -> None:
