@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -18,11 +20,11 @@ def ingest(
     reader: str,
     sources: list[str],
     store: str,
-    workers: int = Field(0, ge=0),
+    workers: Annotated[int, Field(ge=0)] = 0,
     scheduler: str | None = None,
     quality: QualitySettings = QualitySettings(),
     product: str = "",
-    cadence: int | None = Field(None, ge=1),
+    cadence: Annotated[int, Field(ge=1)] | None = None,
 ) -> State[None]:
     """Bring files into a store; frames that it holds are not read again.
 

@@ -86,7 +86,7 @@ def up(
             server does not start, or one of the processes ends by itself.
     """
     from nowcast import config as files
-    from nowcast.operations import cycle
+    from nowcast.operations import cycle, issuing
     from nowcast.web import serve
 
     settings, operations = cycle.load(config, overrides), str(files.find(config).resolve())
@@ -104,6 +104,7 @@ def up(
         mark = replace(mark, short=not any(other.short for other in _others(api)))
         names = [mark.domain, DEFAULT] if mark.short else [mark.domain]
         parts["runner"] = stack.enter_context(_runner(mark, names, operations, overrides))
+        stack.callback(issuing.worker(settings).retire)
         settings.site.mkdir(parents=True, exist_ok=True)
         address = {"host": host, "port": page_port}
         Thread(target=serve.serve, args=(settings.site,), kwargs=address, daemon=True).start()

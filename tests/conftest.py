@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
@@ -20,10 +21,14 @@ settings.register_profile(
 )
 settings.load_profile("nowcast")
 
+LOCKS = tempfile.mkdtemp(prefix="nowcast-locks-")
+"""Also where the processes of networks listen: they end when it is gone."""
+atexit.register(shutil.rmtree, LOCKS, ignore_errors=True)
+
 # Before anything imports prefect, which reads its settings once.
 os.environ |= {
     "DO_NOT_TRACK": "1",
-    "NOWCAST_LOCKS": tempfile.mkdtemp(prefix="nowcast-locks-"),  # a cycle of one test stops no training of another
+    "NOWCAST_LOCKS": LOCKS,  # a cycle of one test stops no training of another
     "PREFECT_HOME": tempfile.mkdtemp(prefix="nowcast-prefect-"),
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_PLUGINS_ENABLED": "false",

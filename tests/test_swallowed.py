@@ -49,6 +49,10 @@ NO_FAILURE = {
         "BlockingIOError": "the process lives and holds its lock: what is asked",
         "Exception": "sent to the cycle with its traceback, which logs it",
     },
+    "nowcast/ingestion/memory.py": {
+        "OSError": "the file is gone, or is left to its reader, which says what is wrong",
+        "FileNotFoundError": "nothing was remembered yet",
+    },
     "nowcast/operations/doctor.py": {"PackageNotFoundError": "a finding without a cause"},
     "nowcast/operations/shadow.py": {"subprocess.TimeoutExpired": "its time is over, which the report says"},
     "flows/cycle.py": {"BusyError": "the state of the run says so"},
@@ -142,12 +146,17 @@ def of_a_place(folder: Path, patch: pytest.MonkeyPatch) -> None:
     assert ingestion.ingest("knmi", [folder / "nowhere"], folder / "frames").refused
 
 
+def never(*_: object) -> decode.DecodedItem:
+    raise AssertionError("nothing was read")
+
+
 def of_a_library(folder: Path, patch: pytest.MonkeyPatch) -> None:
     def read(_: Item) -> None:
         raise MissingExtra("rasterio is not installed: pip install 'nowcast-radar[geotiff]'")
 
     patch.setattr(readers.get("knmi"), "read", read)
-    assert "geotiff" in str(decode._read(("knmi", Item(next(SAMPLE.glob("*.h5")))))[1])
+    made = decode.prepare(("knmi", Item(next(SAMPLE.glob("*.h5")))), never)
+    assert "geotiff" in made.refused
 
 
 def of_quality(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -169,7 +178,7 @@ def of_another_grid(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def of_a_vanished_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    assert Appender(folder / "frames", QualitySettings()).is_new(Item(folder / "gone.h5"))
+    assert Appender(store.FrameStore(folder / "frames"), QualitySettings()).is_new(Item(folder / "gone.h5"))
 
 
 def of_a_registered_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -182,7 +191,7 @@ def of_a_registered_file(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def of_settings(folder: Path, patch: pytest.MonkeyPatch) -> None:
     (folder / "x.yaml").write_text("titel: x")
-    assert "unknown key" in next(doctor._chain(str(folder / "x.yaml"))).found
+    assert "unknown key" in next(doctor._chain(str(folder / "x.yaml"), ())).found
 
 
 def of_a_model(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -225,9 +234,9 @@ def test_what_a_report_says_in_a_sentence_has_its_traceback_under_debug(
 
 
 def test_a_file_that_cannot_be_read_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _, sentence, cube = decode._read(("knmi", Item(tmp_path / "gone.h5")))
-    assert cube is None
-    assert "No such file" in sentence
+    made = decode.prepare(("knmi", Item(tmp_path / "gone.h5")), never)
+    assert made.like is None
+    assert "No such file" in made.refused
     (record,) = caplog.records
     assert (record.levelname, record.exc_info is not None) == ("WARNING", True)
 

@@ -4,6 +4,7 @@
     +-- OptionError       an unknown name, or an option out of its range        (ValueError)
     +-- ConfigError       a settings file or an override                        (ValueError)
     +-- BadInput          a file, or data, that cannot be taken                 (ValueError)
+    |   +-- FromFuture    a frame that is ahead of the clock
     +-- ShapeError        arrays that do not fit together, or not the network   (ValueError)
     +-- WeightsError      official weights of another network                   (ValueError)
     +-- StoreError        a store that cannot be read or written                (RuntimeError)
@@ -43,9 +44,22 @@ class BadInput(NowcastError, ValueError):
         self.where, self.fault, self.remedy = str(where), fault, remedy
         super().__init__(f"{where}: {fault}" + (f"; {remedy}" if remedy else "") + ".")
 
-    def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[BadInput], tuple[object, ...]]:
         """Pickle with all three parts."""
         return BadInput, (self.where, self.fault, self.remedy)
+
+
+class FromFuture(BadInput):
+    """A frame from the future, which comes true in time."""
+
+    def __init__(self, where: object, time: object, until: float) -> None:
+        super().__init__(where, f"is from the future ({time} UTC)", "check the clocks of sender and receiver")
+        self.time, self.until = time, until
+        """Seconds since 1970 from which it is none: ``until``."""
+
+    def __reduce__(self) -> tuple[type[BadInput], tuple[object, ...]]:
+        """Pickle with all three parts."""
+        return FromFuture, (self.where, self.time, self.until)
 
 
 class ShapeError(NowcastError, ValueError):

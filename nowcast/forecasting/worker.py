@@ -44,6 +44,8 @@ ACCEPT_SECONDS = 2.0
 LINGER_SECONDS = 5
 """A process whose cycle was killed ends by itself this long after the time limit."""
 Json = dict[str, Any]
+_children: list[subprocess.Popen[bytes]] = []
+"""Processes that this one started: they may outlive the object that did."""
 
 
 class Worker:
@@ -104,7 +106,8 @@ class Worker:
         if self._pid:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-        if self._child is not None:
+        if self._child is not None:  # which may be another one, that is still starting
+            self._child.kill()
             self._child.wait()
         self._connection, self._pid, self._child = None, 0, None
 
@@ -113,6 +116,11 @@ class Worker:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+
+    def retire(self) -> None:
+        """Let the process end when it has answered: nobody will ask again."""
+        self.release()
+        self.address.unlink(missing_ok=True)
 
     def warm(self) -> None:
         """Start the process if there is none, without waiting for it."""
@@ -158,6 +166,7 @@ class Worker:
                 stderr=log,
                 start_new_session=True,
             )
+        _children[:] = [child for child in _children if child.poll() is None] + [self._child]
 
     # --- while it works
 

@@ -186,6 +186,7 @@ class Appender:
             try:
                 self.store.check(one.like)
             except BadInput as error:
+                log.debug("%s does not fit", one.item, exc_info=True)
                 self._refuse(one, f"{one.item}: {error}", by_store=True)
                 return False
         self.identity = self.identity or own

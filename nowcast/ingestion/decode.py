@@ -17,7 +17,7 @@ import xarray as xr
 
 from nowcast.config import QualitySettings
 from nowcast.core.cube import channels, digest, identity, impossible
-from nowcast.core.errors import BadInput, MissingExtra
+from nowcast.core.errors import BadInput, FromFuture, MissingExtra
 from nowcast.ingestion import quality
 from nowcast.readers import Item, get
 from nowcast.store import schema
@@ -97,7 +97,7 @@ def inspect(
         clipped = quality.clip(cube, settings)
         plain = {channel: packed(cube.variables[channel], channel) for channel in channels(cube)}
         labels |= quality.measure(cube, settings, pixels=plain, now=now, where=item)
-    except quality.FromFuture as error:
+    except FromFuture as error:
         log.debug("%s is refused", item, exc_info=True)
         return DecodedItem(item, refused=str(error), until=error.until)
     except BadInput as error:

@@ -230,7 +230,7 @@ class Memory:
         try:
             write_atomic(self.path, json.dumps(whole).encode())
         except OSError as error:
-            log.warning("%s cannot be written: %s", self.path, error)
+            log.warning("%s cannot be written: %s", self.path, error, exc_info=True)
 
     def _settled(self, path: str) -> bool:
         """Tell whether a file is known now; it is looked at again, as it may have changed meanwhile."""
@@ -266,7 +266,7 @@ def _read(path: Path | None) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read and is made anew: %s", path, error)
+        log.warning("%s cannot be read and is made anew: %s", path, error, exc_info=True)
         return {}
 
 

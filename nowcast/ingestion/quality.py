@@ -18,7 +18,7 @@ import xarray as xr
 from nowcast.config import QualitySettings
 from nowcast.core.cadence import newest_step
 from nowcast.core.cube import channels, impossible
-from nowcast.core.errors import BadInput
+from nowcast.core.errors import BadInput, FromFuture
 from nowcast.core.units import get_quantity
 from nowcast.store.packing import Packing
 
@@ -77,15 +77,6 @@ class Before:
     """Lowest missing share of the sequence so far."""
     times: tuple[np.datetime64, ...] = ()
     """Its newest frames, of a live feed: they tell the step."""
-
-
-class FromFuture(BadInput):
-    """A frame from the future, which comes true in time."""
-
-    def __init__(self, where: object, time: np.datetime64, until: datetime) -> None:
-        super().__init__(where, f"is from the future ({time} UTC)", "check the clocks of sender and receiver")
-        self.until = until.timestamp()
-        """Seconds since 1970 from which it is none."""
 
 
 def clip(cube: xr.Dataset, settings: QualitySettings) -> np.ndarray:
@@ -302,4 +293,4 @@ def _refuse_future(cube: xr.Dataset, now: datetime, settings: QualitySettings, w
     ahead = latest - np.datetime64(limit.astimezone(UTC).replace(tzinfo=None), "s")
     if ahead > np.timedelta64(0):
         until = now + timedelta(seconds=int(ahead / np.timedelta64(1, "s")))
-        raise FromFuture(where, latest, until)
+        raise FromFuture(where, latest, until.timestamp())

@@ -6,7 +6,6 @@ an error for lack of memory says which settings to lower.
 
 from __future__ import annotations
 
-import errno
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from nowcast.core.errors import TrainingError
+from nowcast.core.errors import DiskError, TrainingError
 from nowcast.core.torchvision_cpu import import_torchvision
 
 import_torchvision()  # before Lightning, which imports it too
@@ -50,12 +49,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_file(Path(path)) as aside, aside.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            cause = error.__context__ if isinstance(error, RuntimeError) else error
-            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full" if full else str(error).splitlines()[0]
+            fault = str(error) if isinstance(error, DiskError) else f"{path}: {str(error).splitlines()[0]}."
             raise TrainingError(
-                f"{path} cannot be written: {reason}; the checkpoint before it is as it was. "
-                "Make room, and run the same command to go on."
+                f"{fault} The checkpoint before it is as it was; make room, and run the same command to go on."
             ) from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nowcast.core import errors
-from nowcast.core.errors import BadInput, NowcastError
+from nowcast.core.errors import BadInput, FromFuture, NowcastError
 from tests.paths import ROOT
 
 HOME = ROOT / "nowcast" / "core" / "errors.py"
@@ -47,10 +47,21 @@ def test_all_are_of_one_tree(kind: type[Exception]) -> None:
     assert kind is NowcastError or f"-- {kind.__name__} " in str(errors.__doc__)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OURS if kind is not BadInput], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in OURS if not issubclass(kind, BadInput)], ids=lambda kind: kind.__name__
+)
 def test_they_travel_between_processes(kind: type[Exception]) -> None:
     again = pickle.loads(pickle.dumps(kind("what is wrong; what to do.")))
     assert (type(again), str(again)) == (kind, "what is wrong; what to do.")
+
+
+def test_a_frame_from_the_future_travels_with_its_time() -> None:
+    again = pickle.loads(pickle.dumps(FromFuture("a.h5", "2030-01-01", 7.0)))
+    assert (type(again), str(again).startswith("a.h5: is from the future (2030-01-01 UTC)"), again.until) == (
+        FromFuture,
+        True,
+        7.0,
+    )
 
 
 def test_a_bad_input_travels_with_its_parts() -> None:

@@ -114,8 +114,9 @@ def test_idle_report_is_skipped_and_leaves_no_artifact(monkeypatch: pytest.Monke
 
 def test_a_chain_that_takes_nothing_of_what_landed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "create_markdown_artifact", lambda **_: None)
-    state = report.outcome(Report(refused=["a"], failure="One item landed and none was taken: a"), key="cycle")
-    assert (state.type, state.message) == ("FAILED", "One item landed and none was taken: a")
+    state = report.outcome(Report(refused=["a"], failures=["feed: One item landed and none was taken: a"]), key="cycle")
+    assert state.type == "FAILED"
+    assert state.message.startswith("feed: One item landed and none was taken: a. The rest was done: ")
 
 
 def test_busy_report_is_completed_with_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,11 @@ def test_the_process_of_the_networks_survives_what_it_runs_and_stays_warm(tmp_pa
         with pytest.raises(StoppedError, match=reason):
             ask(worker, frames, network(tmp_path, deed), seconds=2 if deed == "hang" else 60)
     ask(worker, frames, good)
-    assert worker._pid not in (0, first)
+    last = worker._pid
+    assert last not in (0, first)
+    worker.retire()
+    assert worker._child is not None
+    assert worker._child.wait(60) == 0, "it ends by itself when nobody will ask again"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from nowcast.core.units import QUANTITIES, Scaling
 from nowcast.plotting import boundaries, maps
 from nowcast.plotting.charts import skill_chart
 from nowcast.plotting.colormaps import COLOUR_TABLES, ColourTable, rgb, table_for
-from nowcast.plotting.maps import HEADER, MARGIN, Caption, MapPainter, loop
+from nowcast.plotting.maps import HEADER, LEAST, MARGIN, Caption, MapPainter, loop
 from nowcast.verification.scores import sums
 from tests.paths import REAL_DATA, needs_real
 
@@ -190,7 +190,8 @@ def test_a_reduced_map_keeps_the_largest_value():
     values = np.zeros(wide.shape, np.float32)
     values[29, 2201] = 200
     picture = opened(MapPainter(wide, "rainfall_rate").png(values, caption=Caption(NOW)))
-    assert (picture[HEADER : HEADER + 15, MARGIN : MARGIN + 1100] == rgb("#7a1c9c")).all(axis=2).sum() == 1
+    panel = picture[HEADER : HEADER + LEAST, MARGIN : MARGIN + 1100]  # columns 4 to 1, rows drawn 4 times
+    assert (panel == rgb("#7a1c9c")).all(axis=2).sum() == 4
 
 
 @pytest.mark.parametrize("size", [0.001, 0.1, 3.7])

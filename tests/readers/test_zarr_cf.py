@@ -113,14 +113,14 @@ def test_shards(tmp_path):
 
 def test_fill_value_is_a_missing_value_in_version_2(tmp_path):
     rates = np.full((3, 12, 10), 1, np.float32)
-    rates[:, 0, 0] = -9
+    rates[:, 0, 0] = 9
     variables = filled(floats(mosaic()), rates)
     old, new = (
-        read(gridded.zarr_store(tmp_path / f"{version}.zarr", variables, version=version, fills={"rain": -9.0}))
+        read(gridded.zarr_store(tmp_path / f"{version}.zarr", variables, version=version, fills={"rain": 9.0}))
         for version in (2, 3)
     )
     np.testing.assert_array_equal(old["rainfall_rate"].values[0, 0, :2], [np.nan, 1])
-    np.testing.assert_array_equal(new["rainfall_rate"].values[0, 0, :2], [-9, 1])  # there only _FillValue is one
+    np.testing.assert_array_equal(new["rainfall_rate"].values[0, 0, :2], [9, 1])  # there only _FillValue is one
 
 
 def test_zero_stays_zero_in_version_2(tmp_path):
