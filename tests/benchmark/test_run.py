@@ -82,6 +82,7 @@ def numbers(table: Path) -> dict[tuple[str, str, str, str], float]:
 # --- the whole ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_numbers_and_figure_of_two_seeds_and_nothing_is_done_twice(tmp_path: Path, trainings: list) -> None:
     told: list[tuple] = []
     asked = settings(tmp_path, seeds=[3, 4])
@@ -111,6 +112,7 @@ def test_table_numbers_and_figure_of_two_seeds_and_nothing_is_done_twice(tmp_pat
     assert numbers(table) == found
 
 
+@pytest.mark.slow
 def test_a_longer_budget_goes_on_and_other_data_need_another_name(tmp_path: Path, trainings: list) -> None:
     benchmarking.benchmark(settings(tmp_path))
     benchmarking.benchmark(settings(tmp_path, budget={"steps": 6, "validate_every": 2}))
@@ -131,6 +133,7 @@ def test_who_fails_is_named_and_the_rest_goes_on(tmp_path: Path, trainings: list
     assert "| convgru | 0." in text
 
 
+@pytest.mark.slow
 def test_a_network_trained_before_is_scored_as_it_is(tmp_path: Path, trainings: list) -> None:
     benchmarking.benchmark(settings(tmp_path))
     file = tmp_path / "runs/small/convgru-0/best.safetensors"

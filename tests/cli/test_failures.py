@@ -18,7 +18,7 @@ import nowcast
 from nowcast.cli import app
 from nowcast.cli.failures import explained, extra_of
 from nowcast.core import errors
-from nowcast.core.errors import BadInput, NowcastError, StoreError
+from nowcast.core.errors import BadInput, FromFuture, NowcastError, StoreError
 from nowcast.core.log import Stderr
 from nowcast.store import Store
 
@@ -59,9 +59,10 @@ def command(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_an_error_of_ours_is_a_sentence(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    error = kind("a.h5", "is torn") if kind is BadInput else kind("a.h5: is torn.")
+    parts = {BadInput: ("a.h5", "is torn"), FromFuture: ("a.h5", "2030-01-01", 0.0)}.get(kind, ("a.h5: is torn.",))
+    error = kind(*parts)
     result = show(monkeypatch, error)
-    assert (result.exit_code, result.stderr) == (2, f"{kind.__name__}: a.h5: is torn.\n")
+    assert (result.exit_code, result.stderr) == (2, f"{kind.__name__}: {error}\n")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,10 @@ def test_a_frame_ahead_of_the_clock_waits_and_blocks_nothing(chain: Operations) 
         assert manifest(live)["observed"][-1]["time"][11:16] >= text(index)
 
 
-@pytest.mark.parametrize(("index", "remade"), [(4, [4]), (3, [3]), (2, [2]), (1, [])])
+@pytest.mark.parametrize(
+    ("index", "remade"),
+    [pytest.param(4, [4], marks=pytest.mark.slow), pytest.param(3, [3], marks=pytest.mark.slow), (2, [2]), (1, [])],
+)
 def test_a_forecast_of_a_corrected_frame_is_made_again_if_it_is_recent(
     chain: Operations,
     index: int,
