@@ -34,6 +34,8 @@ def chain(root: Path) -> Operations:
             "products": [{"name": "network", "model": NETWORK}],
             "leads": 3,
             "map_leads": (),
+            "keep_runs": 4,
+            "keep_observed": 6,
             "replay": True,
         }
     )
