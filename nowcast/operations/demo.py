@@ -20,6 +20,7 @@ from nowcast.core.cube import channels
 from nowcast.core.files import atomic_file
 from nowcast.core.grid import Grid
 from nowcast.operations import cycle as cycles
+from nowcast.operations.issuing import worker
 from nowcast.operations.stores import Stores
 from nowcast.plotting import maps
 from nowcast.plotting.charts import skill_chart
@@ -58,6 +59,7 @@ def run(folder: Path, *, progress: Callable[[int, int, str], None]) -> Result:
         report = cycles.cycle(settings)
         lines += [line for line in report.issued if not line.endswith(" ok")] + report.refused
         progress(done, len(sample) + 1, f"frame {frame.stem[-4:]} UTC")
+    worker(settings).retire()  # the demo is over, and needs no warm process
     stores = Stores.of(settings)
     pictures = _pictures(stores, folder / "pictures")
     progress(len(sample) + 1, len(sample) + 1, "pictures")
