@@ -31,6 +31,8 @@ OUTAGE = 86_400
 """Seconds; longer gaps prove nothing."""
 USUAL = np.array([10, 15, 20, 30, 60, 90, 120, 150, 180, 240, 300, 360, 450, 600, 720, 900, 1200, 1800, 3600])
 """Steps, in seconds, that trembling times are rounded to if they are near."""
+ON_TIME = 0.25
+"""Share of the step by which a frame may be early or late and still be that of its time."""
 BLOCK = 4096
 
 

@@ -278,6 +278,12 @@ def utc(time: datetime | np.datetime64) -> np.datetime64:
     return exact
 
 
+def to_datetime(time: np.datetime64 | xr.DataArray) -> datetime:
+    """Convert a time to a datetime in UTC, whole seconds."""
+    naive: datetime = np.asarray(time).astype("datetime64[s]").item()
+    return naive.replace(tzinfo=UTC)
+
+
 def digest(*channels: np.ndarray) -> str:
     """Compute a fingerprint of one frame's values in all channels: equal content, equal digest (XXH3, 64 bits)."""
     fingerprint = xxh3_64()

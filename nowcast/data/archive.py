@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ import xarray as xr
 
 from nowcast import config
 from nowcast.config import Benchmark, Moving, Recipe, Span
-from nowcast.core.cube import channels
+from nowcast.core.cube import channels, to_datetime
 from nowcast.core.errors import ConfigError
 from nowcast.store import FrameStore
 
@@ -120,7 +119,7 @@ def _spans(settings: Recipe | Benchmark, store: str, frames: FrameStore) -> dict
             f"{store}: {times.size} frames, of which the newest fifth does not hold one window of {needed}; "
             f"wait for {int(needed / HELD_OUT)}, or add older ones: nowcast ingest READER FOLDER --store {store}."
         )
-    cuts = [_utc(times[int((1 - HELD_OUT * part) * times.size)].item()) for part in range(len(names) - 1, 0, -1)]
+    cuts = [to_datetime(times[int((1 - HELD_OUT * part) * times.size)]) for part in range(len(names) - 1, 0, -1)]
     edges = [None, *cuts, None]
     spans = (Span(store=store, start=start, end=end) for start, end in pairwise(edges))
     return {name: (span,) for name, span in zip(names, spans, strict=True)}
@@ -172,7 +171,3 @@ def _windows(settings: Recipe | Benchmark, frames: FrameStore, quantity: str | N
         side = min(side, *(cube.sizes[axis] // SIDE_MULTIPLE * SIDE_MULTIPLE for axis in ("y", "x")))
         changes |= {"crop": side, "resize": None}
     return windows.model_copy(update=changes)
-
-
-def _utc(time: datetime) -> datetime:
-    return time.replace(tzinfo=UTC)

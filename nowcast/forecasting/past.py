@@ -14,14 +14,12 @@ from typing import NoReturn
 import numpy as np
 import xarray as xr
 
-from nowcast.core.cadence import newest_step, stated_cadence
+from nowcast.core.cadence import ON_TIME, newest_step, stated_cadence
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ForecastError
 from nowcast.core.provenance import BRIDGED, Entry, stamp
 from nowcast.forecasting.bridging import bridge
 
-STEP_TOLERANCE = 0.25
-"""Share of a step by which frames may be early or late."""
 MOST_BRIDGED = 2
 """Missing frames in a row that are bridged."""
 LONGEST_BRIDGE = np.timedelta64(45, "m")
@@ -82,7 +80,7 @@ class Past:
         """Find the frame at a time or those around it; None where there are none."""
         after = int(np.searchsorted(self.time, wanted))
         near = min((max(after - 1, 0), after), key=lambda place: abs(self.time[place] - wanted))
-        if abs(self.time[near] - wanted) <= STEP_TOLERANCE * step:
+        if abs(self.time[near] - wanted) <= ON_TIME * step:
             return Input(self.time[near], near, near)
         close = after and self.time[after] - self.time[after - 1] <= LONGEST_BRIDGE
         return Input(wanted, after - 1, after) if close else None
@@ -129,7 +127,7 @@ def past(cube: xr.Dataset, *, time: datetime | np.datetime64 | None = None, chan
     end = stamps.size - 1 if time is None else _position(stamps, time)
     first = int(np.flatnonzero(events[: end + 1] == events[end])[0])
     cadence = _step(cube, slice(first, end + 1))
-    limit = np.timedelta64(round((MOST_BRIDGED + 1 + STEP_TOLERANCE) * cadence), "s")
+    limit = np.timedelta64(round((MOST_BRIDGED + 1 + ON_TIME) * cadence), "s")
     gaps = np.flatnonzero(np.diff(stamps[first : end + 1]) > limit)
     start = first + (gaps[-1] + 1 if gaps.size else 0)
     chosen = cube.isel(time=slice(start, end + 1))

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nowcast.config import QualitySettings
-from nowcast.core.cadence import newest_step
+from nowcast.core.cadence import ON_TIME, newest_step
 from nowcast.core.cube import channels, impossible
 from nowcast.core.errors import BadInput, FromFuture
 from nowcast.core.units import get_quantity
@@ -57,8 +57,6 @@ SPECKS = 20
 """Lone wet pixels below this number are no speckle."""
 REMEMBERED = 16
 """Newest frames from which the step of a live feed is found."""
-TIME_TOLERANCE = 0.25
-"""Share of a step by which a frame may miss its time."""
 
 
 Pixels = Mapping[str, tuple[np.ndarray, Packing | None]]
@@ -229,7 +227,7 @@ def _changes(
     bits = {
         "partial_coverage": missing > last.missing + settings.coverage_loss,
         "jump": abs(wet - last.wet) > settings.jump and step < 1.5 * interval,
-        "off_cadence": missed > TIME_TOLERANCE * interval,
+        "off_cadence": missed > ON_TIME * interval,
     }
     return sum(FLAGS[name] for name, bit in bits.items() if bit)
 

@@ -17,12 +17,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import xarray as xr
 
 from nowcast import config, readers
 from nowcast.config import Operations
 from nowcast.core import device_lock
+from nowcast.core.cube import to_datetime
 from nowcast.core.errors import BusyError, ConfigError, OptionError
 from nowcast.core.locks import Timeout, locked
 from nowcast.ingestion.append import Summary
@@ -121,7 +121,7 @@ def cycle(settings: Operations, *, now: datetime | None = None, progress: Progre
         dues = schedule.due(settings, cube, stores.forecasts)
         issued = _issue(settings, stores, cube, dues)
         log.info("forecasts issued: %s", ", ".join(issued.lines) or "none")
-        report = _score_and_publish(settings, stores, summary, issued, started, now=now)
+        report = _score_and_publish(settings, stores, cube, summary, issued, started)
         log.info("%d forecast frames scored, page %s", report.scored, report.published)
         with apart("old versions", report.failures):
             _expire_versions(settings, stores)
@@ -146,17 +146,18 @@ def backfill(
         summary = Summary() if dry_run else _ingest(settings, stores)
         if not stores.frames.exists():
             return _report(summary, started)
-        times = [time for time in _in_utc(stores.frames.times()) if start <= time < end]
+        times = [time for time in map(to_datetime, stores.frames.times()) if start <= time < end]
         times = [time for time in times if schedule.is_due(time, settings.issue_every_minutes)]
         if dry_run:
             return _report(summary, started, issued=[f"{time:%Y-%m-%dT%H:%MZ}" for time in times])
-        issuing = _issuing(settings, stores, stores.frames.read(), limited=False)
+        cube = schedule.visible(stores.frames.read(), settings, None)
+        issuing = _issuing(settings, stores, cube, limited=False)
         for done, due in enumerate(schedule.all_due(settings, stores.forecasts, times), 1):
             issuing.rest([due])
             if progress:
                 progress(done, len(times), f"{due.time:%Y-%m-%d %H:%M}")
         issuing.worker.release()
-        return _score_and_publish(settings, stores, summary, issuing, started, since=start)
+        return _score_and_publish(settings, stores, cube, summary, issuing, started, since=start)
 
 
 def _ingest(
@@ -210,12 +211,12 @@ def _issue(settings: Operations, stores: Stores, cube: xr.Dataset, dues: Sequenc
 def _score_and_publish(
     settings: Operations,
     stores: Stores,
+    cube: xr.Dataset,
     summary: Summary,
     issuing: Issuing,
     started: float,
     *,
     since: datetime | None = None,
-    now: datetime | None = None,
 ) -> Report:
     """Score what became verifiable, publish the page, and report; what fails does not stop the rest."""
     made = {"issued": issuing.lines, "alarms": issuing.alarms, "failures": issuing.failures}
@@ -229,7 +230,6 @@ def _score_and_publish(
             lpips=settings.lpips,
             since=since or newest - timedelta(hours=24),
         )
-    cube = schedule.visible(stores.frames.read(), settings, now)
     with apart("page", issuing.failures):
         published = publish_site(settings, stores, cube)
     if settings.map_leads:
@@ -274,11 +274,6 @@ def draw_maps(settings: Operations, stores: Stores, observed: xr.Dataset) -> lis
         channel=settings.quantity,
         product=settings.products[0].name,
     )
-
-
-def _in_utc(times: np.ndarray) -> list[datetime]:
-    """Convert numpy times to datetimes in UTC."""
-    return [time.replace(tzinfo=UTC) for time in times.tolist()]
 
 
 def _expire_versions(settings: Operations, stores: Stores) -> None:

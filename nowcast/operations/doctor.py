@@ -18,6 +18,7 @@ import torch
 
 from nowcast.config import CHAMPION, REGISTRY, Operations
 from nowcast.core.cube import check as check_cube
+from nowcast.core.cube import to_datetime
 from nowcast.core.errors import BadInput, ConfigError, StoreError
 from nowcast.core.provenance import stamp
 from nowcast.forecasting.run import CADENCE_TOLERANCE
@@ -277,7 +278,7 @@ def _frames(settings: Operations, frames: FrameStore) -> Iterator[Finding]:
 
 
 def _age(settings: Operations, frames: FrameStore) -> Finding:
-    newest = frames.times()[-1].item().replace(tzinfo=UTC)
+    newest = to_datetime(frames.times()[-1])
     age = datetime.now(UTC) - newest
     late = age > timedelta(minutes=settings.age.red) and not settings.replay
     return Finding(

@@ -15,14 +15,15 @@ import xarray as xr
 
 from nowcast.config import Operations
 from nowcast.core import provenance
-from nowcast.core.cube import utc
+from nowcast.core.cadence import ON_TIME
+from nowcast.core.cube import to_datetime, utc
 from nowcast.core.provenance import stamp
 from nowcast.store import ForecastStore
 
 PHASE_FRAMES = 24
 """Newest frames that tell at which minutes the feed has its frames."""
-PHASE_TOLERANCE, PHASE_SHARE = 0.25, 0.75
-"""A frame is on time within this share of the step; a feed with fewer such frames than this has no nominal times."""
+PHASE_SHARE = 0.75
+"""A feed with a smaller share of frames that are on time has no nominal times."""
 EARLY = 0.5
 """Share of the step by which a frame may be ahead of the clock."""
 LOOK_BACK = timedelta(hours=2)
@@ -79,7 +80,7 @@ def due(settings: Operations, cube: xr.Dataset, forecasts: ForecastStore) -> lis
     times, step = _seconds(cube["time"].values), int(cube.attrs.get("cadence_seconds", 0))
     if not times.size:
         return []
-    nominal = {_utc(time): there for time, there in nominal_times(times, step, back=STATED_BACK)}
+    nominal = {to_datetime(time): there for time, there in nominal_times(times, step, back=STATED_BACK)}
     nominal = {time: there for time, there in nominal.items() if is_due(time, settings.issue_every_minutes)}
     answers = _answers(forecasts, len(settings.products) * _per_day(step))
     names = [product.name for product in settings.products]
@@ -118,7 +119,7 @@ def nominal_times(times: np.ndarray, step: int, *, back: timedelta) -> list[tupl
     if phase is None:
         return [(time, True) for time in recent]
     places = (recent - phase) / np.timedelta64(step, "s")
-    on_time = np.abs(places - np.round(places)) <= PHASE_TOLERANCE
+    on_time = np.abs(places - np.round(places)) <= ON_TIME
     frames = dict(zip(np.round(places[on_time]).astype(int).tolist(), recent[on_time], strict=True))
     if not frames:
         return []
@@ -137,7 +138,7 @@ def _phase(times: np.ndarray, step: int) -> np.datetime64 | None:
         return None
     rest = (times - times[0]).astype(int) % step
     apart = np.abs(rest[:, None] - rest[None])
-    near = np.minimum(apart, step - apart) <= PHASE_TOLERANCE * step
+    near = np.minimum(apart, step - apart) <= ON_TIME * step
     counts = near.sum(axis=1)
     best = int(counts.argmax())
     return times[best] if counts[best] >= PHASE_SHARE * times.size else None
@@ -172,7 +173,7 @@ def _again(
     """Map recent reference times to the products that are made again, and why."""
     if "digest" not in cube.coords or not step:
         return {}
-    newest = _utc(_seconds(cube["time"].values)[-1])
+    newest = to_datetime(_seconds(cube["time"].values)[-1])
     there = _digests(cube, newest - LOOK_BACK - STATED_BACK)
     again: dict[datetime, dict[str, str]] = {}
     for name in names:
@@ -223,7 +224,3 @@ def _per_day(step: int) -> int:
 
 def _seconds(times: np.ndarray) -> np.ndarray:
     return times.astype("datetime64[s]")
-
-
-def _utc(time: np.datetime64) -> datetime:
-    return datetime.fromtimestamp(int(time.astype("datetime64[s]").astype(int)), UTC)

@@ -28,7 +28,7 @@ AT_ONCE = 2**20
 
 def is_archive(path: Path) -> bool:
     """Tell by its name whether a file is a tar archive, packed or not."""
-    return ".tar" in path.suffixes or path.suffix == ".tgz"
+    return ".tar" in path.suffixes or path.suffix.lower() == ".tgz"
 
 
 def holds(path: Path, pattern: re.Pattern[str]) -> bool:
@@ -89,7 +89,7 @@ def content(item: Item, most: int) -> bytes:
 def head(path: Path, size: int) -> bytes:
     """Read the first bytes of a file, unpacked."""
     with path.open("rb") as stream:
-        return _unpacked(stream).read(size)
+        return unpacked(stream).read(size)
 
 
 def _named(archive: tarfile.TarFile, key: str, item: Item, most: int) -> bytes:
@@ -122,15 +122,15 @@ def _within(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> It
 
 
 def _whole(stream: BinaryIO, item: Item, most: int) -> bytes:
-    unpacked, data = _unpacked(stream), bytearray()
-    while len(data) <= most and (piece := unpacked.read(AT_ONCE)):
+    plain, data = unpacked(stream), bytearray()
+    while len(data) <= most and (piece := plain.read(AT_ONCE)):
         data += piece
     if len(data) > most:
         raise BadInput(item.path, f"holds more than {most} bytes{item.key and ' in '}{item.key}", "fetch it again")
     return bytes(data)
 
 
-def _unpacked(stream: BinaryIO) -> BinaryIO:
+def unpacked(stream: BinaryIO) -> BinaryIO:
     """Decompress the bytes of a stream as they are read."""
     magic = stream.read(3)
     stream.seek(0)
@@ -171,7 +171,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def _limited(file: BinaryIO, path: Path) -> Iterator[tarfile.TarFile]:
-    stream = _unpacked(file)
+    stream = unpacked(file)
     limited = cast("BinaryIO", _Limited(stream, path, packed=stream is not file))
     with tarfile.open(fileobj=limited, mode="r:") as archive:
         yield archive

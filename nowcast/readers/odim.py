@@ -26,7 +26,7 @@ from nowcast.core.cube import Identity, check, make
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.core.units import by_table, get_quantity
-from nowcast.readers import forecasts, rasters, stamps
+from nowcast.readers import rasters, stamps
 from nowcast.readers.hdf5 import attribute, numbers, open_hdf5
 from nowcast.readers.items import Item, files, natural
 from nowcast.readers.rasters import metric_crs
@@ -93,7 +93,6 @@ def read(item: Item) -> xr.Dataset:
     Raises:
         BadInput: If the file is no composite, holds no known quantity, or contradicts itself.
     """
-    forecasts.refuse(item.path)
     with open_hdf5(item.path, FORM) as file:
         data = _main(file, item)
         lookup = _lookup(data)

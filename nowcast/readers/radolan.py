@@ -21,8 +21,6 @@ Source: DWD, RADOLAN/RADVOR Kompositformat; DWD, Radarkomposits - Projektionen u
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import re
 import tarfile
@@ -41,6 +39,7 @@ from nowcast.core.encoded import EncodedArray, Table
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import Grid
 from nowcast.readers import stamps
+from nowcast.readers.archives import head, is_archive, unpacked
 from nowcast.readers.decoding import decoding
 from nowcast.readers.items import Item, files
 
@@ -128,9 +127,9 @@ class Header:
 
 def recognises(path: Path) -> bool:
     """Whether this is a composite, or an archive that holds one, by its header."""
-    with _opened(path) as stream:
-        head = stream.read(HEADER_BYTES)
-    return bool(HEADER.match(head)) or (_archive(path) and next(_analyses(path), None) is not None)
+    return bool(HEADER.match(head(path, HEADER_BYTES))) or (
+        is_archive(path) and next(_analyses(path), None) is not None
+    )
 
 
 def find(source: Path) -> Iterator[Item]:
@@ -139,7 +138,7 @@ def find(source: Path) -> Iterator[Item]:
     for path in files(source, *PATTERNS):
         if path != source and NO_AMOUNT.fullmatch(path.name):
             continue
-        for item in _archived(path) if _archive(path) else (Item(path),):
+        for item in _archived(path) if is_archive(path) else (Item(path),):
             found = True
             yield item
     if not found:
@@ -185,25 +184,6 @@ def read(item: Item) -> xr.Dataset:
 # --- files and archives ---------------------------------------------------------------------------
 
 
-def _archive(path: Path) -> bool:
-    return ".tar" in path.suffixes or path.suffix.lower() == ".tgz"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as stream:
-        yield _unpacked(stream)
-
-
-def _unpacked(stream: BinaryIO) -> BinaryIO:
-    """Decompress the bytes of a stream as they are read."""
-    magic = stream.read(3)
-    stream.seek(0)
-    if magic[:2] == b"\x1f\x8b":
-        return cast("BinaryIO", gzip.GzipFile(fileobj=stream))
-    return cast("BinaryIO", bz2.BZ2File(stream)) if magic == b"BZh" else stream
-
-
 class _Limited(io.RawIOBase):
     """The first bytes of an archive, in pieces no longer than a composite; one that holds more ends there."""
 
@@ -227,8 +207,8 @@ def _members(path: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, tarfile.Tar
     """Open an archive; gives its composites one after the other."""
     with (
         decoding(path, "an archive of RADOLAN composites"),
-        _opened(path) as stream,
-        tarfile.open(fileobj=cast("BinaryIO", _Limited(stream)), mode="r:") as archive,
+        path.open("rb") as stream,
+        tarfile.open(fileobj=cast("BinaryIO", _Limited(unpacked(stream))), mode="r:") as archive,
     ):
         yield ((member, archive) for member in archive if member.isreg() and MEMBER.fullmatch(member.name))
 
@@ -256,12 +236,11 @@ def _analyses(path: Path) -> Iterator[str]:
 def _content(item: Item) -> bytes:
     """Header and pixels; a byte more than the largest where there are more."""
     if not item.key:
-        with _opened(item.path) as stream:
-            return stream.read(LARGEST + 1)
+        return head(item.path, LARGEST + 1)
     with _members(item.path) as members:
         for member, archive in members:
             if member.name == item.key and (packed := archive.extractfile(member)):
-                return _unpacked(io.BytesIO(packed.read(LARGEST + 1))).read(LARGEST + 1)
+                return unpacked(io.BytesIO(packed.read(LARGEST + 1))).read(LARGEST + 1)
     raise BadInput(item.path, f"holds no {item.key}", "take items from find")
 
 

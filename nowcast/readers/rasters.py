@@ -20,7 +20,6 @@ import numpy as np
 from pyproj import CRS
 
 from nowcast.core.errors import BadInput
-from nowcast.readers import stamps
 from nowcast.readers.items import natural
 
 RAIN, ECHO = "rainfall_rate", "reflectivity"
@@ -174,7 +173,6 @@ PERIOD = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)
 NEIGHBOURS = 12
 """Files of a folder that tell the step of its source."""
 LONGEST = 86400
-stamp = stamps.in_name
 
 
 def duration(text: object) -> int:

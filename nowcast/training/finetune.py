@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import xarray as xr
 
 from nowcast import config
 from nowcast.config import Recipe
-from nowcast.core.cube import channels
+from nowcast.core.cube import channels, to_datetime
 from nowcast.core.errors import ConfigError
 from nowcast.data.archive import HELD_OUT, clip_parts
 from nowcast.models import model_class
@@ -114,8 +114,7 @@ def _spans(domain: str, frames: FrameStore, valid_from: datetime | None) -> dict
 def _newest(frames: FrameStore) -> datetime:
     """Return the time of the first frame of the newest fifth."""
     times = frames.times()
-    naive: datetime = times[int((1 - HELD_OUT) * times.size)].item()
-    return naive.replace(tzinfo=UTC)
+    return to_datetime(times[int((1 - HELD_OUT) * times.size)])
 
 
 def _windows(card: Card, cube: xr.Dataset) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nowcast.core.cadence import ON_TIME
 from nowcast.core.cube import channels, event_labels, utc
 from nowcast.core.errors import ConfigError
 from nowcast.core.units import get_quantity, possible
@@ -20,8 +21,6 @@ from nowcast.store import ForecastStore, FrameStore, Place, ScoreStore
 from nowcast.verification import scores as score
 
 RUNS_PER_COMMIT = 64
-LATE = 0.25
-"""Share of the step by which an observed frame may miss the time that a forecast is valid at."""
 Pair = tuple[int, int, str]
 """Lead step, position of the observed frame, digest of that frame."""
 COUNTS = ("hits", "misses", "false_alarms", "correct_negatives")
@@ -177,7 +176,7 @@ def _finder(observed: xr.Dataset) -> Callable[[tuple[np.datetime64, str]], int |
     exact = {key: index for index, key in enumerate(zip(stamps, event_labels(observed), strict=True))}
     if "step" not in observed.coords:
         return exact.get
-    slack = (1e9 * LATE * observed["step"].values).astype("timedelta64[ns]")
+    slack = (1e9 * ON_TIME * observed["step"].values).astype("timedelta64[ns]")
 
     def nearest(key: tuple[np.datetime64, str]) -> int | None:
         if key in exact:

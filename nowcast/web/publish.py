@@ -25,6 +25,7 @@ import xarray as xr
 from nowcast.config import AgeLimits
 from nowcast.core import cube, provenance
 from nowcast.core.cadence import contradictions, stated_cadence
+from nowcast.core.cube import to_datetime
 from nowcast.core.errors import BadInput
 from nowcast.core.files import UNFINISHED, atomic_folder, write_atomic
 from nowcast.core.grid import Grid
@@ -159,7 +160,7 @@ def publish_maps(
     name, index, drawn = channel or _channel(observed, forecasts), None, []
     run = _newest(forecasts, product)
     if run is not None and str(run["state"].values) != "withheld":
-        reference = _utc(run["forecast_reference_time"])
+        reference = to_datetime(run["forecast_reference_time"])
         folder = site / "maps" / f"{reference:%Y%m%dT%H%MZ}" / _run_name(run, name, *leads)
         if not folder.exists():
             with atomic_folder(folder) as aside:
@@ -183,7 +184,7 @@ def _publish_observed(frames: xr.DataArray, site: Path, picture: Picture, pool: 
 
     def write(index: int) -> Json:
         frame = frames.isel(time=index)
-        stamp = _utc(frame["time"])
+        stamp = to_datetime(frame["time"])
         # A store keeps the digests, so that frames published before are not read again.
         content = str(frame["digest"].values) if "digest" in frame.coords else cube.digest(frame.values)
         name = f"{stamp:%Y%m%dT%H%M%SZ}-{_digest(_json([picture.meaning, content]))}.png"
@@ -203,20 +204,22 @@ def _publish_runs(
     for reference in np.unique(references)[::-1][:keep]:
         rows = {str(forecasts["model"].values[row]): row for row in np.flatnonzero(references == reference)}
         models = [_publish_run(forecasts.isel(run=row), name, site, picture, pool) for row in rows.values()]
-        runs.append({"reference_time": _iso(_utc(reference)), "models": models})
+        runs.append({"reference_time": _iso(to_datetime(reference)), "models": models})
     return runs
 
 
 def _publish_run(run: xr.Dataset, name: str, site: Path, picture: Picture, pool: ThreadPoolExecutor) -> Json:
     known = [key for key in ("model", "producer", "state", "reason", "checkpoint") if key in run.coords]
     labels = {key: str(run[key].values) for key in known}
-    created = _utc(run["created"])
+    created = to_datetime(run["created"])
     entry: Json = labels | {"created": _iso(created), "folder": None, "leads": []}
     entry["bridged"] = provenance.bridged(str(run["input_frames"].values)) if "input_frames" in run.coords else []
     entry["revised"] = str(run["revised"].values) if "revised" in run.coords else ""
     if labels["state"] == "withheld":
         return entry
-    folder = site / "runs" / f"{_utc(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
+    folder = (
+        site / "runs" / f"{to_datetime(run['forecast_reference_time']):%Y%m%dT%H%MZ}" / _run_name(run, picture.meaning)
+    )
     leads = [_minutes(lead) for lead in run["lead_time"].values]
     if not folder.exists():
         with atomic_folder(folder) as aside:
@@ -237,10 +240,8 @@ def _mark_corrected(runs: list[Json], forecasts: xr.Dataset, observed: xr.Datase
     there = provenance.digests(observed["time"].values[-RECENT:], observed["digest"].values[-RECENT:])
     references = forecasts["forecast_reference_time"].values
     shown = np.flatnonzero(np.isin(references, np.unique(references)[::-1][: len(runs)]))
-    inputs = {
-        (_iso(_utc(references[row])), str(forecasts["model"].values[row])): str(forecasts["input_frames"].values[row])
-        for row in shown
-    }
+    models, frames = forecasts["model"].values, forecasts["input_frames"].values
+    inputs = {(_iso(to_datetime(references[row])), str(models[row])): str(frames[row]) for row in shown}
     for run in runs:
         for entry in run["models"]:
             entry["corrected"] = provenance.changed(inputs[run["reference_time"], entry["model"]], there)
@@ -342,7 +343,7 @@ def _skill(scores: xr.Dataset, thresholds: Sequence[float] | None, keep: int) ->
         "pooled": _by_model(per_model(issued)) if kept.size else {},
         "runs": [
             {
-                "reference_time": _iso(_utc(time)),
+                "reference_time": _iso(to_datetime(time)),
                 "models": {str(model): ratios for start, model, ratios in rows if start == time},
             }
             for time in kept
@@ -414,11 +415,6 @@ def _minutes(lead: np.timedelta64) -> float:
 
 def _digest(content: bytes) -> str:
     return blake2b(content, digest_size=4).hexdigest()
-
-
-def _utc(stamp: xr.DataArray | np.datetime64) -> datetime:
-    naive: datetime = np.asarray(stamp).astype("datetime64[s]").item()
-    return naive.replace(tzinfo=UTC)
 
 
 def _iso(stamp: datetime) -> str:

@@ -7,7 +7,7 @@ from pyproj import CRS
 from nowcast.core.cube import identity
 from nowcast.core.errors import BadInput
 from nowcast.core.grid import NORTH_UP, SOUTH_UP, Grid
-from nowcast.readers import Item, detect, geotiff, rasters
+from nowcast.readers import Item, detect, geotiff, rasters, stamps
 from tests import sources_gridded as gridded
 from tests.sources_gridded import FINLAND, fmi_xml
 
@@ -207,7 +207,7 @@ def test_time(tmp_path, name, tags):
     ],
 )
 def test_stamps(text, time):
-    assert rasters.stamp(text) == (time and np.datetime64(time))
+    assert stamps.in_name(text) == (time and np.datetime64(time))
 
 
 @pytest.mark.parametrize(
